@@ -1,0 +1,9 @@
+"""The two ways in which a command can fail; the command line turns them into exit codes (2 and 1)."""
+
+
+class RequestError(Exception):
+    """The request is wrong: one sentence saying what, what was given, what is allowed. Exit code 2, nothing written."""
+
+
+class RunError(Exception):
+    """Something failed on the way: what, where its log is, how to go on. Exit code 1, finished work is kept."""

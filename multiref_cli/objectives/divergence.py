@@ -1,0 +1,61 @@
+"""Amari's divergences: the score that every penalty and implicit reward is made of, and the divergence itself."""
+
+import torch
+from torch import Tensor
+
+
+def score(log_ratio: Tensor, order: float, clip: float = 0.0) -> Tensor:
+    """The score s_A(log u) = (1 - u^(-A)) / A, the derivative of the divergence's generator at u = policy / mixed.
+
+    s_0(x) = x (reverse KL), s_1(x) = 1 - exp(-x) (forward KL), s_{-1}(x) = exp(x) - 1 (chi-square / 2); constants
+    dropped. On the side where the exponential grows, beyond `clip` nats the score goes on linearly with its slope
+    there: it cannot overflow and its gradient never dies, as that of a clamp would.
+
+    Args:
+        log_ratio: (...) log policy - log mixed reference, in nats.
+        order: A of the divergence.
+        clip: where the linear continuation begins, in nats; usual 10; 0 turns it off.
+
+    Returns:
+        (...) the score, dimensionless, increasing in `log_ratio`.
+    """
+    if order == 0:
+        return log_ratio
+    bounded = log_ratio
+    if clip > 0:
+        bounded = log_ratio.clamp(min=-clip) if order > 0 else log_ratio.clamp(max=clip)
+    value = -torch.expm1(-order * bounded) / order
+    return value if clip <= 0 else value + torch.exp(-order * bounded) * (log_ratio - bounded)
+
+
+def score_is_clipped(log_ratio: Tensor, order: float, clip: float) -> Tensor:
+    """Which entries lie on the linear continuation of `score`; (...) -> (...) bool."""
+    if order == 0 or clip <= 0:
+        return torch.zeros_like(log_ratio, dtype=torch.bool)
+    return log_ratio < -clip if order > 0 else log_ratio > clip
+
+
+def amari_divergence(reference_logps: Tensor, policy_logps: Tensor, order: float) -> Tensor:
+    """D_A(p || q) = (sum_y p^A q^(1-A) - 1) / (A (A - 1)) over the last axis; p the reference, q the policy.
+
+    A = 0 is KL(q || p), A = 1 is KL(p || q), A = -1 is chi^2(q || p) / 2, A = 1/2 is 4 (1 - sum sqrt(p q)).
+
+    Args:
+        reference_logps: (..., V) normalized log-probabilities of the reference, in nats.
+        policy_logps: (..., V) normalized log-probabilities of the policy, in nats.
+        order: A.
+
+    Returns:
+        (...) the divergence in nats (for A = 0 and 1), never negative up to rounding; differentiable in both.
+    """
+    if order == 0:
+        return _expected_difference(policy_logps, reference_logps)
+    if order == 1:
+        return _expected_difference(reference_logps, policy_logps)
+    mixed = torch.logsumexp(order * reference_logps + (1.0 - order) * policy_logps, -1)
+    return torch.expm1(mixed) / (order * (order - 1.0))
+
+
+def _expected_difference(p: Tensor, q: Tensor) -> Tensor:
+    difference = torch.where(p.isneginf(), torch.zeros_like(p), p - q)
+    return (p.exp() * difference).sum(-1)
