@@ -219,7 +219,6 @@ class Evaluation:
     gold: bool = True
     win_rate: bool = True
     bootstrap: int = 2000
-    every: Optional[int] = None
 
 
 @dataclass
@@ -267,6 +266,8 @@ class Experiment:
     optimizer: Optimizer = field(default_factory=Optimizer)
     steps: Optional[int] = None
     epochs: Optional[float] = None
+    first: Optional[str] = None
+    second: Optional[str] = None
     evaluation: Evaluation = field(default_factory=Evaluation)
     tracking: Tracking = field(default_factory=Tracking)
     hardware: Hardware = field(default_factory=Hardware)

@@ -1,0 +1,197 @@
+"""From command-line overrides to a typed config: the only module that imports Hydra."""
+
+import difflib
+import logging
+import os
+import re
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from multiref_cli.config.schema import ALGORITHMS, Experiment
+from multiref_cli.errors import RequestError
+
+
+def conf_directory() -> Path:
+    """The folder of the shipped configs: inside the installed package, else beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    for candidate in (package / "conf", package.parent / "conf"):
+        if (candidate / "config.yaml").is_file():
+            return candidate
+    raise RequestError(f"no conf/ folder beside {package}: install multiref again.")
+
+
+def own_conf_directory() -> Path | None:
+    """A user's own `conf/` in the working directory; its files join the shipped ones (same name: the shipped wins)."""
+    own = Path.cwd() / "conf"
+    return own if own.is_dir() and own.resolve() != conf_directory().resolve() else None
+
+
+def options(group: str) -> list[str]:
+    """Names that `group=` accepts, found on disk (no Hydra), sorted."""
+    folders = [folder / group for folder in (conf_directory(), own_conf_directory()) if folder]
+    return sorted({str(p.relative_to(f).with_suffix("")) for f in folders for p in f.rglob("*.yaml")})
+
+
+def groups() -> list[str]:
+    """Names of the config groups, found on disk."""
+    folders = [folder for folder in (conf_directory(), own_conf_directory()) if folder]
+    return sorted({p.name for folder in folders for p in folder.iterdir() if p.is_dir() and p.name != "theory"})
+
+
+def compose(overrides: list[str]) -> DictConfig:
+    """Compose conf/config.yaml with Hydra overrides and merge it over the typed `Experiment`.
+
+    Args:
+        overrides: as on the command line, `["algorithm=dpo", "alpha=0.3", ...]`.
+
+    Returns:
+        A struct DictConfig in which every key is known and typed.
+
+    Raises:
+        RequestError: an unknown group, option or key, a wrong type or a missing value; one sentence.
+    """
+    plain = compose_plain(overrides)
+    name = plain.algorithm.get("name") if "algorithm" in plain else None
+    if name not in ALGORITHMS:
+        raise RequestError(f"algorithm.name is {name!r}; allowed: {', '.join(ALGORITHMS)}.")
+    return typed(plain, Experiment(algorithm=ALGORITHMS[name]()))
+
+
+def compose_plain(overrides: list[str], folder: str = "") -> DictConfig:
+    """Compose `conf/<folder>/config.yaml` with overrides, untyped; Hydra's errors become one sentence."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.errors import HydraException
+
+    own = own_conf_directory()
+    searchpath = [f"hydra.searchpath=[file://{own / folder}]"] if own else []
+    try:
+        with _hydra_alone(), initialize_config_dir(version_base="1.3", config_dir=str(conf_directory() / folder)):
+            return hydra_compose("config", overrides=[*searchpath, *overrides])
+    except (HydraException, OmegaConfBaseException) as error:
+        raise RequestError(_sentence(error, folder)) from error
+
+
+def typed(plain: DictConfig, root: Any) -> DictConfig:
+    """Merge a composed config over dataclasses, so that `+typo=1` and wrong types are refused."""
+    try:
+        config = OmegaConf.merge(OmegaConf.structured(root), plain)
+        OmegaConf.resolve(config)
+        missing = sorted(OmegaConf.missing_keys(config))
+    except OmegaConfBaseException as error:
+        raise RequestError(_sentence(error, "", root)) from error
+    if missing:
+        raise RequestError(f"{missing[0]} has no value; give it as {missing[0]}=VALUE.")
+    return config
+
+
+def expand_axes(overrides: list[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """Split overrides into sweep axes and fixed overrides.
+
+    Args:
+        overrides: an axis has several values: `alpha=0.1,0.5`, `seed=range(0,3)`, `'alpha=[0.2,0.8],[0.5,0.5]'`,
+            `regularizer=choice(rkl,fkl)`, `regularizer=glob(rkl*)`.
+
+    Returns:
+        (axes, fixed): key -> list of values as override texts, in the given order; the overrides with one value.
+
+    Raises:
+        RequestError: an override that does not parse.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    except HydraException as error:
+        raise RequestError(_sentence(error, "")) from error
+    axes: dict[str, list[str]] = {}
+    fixed: list[str] = []
+    for text, override in zip(overrides, parsed):
+        if not override.is_sweep_override():
+            fixed.append(text)
+            continue
+        from hydra.core.override_parser.types import Glob
+
+        value = override.value()
+        if isinstance(value, Glob):
+            values = value.filter(options(override.key_or_group))
+        else:
+            values = list(override.sweep_string_iterator())
+        axes[override.get_key_element()] = values
+    return axes, fixed
+
+
+@contextmanager
+def _hydra_alone():
+    # Hydra's state is global: save it and the root logging handlers, so that composing works inside a running task.
+    from hydra.core.global_hydra import GlobalHydra
+
+    instance = GlobalHydra.instance()
+    saved, handlers = instance.hydra, list(logging.root.handlers)
+    instance.hydra = None
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = saved
+        logging.root.handlers[:] = handlers
+
+
+def _sentence(error: Exception, folder: str, root: Any = None) -> str:
+    """One sentence out of Hydra's or OmegaConf's message, with the nearest valid name."""
+    text = str(error).strip()
+    if "--multirun" in text:
+        return "several values for one key: use `multiref sweep` for axes, or quote a list as 'key=[a,b]'."
+    found = re.search(r"Could not find '([^']+)/([^'/]+)'|Could not override '([^'@]+)'\.\s*No match", text)
+    if found and found.group(1):
+        group, option = found.group(1), found.group(2)
+        group = group.removeprefix(f"{folder}/")
+        return f"{group} has no option {option!r}{_nearest(option, options(os.path.join(folder, group)))}."
+    key = _unknown_key(error, text)
+    if key:
+        return f"there is no key {key!r}{_nearest(key, sorted(known_keys(root)))}."
+    first = text.splitlines()[0].rstrip(".") if text else type(error).__name__
+    full_key = getattr(error, "full_key", None)
+    return f"{full_key}: {first}." if full_key and full_key not in first else f"{first}."
+
+
+def _unknown_key(error: Exception, text: str) -> str | None:
+    for pattern in (r"Could not override '([^'@]+)'", r"Could not append to config\. .*'([^']+)'"):
+        found = re.search(pattern, text)
+        if found:
+            return found.group(1)
+    if type(error).__name__ == "ConfigKeyError" or "not in struct" in text or "not in '" in text:
+        found = re.search(r"Key '([^']+)'", text)
+        return getattr(error, "full_key", None) or (found.group(1) if found else None)
+    return None
+
+
+def known_keys(root: Any = None) -> set[str]:
+    """Dotted keys of the whole schema, for "did you mean"."""
+    found: set[str] = set(groups())
+    roots = [root] if root is not None else [Experiment(algorithm=a()) for a in ALGORITHMS.values()]
+    for node in roots:
+        _walk(OmegaConf.structured(node), "", found)
+    return found
+
+
+def _walk(node: DictConfig, prefix: str, found: set[str]) -> None:
+    for key in node:
+        found.add(f"{prefix}{key}")
+        child = None if OmegaConf.is_missing(node, key) else node._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none():
+            _walk(child, f"{prefix}{key}.", found)
+
+
+def _nearest(name: str, allowed: list[str]) -> str:
+    close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
+    if not close:  # a bare leaf name: find it under its group
+        tails = {key.rsplit(".", 1)[-1]: key for key in allowed}
+        close = [tails[t] for t in difflib.get_close_matches(name.rsplit(".", 1)[-1], tails, n=1, cutoff=0.6)]
+    if close:
+        return f"; did you mean {close[0]!r}"
+    return f"; allowed: {', '.join(allowed)}" if 0 < len(allowed) <= 30 else ""
