@@ -1,0 +1,180 @@
+"""The command line: parse, call one function, print. Imports nothing heavy, so that help is instant."""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any, Optional
+
+import typer
+
+from multiref_cli import __version__
+from multiref_cli.cli.overrides import complete_override
+from multiref_cli.errors import RequestError, RunError
+
+app = typer.Typer(
+    name="multiref",
+    help="RLHF regularized towards several frozen reference models: train, sweep, evaluate, report.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+refs_app = typer.Typer(help="The reference store: log-probabilities of frozen models, computed once.", no_args_is_help=True)
+app.add_typer(refs_app, name="refs")
+
+Overrides = Annotated[
+    Optional[list[str]],
+    typer.Argument(help="Hydra overrides: regularizer=fkl alpha=0.3 seed=1 experiment=offline_toy …", autocompletion=complete_override),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would run, and stop.")]
+Plain = Annotated[bool, typer.Option("--plain", help="Plain lines instead of a live panel (the default when piped).")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"multiref {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)] = False,
+) -> None:
+    """RLHF regularized towards several frozen reference models: train, sweep, evaluate, report."""
+
+
+@app.command()
+def train(
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    resume: Annotated[Optional[str], typer.Option(metavar="RUN", help="Go on with an interrupted run folder.")] = None,
+    plain: Plain = False,
+) -> None:
+    """Train and evaluate one run."""
+    from multiref_cli.cli.train import train
+
+    train(overrides or [], dry_run=dry_run, resume=resume, plain=plain)
+
+
+@app.command()
+def sweep(
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    resume: Annotated[Optional[str], typer.Option(metavar="SWEEP", help="Go on with a sweep folder.")] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed points again.")] = False,
+    workers: Annotated[Optional[int], typer.Option(min=1, help="Worker processes.")] = None,
+    launcher: Annotated[str, typer.Option(help="local, slurm or ray.")] = "local",
+    plain: Plain = False,
+) -> None:
+    """Run a grid: axes (`alpha=0.1,0.5`) x baselines x seeds, then the comparison."""
+    from multiref_cli.cli.sweep import sweep
+
+    sweep(
+        overrides or [],
+        dry_run=dry_run,
+        resume=resume,
+        retry_failed=retry_failed,
+        workers=workers,
+        launcher=launcher,
+        plain=plain,
+    )
+
+
+@app.command("eval")
+def evaluate(
+    folder: Annotated[str, typer.Argument(metavar="RUN|SWEEP", help="A finished run, or a sweep folder.")],
+    overrides: Overrides = None,
+    plain: Plain = False,
+) -> None:
+    """Score finished runs again (another reward model, data set or sampling) and rewrite the report."""
+    from multiref_cli.cli.evaluate import evaluate
+
+    evaluate(folder, overrides or [], plain=plain)
+
+
+@app.command()
+def report(
+    folders: Annotated[list[str], typer.Argument(metavar="RUN|SWEEP...", help="Run or sweep folders.")],
+    out: Annotated[Optional[str], typer.Option(help="Where to write; default: report/ in the first folder.")] = None,
+) -> None:
+    """Write tables and figures from what is on disk; no model is loaded."""
+    from multiref_cli.cli.report import report
+
+    report(folders, out=out)
+
+
+@app.command()
+def theory(overrides: Overrides = None) -> None:
+    """The finite-space laboratory: the paper's theorems, run."""
+    from multiref_cli.cli.theory import theory
+
+    theory(overrides or [])
+
+
+@refs_app.command("build")
+def refs_build(overrides: Overrides = None) -> None:
+    """Compute and store the log-probabilities that a config needs."""
+    from multiref_cli.cli.refs import build
+
+    build(overrides or [])
+
+
+@refs_app.command("list")
+def refs_list() -> None:
+    """List what is stored."""
+    from multiref_cli.cli.refs import list_entries
+
+    list_entries()
+
+
+@refs_app.command("verify")
+def refs_verify() -> None:
+    """Check every checksum."""
+    from multiref_cli.cli.refs import verify
+
+    verify()
+
+
+@refs_app.command("prune")
+def refs_prune(
+    older_than: Annotated[Optional[float], typer.Option(metavar="DAYS", help="Delete entries unused for so many days.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Delete every entry.")] = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Delete stored entries."""
+    from multiref_cli.cli.refs import prune
+
+    prune(older_than=older_than, everything=everything, dry_run=dry_run)
+
+
+def run_guarded(command: Callable[[], Any]) -> int:
+    """Run a command and turn what it raises into an exit code: 0, 1, 2 or 130 (see README)."""
+    debug = os.environ.get("MULTIREF_DEBUG") == "1"
+    try:
+        command()
+    except RequestError as error:
+        return _fail(error, 2, debug)
+    except KeyboardInterrupt as stop:
+        typer.echo(str(stop) or "interrupted.", err=True)
+        return 130
+    except RunError as error:
+        return _fail(error, 1, debug)
+    except (BrokenPipeError, SystemExit) as stop:
+        return stop.code if isinstance(stop, SystemExit) and isinstance(stop.code, int) else 0
+    except Exception as error:  # the last door: whatever went wrong becomes one line, never a bare traceback
+        return _fail(error, 1, debug, f"{type(error).__name__}: {error} (MULTIREF_DEBUG=1 shows where)")
+    return 0
+
+
+def _fail(error: Exception, code: int, debug: bool, text: str | None = None) -> int:
+    if debug:
+        import traceback
+
+        traceback.print_exception(error)
+    typer.echo(f"multiref: {text or error}", err=True)
+    return code
+
+
+def main() -> None:
+    """Entry point of the `multiref` script."""
+    sys.exit(run_guarded(lambda: app(standalone_mode=True)))

@@ -1,0 +1,48 @@
+"""How long work tells the outside how far it is: two calls, whatever draws them."""
+
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """What training, the reference store and evaluation report to."""
+
+    def note(self, text: str) -> None:
+        """One line worth keeping."""
+
+    def advance(self, phase: str, done: int, total: int, **figures: float) -> None:
+        """`done` of `total` units of a named phase are finished; figures such as loss or tokens_per_second."""
+
+
+class Silent:
+    """A progress that says nothing."""
+
+    def note(self, text: str) -> None:
+        """Drop the line."""
+
+    def advance(self, phase: str, done: int, total: int, **figures: float) -> None:
+        """Drop the figures."""
+
+
+class Heartbeat:
+    """Passes everything on and keeps status.json fresh, so that a dead process can be told from a slow one."""
+
+    def __init__(self, inner: Progress, run, every_seconds: float = 2.0) -> None:
+        self.inner, self.run, self.every_seconds = inner, run, every_seconds
+        self.step, self.total, self._written = 0, 0, 0.0
+
+    def note(self, text: str) -> None:
+        """Pass the line on and keep it in logs/run.log."""
+        with (self.run.path / "logs" / "run.log").open("a") as file:
+            file.write(text + "\n")
+        self.inner.note(text)
+
+    def advance(self, phase: str, done: int, total: int, **figures: float) -> None:
+        """Pass the figures on; refresh status.json now and then."""
+        import time
+
+        if phase == "train":
+            self.step, self.total = done, total
+        if time.time() - self._written >= self.every_seconds:
+            self.run.write_status("running", self.step, self.total, phase)
+            self._written = time.time()
+        self.inner.advance(phase, done, total, **figures)

@@ -1,0 +1,158 @@
+"""The one training loop: every algorithm is a source of batches and a loss."""
+
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from multiref_cli.config import schema
+from multiref_cli.errors import RunError
+from multiref_cli.tracking.metrics import Averages
+from multiref_cli.tracking.progress import Progress
+from multiref_cli.tracking.run_dir import RunDir
+from multiref_cli.training.checkpoint import check_same, checkpoints, load_checkpoint, save_checkpoint
+from multiref_cli.training.optimizer import Optimizers
+
+
+@dataclass
+class Batch:
+    """What one optimizer step works on."""
+
+    micros: list[Any]
+    ids: list[int]
+    tokens: int
+    metrics: dict[str, float] = field(default_factory=dict)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Algorithm(Protocol):
+    """An objective with its data. Losses of a batch's micro-batches add up to the loss of the batch."""
+
+    def batch(self, step: int) -> Batch:
+        """Everything for optimizer step `step` (from 0); a pure function of the seed and `step`, or in state_dict."""
+
+    def loss(self, model: nn.Module, micro: Any) -> tuple[Tensor, Averages]:
+        """This micro-batch's share of the loss, differentiable, and its metrics."""
+
+    def identity(self) -> dict[str, Any]:
+        """What must not change across a resume: objective, reference fingerprints."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """State that `batch` keeps between steps."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM between two steps; the checkpoint is written."""
+
+
+class Loop:
+    """Runs steps, logs them, checkpoints them, and goes on where a checkpoint ended."""
+
+    def __init__(self, run: RunDir, model: nn.Module, algorithm: Algorithm, optimizers: Optimizers, hardware: schema.Hardware) -> None:
+        self.run, self.model, self.algorithm, self.optimizers, self.hardware = run, model, algorithm, optimizers, hardware
+        self.step = 0
+
+    def fit(self, progress: Progress) -> None:
+        """Train from the last checkpoint (or the start) to the last step.
+
+        Raises:
+            RunError: the loss or the gradient is not finite.
+            Stopped: Ctrl-C or SIGTERM; a checkpoint was written.
+        """
+        total = self.optimizers.total
+        self._restore()
+        self.model.train()
+        with _stop_requests() as stop_requested:
+            while self.step < total:
+                metrics = self._one_step()
+                if self.step % self.hardware.log_every == 0 or self.step == total:
+                    self.run.log({"step": self.step, **metrics})
+                progress.advance("train", self.step, total, **metrics)
+                stop = stop_requested()
+                every = self.hardware.checkpoint_every
+                if stop or self.step == total or (every and self.step % every == 0):
+                    self._save()
+                if stop and self.step < total:
+                    raise Stopped(f"stopped after step {self.step} of {total}; go on with: multiref train --resume {self.run.path}")
+        self.model.eval()
+
+    def _one_step(self) -> dict[str, float]:
+        started = time.perf_counter()
+        batch = self.algorithm.batch(self.step)
+        averages, loss = Averages(), 0.0
+        ready = time.perf_counter()
+        for micro in batch.micros:
+            share, values = self.algorithm.loss(self.model, micro)
+            share.backward()
+            averages.update(values)
+            loss += float(share.detach())
+        update = self.optimizers.step(self.step)
+        self._refuse_non_finite(loss, update["gradient_norm"], batch)
+        self.step += 1
+        seconds = time.perf_counter() - started
+        self.run.log_samples([{"step": self.step, **sample} for sample in batch.samples])
+        timing = {"time/train": time.perf_counter() - ready, "tokens_per_second": batch.tokens / seconds}
+        return {"loss": loss, **averages.means(), **batch.metrics, **update, **timing}
+
+    def _refuse_non_finite(self, loss: float, norm: float, batch: Batch) -> None:
+        if math.isfinite(loss) and math.isfinite(norm):
+            return
+        found = checkpoints(self.run.path / "checkpoints")
+        last = found[-1].name if found else "none"
+        what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient norm is {norm}"
+        raise RunError(f"step {self.step + 1}: {what}; rows of the batch: {batch.ids[:64]}; last good checkpoint: {last} in {self.run.path}/checkpoints.")
+
+    def _save(self) -> None:
+        state = {
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "optimizers": self.optimizers.state_dict(),
+            "algorithm": self.algorithm.state_dict(),
+            "identity": self.algorithm.identity(),
+            "rng": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []},
+        }
+        save_checkpoint(self.run.path / "checkpoints", self.step, state, self.hardware.keep_checkpoints)
+
+    def _restore(self) -> None:
+        state = load_checkpoint(self.run.path / "checkpoints")
+        self.step = state["step"] if state else 0
+        self.run.forget_after(self.step)
+        if state is None:
+            return
+        check_same(state["identity"], self.algorithm.identity())
+        self.model.load_state_dict(state["model"])
+        self.optimizers.load_state_dict(state["optimizers"])
+        self.algorithm.load_state_dict(state["algorithm"])
+        torch.set_rng_state(state["rng"]["cpu"])
+        if state["rng"]["cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["rng"]["cuda"])
+
+
+@contextmanager
+def _stop_requests() -> Iterator[Any]:
+    """Ctrl-C and SIGTERM wait for the end of the step; a second Ctrl-C does not wait."""
+    requested: list[int] = []
+
+    def request(number: int, frame: Any) -> None:
+        if requested:
+            raise KeyboardInterrupt("interrupted twice; the last checkpoint stands.")
+        requested.append(number)
+
+    try:
+        saved = {s: signal.signal(s, request) for s in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread: whoever runs this thread handles signals
+        saved = {}
+    try:
+        yield lambda: bool(requested)
+    finally:
+        for number, handler in saved.items():
+            signal.signal(number, handler)
