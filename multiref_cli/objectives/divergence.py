@@ -38,24 +38,27 @@ def score_is_clipped(log_ratio: Tensor, order: float, clip: float) -> Tensor:
 def amari_divergence(reference_logps: Tensor, policy_logps: Tensor, order: float) -> Tensor:
     """D_A(p || q) = (sum_y p^A q^(1-A) - 1) / (A (A - 1)) over the last axis; p the reference, q the policy.
 
-    A = 0 is KL(q || p), A = 1 is KL(p || q), A = -1 is chi^2(q || p) / 2, A = 1/2 is 4 (1 - sum sqrt(p q)).
+    A = 0 is KL(q || p), A = 1 is KL(p || q), A = -1 is chi^2(q || p) / 2, A = 1/2 is 4 (1 - sum sqrt(p q)). Computed
+    as sum_y q ((p / q)^A - 1) / (A (A - 1)) for A <= 1/2, and through D_A(p || q) = D_{1-A}(q || p) above: each term
+    is an expm1 over A, so that rounding is not magnified near A = 0 and A = 1.
 
     Args:
-        reference_logps: (..., V) normalized log-probabilities of the reference, in nats.
-        policy_logps: (..., V) normalized log-probabilities of the policy, in nats.
+        reference_logps: (..., V) normalized log-probabilities of the reference, in nats; -inf is allowed.
+        policy_logps: (..., V) normalized log-probabilities of the policy, in nats; -inf is allowed.
         order: A.
 
     Returns:
         (...) the divergence in nats (for A = 0 and 1), never negative up to rounding; differentiable in both.
     """
+    if order > 0.5:
+        return amari_divergence(policy_logps, reference_logps, 1.0 - order)
+    # Where q = 0 the term is 0 for every A <= 1/2, also where p = 0 too.
+    possible = ~policy_logps.isneginf()
+    log_q = torch.where(possible, policy_logps, torch.zeros_like(policy_logps))
+    log_ratio = torch.where(possible, reference_logps - policy_logps, torch.zeros_like(policy_logps))
     if order == 0:
-        return _expected_difference(policy_logps, reference_logps)
-    if order == 1:
-        return _expected_difference(reference_logps, policy_logps)
-    mixed = torch.logsumexp(order * reference_logps + (1.0 - order) * policy_logps, -1)
-    return torch.expm1(mixed) / (order * (order - 1.0))
-
-
-def _expected_difference(p: Tensor, q: Tensor) -> Tensor:
-    difference = torch.where(p.isneginf(), torch.zeros_like(p), p - q)
-    return (p.exp() * difference).sum(-1)
+        return -(log_q.exp() * log_ratio).sum(-1)
+    exponent = order * log_ratio
+    near = log_q.exp() * torch.expm1(exponent.clamp(max=1.0))
+    far = torch.exp(log_q + exponent) - log_q.exp()  # q (p / q)^A need not overflow where (p / q)^A does
+    return torch.where(exponent > 1.0, far, near).sum(-1) / (order * (order - 1.0))

@@ -9,36 +9,35 @@ def power_mean(logps: Tensor, weights: Tensor, order: float) -> Tensor:
 
     A = 0 is the geometric mean (the generalized escort of arXiv 2502.01203, Eq. 15), A = 1 the arithmetic mean
     (its Theorem 6.1), A = -1 the harmonic mean (MRPO, arXiv 2405.16388, Eq. 13). One formula holds near A = 0, so
-    the limit is approached without drift; its error is a few float epsilons of the spread of the log-probabilities.
+    the limit is approached without drift; rounding is a few epsilons of the spread of the log-probabilities, not of
+    their size, so float32 is enough for the sums of thousands of tokens.
 
     Args:
         logps: (K, ...) log-probabilities in nats, of tokens or of whole responses; -inf is allowed.
-        weights: (K,) alpha on the simplex. A reference with weight 0 is dropped, whatever its log-probability.
+        weights: (K,) alpha on the simplex, or (K, ...) one alpha per entry of `logps`; divided by its sum. A reference
+            with weight 0 is dropped, whatever its log-probability.
         order: A, any real number; usual range -1 to 1.
 
     Returns:
-        (...) log M_A, differentiable in `logps`.
+        (...) log M_A in float32 or better, differentiable in `logps`.
 
     Raises:
         ValueError: weights that do not fit `logps`, are negative, or do not sum to one.
     """
-    weights = torch.as_tensor(weights, dtype=logps.dtype, device=logps.device)
-    if weights.ndim != 1 or weights.shape[0] != logps.shape[0]:
-        raise ValueError(f"{logps.shape[0]} references need as many weights, given shape {tuple(weights.shape)}")
-    if (weights < 0).any() or abs(float(weights.sum()) - 1.0) > 1e-4:
-        raise ValueError(f"weights must be non-negative and sum to one, given {weights.tolist()}")
+    logps = logps.float() if logps.dtype.itemsize < 4 else logps
+    weights = simplex(weights, logps)
     kept = weights > 0
-    logps, weights = logps[kept], weights[kept].reshape(-1, *[1] * (logps.ndim - 1))
-    if logps.shape[0] == 1:
-        return logps[0]
+    # Measured from the largest term, no exponent is positive (nothing overflows) and all expm1 terms share one sign.
+    if order >= 0:
+        anchor = logps.detach().masked_fill(~kept, -torch.inf).amax(0)
+    else:
+        anchor = logps.detach().masked_fill(~kept, torch.inf).amin(0)
+    gaps = torch.where(kept & anchor.isfinite(), logps - anchor, torch.zeros_like(logps))
     if order == 0:
-        return (weights * logps).sum(0)
-    # Anchored at the largest term, every exponent is <= 0: nothing overflows, and expm1 terms share one sign.
-    anchor = (logps if order > 0 else -logps).detach().amax(0)
-    anchor = anchor if order > 0 else -anchor
-    exponents = order * torch.where(anchor.isinf(), torch.zeros_like(logps), logps - anchor)
+        return anchor + (weights * gaps).sum(0)
+    exponents = order * gaps
     near = torch.log1p((weights * torch.expm1(exponents)).sum(0).clamp(min=-0.9))
-    far = torch.logsumexp(torch.log(weights) + exponents, 0)
+    far = torch.logsumexp(weights.log() + exponents, 0)
     return anchor + torch.where(exponents.detach().amin(0) > -1.0, near, far) / order
 
 
@@ -50,7 +49,7 @@ def token_power_mean(logps: Tensor, log_normalizers: Tensor, weights: Tensor, or
 
     Args:
         logps: (K, ...) per-token reference log-probabilities in nats.
-        log_normalizers: (...) log F_t <= 0 for order <= 0 and A = 1 exactly 0, in nats.
+        log_normalizers: (...) log F_t in nats; below 0 for A < 1, 0 for A = 1, above 0 for A > 1.
         weights: (K,) alpha on the simplex.
         order: A of the mean.
 
@@ -58,3 +57,26 @@ def token_power_mean(logps: Tensor, log_normalizers: Tensor, weights: Tensor, or
         (...) normalized per-token log-probabilities.
     """
     return power_mean(logps, weights, order) - log_normalizers
+
+
+def simplex(weights: Tensor, logps: Tensor) -> Tensor:
+    """Weights checked against (K, ...) `logps`, shaped to broadcast over it and divided by their sum.
+
+    Args:
+        weights: (K,) or (K, ...) alpha, non-negative; sums to one within 1e-4 over the first axis.
+        logps: (K, ...) what they weigh.
+
+    Returns:
+        (K, 1, ...) or (K, ...) weights of the type and on the device of `logps`.
+
+    Raises:
+        ValueError: weights that do not fit `logps`, are negative, or do not sum to one.
+    """
+    weights = torch.as_tensor(weights, dtype=torch.float64)
+    if weights.shape not in (logps.shape[:1], logps.shape):
+        raise ValueError(f"{logps.shape[0]} references need as many weights, given shape {tuple(weights.shape)}")
+    total = weights.sum(0)
+    if not (weights >= 0).all() or not ((total - 1.0).abs() <= 1e-4).all():
+        raise ValueError(f"weights must be non-negative and sum to one, given {weights.tolist()}")
+    weights = (weights / total).to(logps)
+    return weights.reshape(weights.shape + (1,) * (logps.ndim - weights.ndim))
