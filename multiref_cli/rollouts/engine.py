@@ -1,0 +1,102 @@
+"""The rollout protocol: prompts in, groups of completions with per-token log-probs out, in request order."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from multiref_cli.errors import RequestError
+
+if TYPE_CHECKING:
+    from multiref_cli.config.schema import Rollout
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn.
+
+    Truncations apply in the order temperature, top-k, top-p, min-p; `temperature` 0 is greedy decoding.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    max_new_tokens: int = 256
+    end_ids: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        """Refuses values outside their range with one sentence."""
+        checks = {
+            "temperature": (self.temperature >= 0, "at least 0 (0 is greedy)"),
+            "top_p": (0 < self.top_p <= 1, "in (0, 1] (1 is off)"),
+            "top_k": (self.top_k >= 0, "at least 0 (0 is off)"),
+            "min_p": (0 <= self.min_p < 1, "in [0, 1) (0 is off)"),
+            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
+        }
+        for name, (good, allowed) in checks.items():
+            if not good:
+                raise RequestError(f"Sampling {name}={getattr(self, name)} is out of range: it must be {allowed}.")
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled response.
+
+    `ids` ends with the end token if the response finished. `logps` are log-probs in nats of the sampled tokens under
+    softmax(logits / temperature) *before* any truncation, the policy that a trainer recomputes at that temperature
+    (under temperature 1 for greedy decoding).
+    """
+
+    ids: list[int]
+    logps: list[float]
+    finished: bool
+
+
+class Engine(Protocol):
+    """Whatever turns prompts into completions."""
+
+    def generate(
+        self, prompts: list[Sequence[int]], group_size: int, sampling: Sampling, seeds: list[int]
+    ) -> list[list[Completion]]:
+        """Draws `group_size` completions of each prompt; [P][G] in request order.
+
+        One seed per prompt: sample g of a prompt depends on (its seed, g) and the model, not on the rest of the batch.
+        """
+
+
+def sampling_of(rollout: "Rollout", end_ids: Sequence[int]) -> Sampling:
+    """The sampling that a rollout config asks for, ending at `end_ids`."""
+    return Sampling(
+        temperature=rollout.temperature,
+        top_p=rollout.top_p,
+        top_k=rollout.top_k,
+        min_p=rollout.min_p,
+        max_new_tokens=rollout.max_new_tokens,
+        end_ids=tuple(end_ids),
+    )
+
+
+def build_engine(rollout: "Rollout", model: Any, pad_id: int, policy_path: str) -> Engine:
+    """The engine that a rollout config names.
+
+    Args:
+        rollout: the config; `options` go to the engine's constructor.
+        model: the policy being trained.
+        pad_id: any valid token id, used where nothing is read.
+        policy_path: folder or Hub id that a separate engine loads its architecture and tokenizer from.
+
+    Raises:
+        RequestError: an unknown engine, an option that it does not have, or vLLM not installed.
+    """
+    from multiref_cli.rollouts.transformers_engine import TransformersEngine
+
+    try:
+        if rollout.engine == "transformers":
+            return TransformersEngine(model, pad_id, rollout.batch_size, **rollout.options)
+        if rollout.engine == "vllm":
+            from multiref_cli.rollouts.vllm_engine import VllmEngine
+
+            return VllmEngine(model, policy_path, rollout.batch_size, **rollout.options)
+    except TypeError as error:
+        raise RequestError(f"rollout.options do not fit engine {rollout.engine}: {error}.") from error
+    raise RequestError(f"rollout.engine={rollout.engine} is unknown: use transformers or vllm.")
