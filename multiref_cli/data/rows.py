@@ -1,0 +1,292 @@
+"""Rows of a data set, from wherever they lie, and the account of what was read, dropped and held out."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from multiref_cli.config.schema import BadRows, Data
+from multiref_cli.errors import RequestError
+
+T = TypeVar("T")
+SUFFIXES = (".jsonl", ".parquet")
+
+
+class BadRow(Exception):
+    """One row cannot be used; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a file, a folder or the Hub holds.
+
+    Args:
+        rows: (row number, row); the number is the line of a .jsonl file, else a count, and begins with 1.
+        problems: (line number, reason) of the lines that are no JSON object.
+        sha256: of the rows as canonical JSON; the same content has the same sum in every format.
+    """
+
+    rows: list[tuple[int, dict[str, Any]]]
+    problems: list[tuple[int, str]]
+    sha256: str
+
+    def __iter__(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows) + len(self.problems)
+
+
+@dataclass
+class RowReport:
+    """The account of one data set; nothing is dropped or shortened without a place here.
+
+    Args:
+        total: rows read, lines without JSON included.
+        kept: rows that can be used, held-out ones included.
+        problems: (line number, reason) of every row that was dropped.
+        truncated: completions that lost their end to max_completion_tokens, and with it their end token.
+        duplicates: prompts that another row already has, where a data set of prompts is made of preference pairs.
+        shared_prompts: prompts of a given held-out file or split that are also among the training prompts.
+    """
+
+    total: int = 0
+    kept: int = 0
+    problems: list[tuple[int, str]] = field(default_factory=list)
+    truncated: int = 0
+    duplicates: int = 0
+    shared_prompts: int = 0
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of dropped rows by reason, the most frequent first; a reason is the text before its colon."""
+        return dict(Counter(reason.split(":")[0] for _, reason in self.problems).most_common())
+
+    def summary(self) -> str:
+        """One sentence: rows read and kept, why the others were dropped, and where the first ones are."""
+        parts = [f"{self.kept} of {self.total} rows kept"]
+        for reason, count in self.counts.items():
+            lines = [line for line, why in self.problems if why.split(":")[0] == reason]
+            shown = ", ".join(map(str, lines[:5])) + (", ..." if len(lines) > 5 else "")
+            parts.append(f"{count} dropped: {reason} (row{'s' if count > 1 else ''} {shown})")
+        if self.truncated:
+            parts.append(f"{self.truncated} completions cut to max_completion_tokens")
+        if self.duplicates:
+            parts.append(f"{self.duplicates} rows repeat a prompt")
+        if self.shared_prompts:
+            parts.append(f"{self.shared_prompts} held-out prompts are also training prompts")
+        return "; ".join(parts)
+
+
+@dataclass
+class Split(Generic[T]):
+    """Training and held-out rows of one data set.
+
+    Args:
+        train: usable rows, in the order of the source.
+        held_out: usable rows whose prompt is not in `train` (unless a held-out file was given that shares prompts).
+        report: what was dropped and why.
+        sha256: of the content that was read, held-out source included.
+    """
+
+    train: list[T]
+    held_out: list[T]
+    report: RowReport
+    sha256: str
+
+
+def read_rows(
+    path: str, split: str = "train", revision: str | None = None, max_rows: int | None = None, name: str | None = None
+) -> Rows:
+    """Read the rows of a .jsonl or .parquet file, a folder of such files or one saved by `datasets`, or a Hub id.
+
+    Args:
+        path: file, folder, or Hub id such as `openai/gsm8k`.
+        split: which split of a folder or of a Hub data set; a single file has none.
+        revision: commit, tag or branch of a Hub data set.
+        max_rows: read no more than the first so many.
+        name: configuration of a Hub data set, such as `main`.
+
+    Returns:
+        Numbered rows, lines that could not be parsed, and the checksum of the content.
+
+    Raises:
+        RequestError: nothing is there, or the split, format or configuration is not.
+    """
+    place = Path(path).expanduser()
+    if place.is_dir():
+        numbered = _read_folder(place, split, max_rows)
+    elif place.suffix in SUFFIXES or place.exists():
+        numbered = _read_file(place, max_rows)
+    elif path.count("/") == 1 and not path.startswith((".", "/", "~")):
+        numbered = enumerate(_read_hub(path, split, revision, max_rows, name), 1)
+    else:
+        raise RequestError(f"data.path={path}: no such file or folder, and no Hub id (owner/name) either.")
+    rows, problems, digest = [], [], hashlib.sha256()
+    for number, row in numbered:
+        if isinstance(row, dict):
+            rows.append((number, row))
+        else:
+            problems.append((number, row))
+        digest.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
+    return Rows(rows, problems, digest.hexdigest())
+
+
+def _read_file(path: Path, max_rows: int | None) -> Iterator[tuple[int, dict | str]]:
+    if not path.is_file():
+        raise RequestError(f"data.path={path}: no such file.")
+    if path.suffix == ".jsonl":
+        return _read_jsonl(path, max_rows)
+    if path.suffix == ".parquet":
+        import pyarrow.parquet
+
+        return enumerate(pyarrow.parquet.read_table(path).slice(0, max_rows).to_pylist(), 1)
+    raise RequestError(f"data.path={path}: the format is not known; give a {' or '.join(SUFFIXES)} file.")
+
+
+def _read_jsonl(path: Path, max_rows: int | None) -> Iterator[tuple[int, dict | str]]:
+    read = 0
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            if max_rows is not None and read >= max_rows:
+                return
+            read += 1
+            try:
+                row = json.loads(line)
+            except (json.JSONDecodeError, UnicodeDecodeError):
+                yield number, "not JSON"
+                continue
+            yield number, row if isinstance(row, dict) else "not a JSON object"
+
+
+def _read_folder(folder: Path, split: str, max_rows: int | None) -> Iterable[tuple[int, dict | str]]:
+    if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
+        from datasets import DatasetDict, load_from_disk
+
+        data = load_from_disk(str(folder))
+        if isinstance(data, DatasetDict):
+            data = data[_known_split(split, list(data), folder)]
+        elif split != "train":
+            raise RequestError(
+                f"data.path={folder} holds one data set without splits; data.split={split} is not there."
+            )
+        return enumerate(data.select(range(min(len(data), max_rows or len(data)))).to_list(), 1)
+    # Single files are named by their split (train.jsonl); the Hub's shards are train-00000-of-00002.parquet.
+    files = sorted(file for suffix in SUFFIXES for file in folder.rglob(f"*{suffix}"))
+    by_split: dict[str, list[Path]] = {}
+    for file in files:
+        by_split.setdefault(file.stem.split("-0")[0], []).append(file)
+    chosen = by_split[_known_split(split, list(by_split), folder)]
+    if len(chosen) == 1:
+        return _read_file(chosen[0], max_rows)
+    if any(file.suffix == ".jsonl" for file in chosen):
+        raise RequestError(f"data.path={folder}: split {split} has several files with .jsonl; give one of them.")
+    rows = (row for file in chosen for _, row in _read_file(file, None))
+    return ((number, row) for number, row in enumerate(rows, 1) if max_rows is None or number <= max_rows)
+
+
+def _read_hub(path: str, split: str, revision: str | None, max_rows: int | None, name: str | None) -> list[dict]:
+    from datasets import load_dataset
+
+    try:
+        data = load_dataset(path, name=name, split=split, revision=revision)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise RequestError(
+            f"data.path={path} is no local file or folder, and the Hub gave no split {split!r} of it: {reason}"
+        ) from error
+    return data.select(range(min(len(data), max_rows or len(data)))).to_list()
+
+
+def _known_split(split: str, known: list[str], folder: Path) -> str:
+    if split in known:
+        return split
+    there = ", ".join(sorted(known)) or f"no {' or '.join(SUFFIXES)} file"
+    raise RequestError(f"data.path={folder} has no split {split!r}; there is: {there}.")
+
+
+def load_split(
+    data: Data,
+    parse: Callable[[int, dict[str, Any]], T],
+    prompt: Callable[[T], str],
+    read: Callable[..., Rows] = read_rows,
+) -> Split[T]:
+    """Read, parse and split a data set; the one place where rows are dropped, counted, refused and held out.
+
+    The random held-out rows are those of the prompts with the smallest sha256(split_seed, prompt): a prompt lies on one
+    side with all its rows, and where it lies depends on no other row's order, tokenizer or length.
+
+    Args:
+        data: the data part of the config.
+        parse: (row number, row) -> usable row; raises BadRow with the reason otherwise.
+        prompt: usable row -> the text that identifies its prompt.
+        read: (path, split, revision, max_rows, name) -> Rows.
+
+    Returns:
+        The split; `held_out` is empty if data.held_out is 0 and no held-out source is given.
+
+    Raises:
+        RequestError: data.bad_rows is `refuse` and there are bad rows, or no row is left.
+    """
+    name = data.options.get("name")
+    source = read(data.path, data.split, data.revision, data.max_rows, name)
+    train, report = _parse_rows(source, parse, data.path)
+    sha256 = source.sha256
+    if data.held_out_path or data.held_out_split:
+        path, split = data.held_out_path or data.path, data.held_out_split or data.split
+        source = read(path, split, data.revision, None, name)
+        held_out, other = _parse_rows(source, parse, path)
+        report.total, report.kept = report.total + other.total, report.kept + other.kept
+        report.problems += [(line, f"held-out {reason}") for line, reason in other.problems]
+        report.shared_prompts = len({prompt(row) for row in held_out} & {prompt(row) for row in train})
+        sha256 = hashlib.sha256((sha256 + source.sha256).encode()).hexdigest()
+    else:
+        train, held_out = hold_out(train, prompt, data.held_out, data.split_seed)
+    if report.problems and data.bad_rows is BadRows.refuse:
+        raise RequestError(f"data.path={data.path} has bad rows and data.bad_rows=refuse: {report.summary()}.")
+    if not train:
+        raise RequestError(f"data.path={data.path} has no usable training row: {report.summary()}.")
+    return Split(train, held_out, report, sha256)
+
+
+def _parse_rows(source: Rows, parse: Callable[[int, dict[str, Any]], T], path: str) -> tuple[list[T], RowReport]:
+    report, kept = RowReport(total=len(source), problems=list(source.problems)), []
+    for number, row in source:
+        try:
+            kept.append(parse(number, row))
+        except BadRow as problem:
+            report.problems.append((number, str(problem)))
+        except RequestError as problem:
+            report.problems.append((number, f"refused: {problem}"))
+    report.problems.sort()
+    report.kept = len(kept)
+    return kept, report
+
+
+def hold_out(rows: Sequence[T], prompt: Callable[[T], str], share: float, seed: int) -> tuple[list[T], list[T]]:
+    """Hold out a random share of the prompts, with all the rows of each.
+
+    Args:
+        rows: usable rows.
+        prompt: row -> the text that identifies its prompt.
+        share: of the prompts, 0 to 1; from 1 upwards a number of prompts.
+        seed: another seed holds out other prompts.
+
+    Returns:
+        (training rows, held-out rows), each in the order given.
+
+    Raises:
+        RequestError: the share is negative or leaves nothing to train on.
+    """
+    prompts = {prompt(row) for row in rows}
+    count = round(share if share >= 1 else share * len(prompts))
+    if share < 0 or (rows and count >= len(prompts)):
+        raise RequestError(f"data.held_out={share:g} of {len(prompts)} prompts leaves nothing to train on.")
+    ranked = sorted(prompts, key=lambda text: hashlib.sha256(f"{seed}\n{text}".encode()).digest())
+    chosen = set(ranked[:count])
+    return [row for row in rows if prompt(row) not in chosen], [row for row in rows if prompt(row) in chosen]
