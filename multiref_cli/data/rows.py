@@ -274,7 +274,7 @@ def hold_out(rows: Sequence[T], prompt: Callable[[T], str], share: float, seed: 
     Args:
         rows: usable rows.
         prompt: row -> the text that identifies its prompt.
-        share: of the prompts, 0 to 1; from 1 upwards a number of prompts.
+        share: of the prompts, from 0 to below 1.
         seed: another seed holds out other prompts.
 
     Returns:
@@ -284,7 +284,7 @@ def hold_out(rows: Sequence[T], prompt: Callable[[T], str], share: float, seed: 
         RequestError: the share is negative or leaves nothing to train on.
     """
     prompts = {prompt(row) for row in rows}
-    count = round(share if share >= 1 else share * len(prompts))
+    count = round(share * len(prompts))
     if share < 0 or (rows and count >= len(prompts)):
         raise RequestError(f"data.held_out={share:g} of {len(prompts)} prompts leaves nothing to train on.")
     ranked = sorted(prompts, key=lambda text: hashlib.sha256(f"{seed}\n{text}".encode()).digest())

@@ -23,7 +23,7 @@ def vocabulary() -> list[str]:
     return [*special, *"0123456789", *words, *PLUS, *MINUS, *NAMES, *OBJECTS, *closings]
 
 
-def toy_tokenizer() -> "PreTrainedTokenizerFast":
+def tokenizer() -> "PreTrainedTokenizerFast":
     """Build the tokenizer; `decode` gives back the very text that was encoded, numbers in one piece.
 
     Returns:
@@ -35,12 +35,12 @@ def toy_tokenizer() -> "PreTrainedTokenizerFast":
     from transformers import PreTrainedTokenizerFast
 
     ids = {word: i for i, word in enumerate(vocabulary())}
-    tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+    words = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
+    words.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Digits(individual_digits=True)]
     )
     # WordLevel decodes with a space between tokens; digits that follow each other belong to one number.
-    tokenizer.decoder = decoders.Sequence(
+    words.decoder = decoders.Sequence(
         [
             decoders.Replace(Regex(r"\A(?=.)"), " "),
             decoders.Fuse(),
@@ -49,7 +49,7 @@ def toy_tokenizer() -> "PreTrainedTokenizerFast":
         ]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+        tokenizer_object=words,
         pad_token=PAD,
         unk_token=UNKNOWN,
         eos_token=END,

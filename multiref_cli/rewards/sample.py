@@ -1,0 +1,34 @@
+"""What a reward function is given: one response with the prompt that it answers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One response to one prompt.
+
+    Args:
+        messages: the prompt, system prompt included, as role and content of each turn.
+        completion: the text of the response, without special tokens.
+        answer: the gold answer of the prompt, where there is one.
+        extra: the other columns of the prompt's row.
+        finished: whether the response ended by itself, before the length cap.
+    """
+
+    messages: list[Message]
+    completion: str
+    answer: str | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+    finished: bool = True
+
+    @property
+    def prompt(self) -> str:
+        """The text of the last turn of the user."""
+        return next((turn["content"] for turn in reversed(self.messages) if turn["role"] == "user"), "")
+
+
+RewardFunction = Callable[..., list[float]]
