@@ -66,7 +66,7 @@ def _check_numbers(config: DictConfig) -> None:
         for name in names:
             _require(config[group][name] > 0, f"{group}.{name} is {config[group][name]}; it must be above 0")
     _choice("optimizer.name", config.optimizer.name, ("adamw", "muon"))
-    _choice("optimizer.schedule", config.optimizer.schedule, ("linear", "cosine", "constant"))
+    _choice("optimizer.schedule", config.optimizer.schedule, ("linear", "cosine", "wsd", "constant"))
     _choice("evaluation.split", config.evaluation.split, ("held_out", "train"))
     _choice("rollout.engine", config.rollout.engine, ("transformers", "vllm"))
     _choice("hardware.dtype", config.hardware.dtype, ("auto", "float32", "bfloat16"))

@@ -33,7 +33,8 @@ def own_conf_directory() -> Path | None:
 def options(group: str) -> list[str]:
     """Names that `group=` accepts, found on disk (no Hydra), sorted."""
     folders = [folder / group for folder in (conf_directory(), own_conf_directory()) if folder]
-    return sorted({str(p.relative_to(f).with_suffix("")) for f in folders for p in f.rglob("*.yaml")})
+    found = {str(p.relative_to(f).with_suffix("")) for f in folders for p in f.rglob("*.yaml")}
+    return sorted(name for name in found if not name.startswith("_"))
 
 
 def groups() -> list[str]:
@@ -89,6 +90,37 @@ def typed(plain: DictConfig, root: Any) -> DictConfig:
     return config
 
 
+def compose_saved(path: Path, overrides: list[str] | None = None) -> DictConfig:
+    """The config of a run folder, with a few keys changed.
+
+    Args:
+        path: config.yaml of a run.
+        overrides: `key=value` and `group=option`, as on the command line.
+
+    Raises:
+        RequestError: the file or an override does not fit the schema.
+    """
+    plain = OmegaConf.load(path)
+    for override in _parsed(overrides or []):
+        key, value = override.get_key_element(), override.value()
+        if key in groups() and isinstance(value, str):
+            plain[key] = compose_plain([f"{key}={value}"])[key]
+        else:
+            OmegaConf.update(plain, key, value)
+    name = plain.algorithm.get("name")
+    return typed(plain, Experiment(algorithm=ALGORITHMS[name]()))
+
+
+def _parsed(overrides: list[str]) -> list[Any]:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        return OverridesParser.create().parse_overrides(overrides)
+    except HydraException as error:
+        raise RequestError(_sentence(error, "")) from error
+
+
 def expand_axes(overrides: list[str]) -> tuple[dict[str, list[str]], list[str]]:
     """Split overrides into sweep axes and fixed overrides.
 
@@ -102,21 +134,14 @@ def expand_axes(overrides: list[str]) -> tuple[dict[str, list[str]], list[str]]:
     Raises:
         RequestError: an override that does not parse.
     """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
+    from hydra.core.override_parser.types import Glob
 
-    try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
-    except HydraException as error:
-        raise RequestError(_sentence(error, "")) from error
     axes: dict[str, list[str]] = {}
     fixed: list[str] = []
-    for text, override in zip(overrides, parsed):
+    for text, override in zip(overrides, _parsed(overrides)):
         if not override.is_sweep_override():
             fixed.append(text)
             continue
-        from hydra.core.override_parser.types import Glob
-
         value = override.value()
         if isinstance(value, Glob):
             values = value.filter(options(override.key_or_group))

@@ -12,13 +12,16 @@ from multiref_cli.config import schema
 def schedule(step: int, total: int, settings: schema.Optimizer) -> float:
     """Multiplier of the peak learning rate at step `step` (from 0) of `total`.
 
-    Linear warm-up to 1, then linear or cosine decay to 0 at `total`, or constant.
+    Linear warm-up to 1, then linear or cosine decay to 0 at `total`, constant, or wsd: constant, and linear to 0 over
+    the last 30 % (warm-up, stable, decay).
     """
     warmup = settings.warmup * total if settings.warmup < 1 else settings.warmup
     if step < warmup:
         return (step + 1) / (math.floor(warmup) + 1)
     if settings.schedule == "constant":
         return 1.0
+    if settings.schedule == "wsd":
+        return min(1.0, (total - step) / (0.3 * total))
     progress = (step - warmup) / max(total - warmup, 1)
     return 1.0 - progress if settings.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
 

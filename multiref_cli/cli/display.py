@@ -1,0 +1,110 @@
+"""Everything drawn on a terminal; the only module that imports rich. Piped or with --plain: one plain line an event."""
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console, Group
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+_console = Console(highlight=False, soft_wrap=True)
+# Figures worth a place in the live panel, in this order, whatever else a step logs.
+_SHOWN = ("loss", "reward", "reward_margin", "accuracy", "kl/mixed", "entropy", "length", "tokens_per_second")
+
+
+def line(text: str) -> None:
+    """Print one line as it is (no markup: square brackets stay)."""
+    _console.print(text, markup=False)
+
+
+def table(title: str, headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Print a table."""
+    drawn = Table(title=Text(title), title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for index, header in enumerate(headers):
+        numeric = bool(rows) and all(isinstance(row[index], (int, float)) for row in rows)
+        drawn.add_column(Text(header), justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        drawn.add_row(*[Text(figure(cell)) for cell in row])
+    _console.print(drawn)
+
+
+def figure(value: Any) -> str:
+    """A cell as text: four significant digits for fractions."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "" if value is None else str(value)
+
+
+def mask(pieces: Sequence[tuple[str, bool]]) -> None:
+    """Print a row's tokens: scored ones in color, the others dim; without color scored ones stand in «»."""
+    if _console.is_terminal and not _console.no_color:
+        text = Text()
+        for piece, scored in pieces:
+            text.append(piece.replace("\n", "⏎\n"), style="black on green" if scored else "dim")
+        _console.print(text)
+    else:
+        line("".join(f"«{piece}»" if scored else piece for piece, scored in pieces))
+
+
+class PlainProgress:
+    """One line an event; a phase prints at its start, at most every few seconds, and at its end."""
+
+    def __init__(self, every_seconds: float = 5.0) -> None:
+        self.every_seconds, self._printed, self._phase = every_seconds, 0.0, ""
+
+    def note(self, text: str) -> None:
+        """Print the line."""
+        print(text, flush=True)
+
+    def advance(self, phase: str, done: int, total: int, **figures: float) -> None:
+        """Print `phase done/total figures`, not too often."""
+        now = time.monotonic()
+        if phase == self._phase and done < total and now - self._printed < self.every_seconds:
+            return
+        self._phase, self._printed = phase, now
+        shown = [f"{name} {figure(float(figures[name]))}" for name in _SHOWN if name in figures]
+        print(" ".join([f"{phase} {done}/{total}", *shown]), flush=True)
+
+
+class LiveProgress:
+    """Bars and the newest figures, redrawn in place."""
+
+    def __init__(self) -> None:
+        self.bars = Progress(TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=_console)
+        self._tasks: dict[str, TaskID] = {}
+        self._figures: dict[str, float] = {}
+
+    def note(self, text: str) -> None:
+        """Print the line above the bars."""
+        self.bars.console.print(text, markup=False)
+
+    def advance(self, phase: str, done: int, total: int, **figures: float) -> None:
+        """Move the bar of a phase and show its newest figures."""
+        if phase not in self._tasks:
+            self._tasks[phase] = self.bars.add_task(phase, total=total)
+        self.bars.update(self._tasks[phase], completed=done, total=total)
+        self._figures = {name: figures[name] for name in _SHOWN if name in figures} or self._figures
+
+    def __rich__(self) -> Group:
+        """The panel as rich draws it."""
+        shown = Table.grid(padding=(0, 3))
+        shown.add_row(*[Text(f"{name} {figure(float(v))}") for name, v in self._figures.items()])
+        return Group(self.bars, Panel(shown, title="latest", title_align="left")) if self._figures else Group(self.bars)
+
+
+@contextmanager
+def progress(plain: bool) -> Iterator[PlainProgress | LiveProgress]:
+    """A live panel on a terminal, plain lines when piped or asked for."""
+    if plain or not sys.stdout.isatty():
+        yield PlainProgress()
+        return
+    from rich.live import Live
+
+    live = LiveProgress()
+    with Live(live, console=_console, refresh_per_second=4):
+        yield live

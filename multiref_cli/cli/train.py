@@ -1,0 +1,53 @@
+"""`multiref train`: one run, or its plan."""
+
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from multiref_cli.cli import display
+from multiref_cli.config.check import check
+from multiref_cli.config.compose import compose
+from multiref_cli.errors import RequestError
+
+
+def train(overrides: list[str], *, dry_run: bool, resume: str | None, plain: bool) -> None:
+    """Run a config, go on with a run folder, or print the plan."""
+    if resume is not None:
+        if overrides:
+            raise RequestError(f"--resume goes on with the run as it was configured; drop {overrides[0]}.")
+        from multiref_cli.training.run import resume as resume_run
+
+        with display.progress(plain) as progress:
+            folder = resume_run(Path(resume), progress)
+        return _finished(folder)
+    config = compose(overrides)
+    check(config)
+    if dry_run:
+        return _show_plan(config)
+    from multiref_cli.training.run import train as train_run
+
+    with display.progress(plain) as progress:
+        folder = train_run(config, overrides=overrides, progress=progress)
+    _finished(folder)
+
+
+def _show_plan(config) -> None:
+    from multiref_cli.training.plan import plan
+
+    display.line(OmegaConf.to_yaml(config, resolve=True))
+    found = plan(config)
+    display.table("plan", ["what", "value"], found.rows)
+    for title, pieces in found.masks:
+        display.line(f"\n{title} (scored tokens marked):")
+        display.mask(pieces)
+
+
+def _finished(folder: Path) -> None:
+    from multiref_cli.tracking.run_dir import read_json
+
+    results = read_json(folder / "results.json")
+    rows = [[name, v["mean"], v["ci_low"], v["ci_high"], v["n"]] for name, v in sorted(results["metrics"].items())]
+    display.table(f"{results['condition']}, seed {results['seed']}", ["metric", "mean", "95 % low", "95 % high", "n"], rows)
+    for note in results.get("notes", []):
+        display.line(f"note: {note}")
+    display.line(f"report: {folder}/report/index.html")

@@ -1,0 +1,200 @@
+"""Evaluation: sample held-out prompts from a policy, score the responses, measure its distance to the references."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from multiref_cli.config.schema import Level
+from multiref_cli.data.prompts import Prompt
+from multiref_cli.evaluation.statistics import bootstrap_interval
+from multiref_cli.models.logprobs import Mix, normalizers, token_logps
+from multiref_cli.models.packing import Packed, micro_batches, pack
+from multiref_cli.objectives.mixing import power_mean
+from multiref_cli.rewards.combine import Sample
+from multiref_cli.rollouts.engine import Completion, Engine, Sampling
+from multiref_cli.tracking.progress import Progress
+from multiref_cli.seeding import derive
+
+# A scorer gives one number a sample; its name is that of the metric.
+Scorer = Callable[[list[Sample]], list[float]]
+
+
+@dataclass
+class Evaluator:
+    """Everything an evaluation needs besides the policy.
+
+    Attributes:
+        config: of the run.
+        tokenizer: of the policy.
+        prompts: held-out prompts, already cut to the number wanted.
+        scorers: metric name -> scorer (reward model, gold reward).
+        references: names of the references to measure, in the order of the config.
+        open_reference: name -> frozen model, loaded for as long as the caller holds it.
+        reference_samples: name -> completions of that reference for the same prompts, [P][S]; None: no win rates.
+        weights: alpha of each reference; zeros allowed.
+        vocabulary: ids shared by policy and references.
+    """
+
+    config: DictConfig
+    tokenizer: Any
+    prompts: list[Prompt]
+    scorers: dict[str, Scorer]
+    references: list[str]
+    open_reference: Callable[[str], Any]
+    reference_samples: Callable[[str], list[list[Completion]]] | None
+    weights: list[float]
+    vocabulary: int | None
+    end_ids: list[int] = field(default_factory=list)
+
+    def sampling(self) -> Sampling:
+        """How responses are drawn, from the policy and from the references alike."""
+        settings = self.config.evaluation
+        return Sampling(settings.temperature, settings.top_p, 0, 0.0, settings.max_new_tokens, tuple(self.end_ids))
+
+    def seeds(self) -> list[int]:
+        """One seed a prompt, the same for every run of a comparison."""
+        return [derive(self.config.evaluation.seed, "evaluation", i) for i in range(len(self.prompts))]
+
+    def evaluate(self, policy: Any, engine: Engine, progress: Progress) -> tuple[dict[str, dict], list[dict[str, Any]]]:
+        """Sample, score and measure.
+
+        Args:
+            policy: the trained model, on its device.
+            engine: samples from it.
+            progress: told of every phase.
+
+        Returns:
+            (metrics, samples): metric -> {mean, ci_low, ci_high, n} with prompts as the unit; one row a response.
+        """
+        progress.advance("evaluate: sample", 0, len(self.prompts))
+        count = self.config.evaluation.samples_per_prompt
+        completions = engine.generate([p.ids for p in self.prompts], count, self.sampling(), self.seeds())
+        values = {"length": _per_prompt(completions, lambda c: len(c.ids)), "truncated": _per_prompt(completions, lambda c: not c.finished)}
+        scores = self._score(completions, progress)
+        values |= scores
+        values |= self._distances(policy, completions, progress)
+        values |= self._objectives(values, scores)
+        values |= self._win_rates(scores, progress)
+        bootstrap = self.config.evaluation.bootstrap
+        metrics = {name: summary(np.asarray(v, dtype=float), bootstrap) for name, v in values.items()}
+        return metrics, self._rows(completions, values)
+
+    def _score(self, completions: list[list[Completion]], progress: Progress) -> dict[str, np.ndarray]:
+        scores = {}
+        samples = self.samples(completions)
+        for name, scorer in self.scorers.items():
+            progress.advance(f"evaluate: {name}", 0, len(samples))
+            scores[name] = np.asarray(scorer(samples), dtype=float).reshape(len(completions), -1).mean(1)
+        return scores
+
+    def samples(self, completions: list[list[Completion]]) -> list[Sample]:
+        """Responses as the scorers read them, prompt-major."""
+        ends = set(self.end_ids)
+        rows = []
+        for prompt, group in zip(self.prompts, completions):
+            for one in group:
+                ids = one.ids[:-1] if one.ids and one.ids[-1] in ends else one.ids
+                text = self.tokenizer.decode(ids, skip_special_tokens=True)
+                rows.append(Sample(messages=prompt.messages, completion=text, answer=prompt.answer, extra=prompt.extra, finished=one.finished))
+        return rows
+
+    def _distances(self, policy: Any, completions: list[list[Completion]], progress: Progress) -> dict[str, np.ndarray]:
+        """kl/<reference> = E[log pi - log pi_i] of whole responses in nats, and kl/mixed against the unnormalized mean."""
+        if not self.references or self.config.evaluation.temperature != 1.0 or self.config.evaluation.top_p != 1.0:
+            return {}
+        prompts, groups = [p.ids for p in self.prompts], [[c.ids for c in group] for group in completions]
+        device = next(policy.parameters()).device
+        own = self._whole(policy, prompts, groups, device)
+        tokens: dict[str, list[Tensor]] = {}
+        for number, name in enumerate(self.references):
+            progress.advance(f"evaluate: kl/{name}", number, len(self.references))
+            tokens[name] = self._tokens(self.open_reference(name), prompts, groups, device)
+        sums = torch.stack([torch.stack([t.sum() for t in tokens[name]]) for name in self.references])
+        found = {f"kl/{name}": own - sums[i] for i, name in enumerate(self.references)}
+        if self.config.regularizer is not None:
+            found["kl/mixed"] = own - self._mixed(sums, tokens, prompts, groups, device)
+        return {name: v.reshape(len(completions), -1).mean(1).numpy() for name, v in found.items()}
+
+    def _mixed(self, sums: Tensor, tokens: dict[str, list[Tensor]], prompts: Sequence, groups: Sequence, device: Any) -> Tensor:
+        regularizer, weights = self.config.regularizer, torch.tensor(self.weights, dtype=torch.float64)
+        if regularizer.level == Level.sequence:
+            return power_mean(sums, weights, regularizer.mean_order)
+        active = [name for name, w in zip(self.references, self.weights) if w > 0]
+        models = [self.open_reference(name) for name in active]
+        mix = Mix(regularizer.mean_order, tuple(w for w in self.weights if w > 0))
+        log_f = self._each(prompts, groups, device, lambda packed: normalizers(models, packed, [mix], vocabulary=self.vocabulary)[0])
+        flat = [torch.cat(tokens[name]) for name in self.references]
+        per_token = power_mean(torch.stack(flat), weights, regularizer.mean_order) - torch.cat(log_f)
+        lengths = [len(t) for t in log_f]
+        return torch.stack([part.sum() for part in per_token.split(lengths)])
+
+    def _whole(self, model: Any, prompts: Sequence, groups: Sequence, device: Any) -> Tensor:
+        return torch.stack([t.sum() for t in self._tokens(model, prompts, groups, device)])
+
+    def _tokens(self, model: Any, prompts: Sequence, groups: Sequence, device: Any) -> list[Tensor]:
+        return self._each(prompts, groups, device, lambda packed: token_logps(model, packed, vocabulary=self.vocabulary).logps)
+
+    @torch.no_grad()
+    def _each(self, prompts: Sequence, groups: Sequence, device: Any, compute: Callable[[Packed], Tensor]) -> list[Tensor]:
+        """Per-token results of every response in order, float64, on CPU."""
+        sequences = [(p, c) for p, group in zip(prompts, groups) for c in group]
+        lengths = [len(p) + len(c) for p, c in sequences]
+        size = self.config.evaluation.batch_size
+        found: list[Tensor] = [torch.empty(0)] * len(sequences)
+        for part in micro_batches(lengths, max_tokens=size * max(lengths)):
+            packed = pack([sequences[i][0] for i in part], [(sequences[i][1],) for i in part], 0, share_prompt=True)
+            values = compute(packed.to(device)).double().cpu()
+            for row, i in enumerate(part):
+                found[i] = values[row, : len(sequences[i][1])]
+        return found
+
+    def _objectives(self, values: dict[str, np.ndarray], scores: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """J = score - beta sum_i alpha_i KL(pi || pi_i), for every scorer; the reverse-KL objective, for every regularizer."""
+        if not all(f"kl/{name}" in values for name in self.references) or not self.references:
+            return {}
+        penalty = sum(w * values[f"kl/{name}"] for name, w in zip(self.references, self.weights))
+        return {f"objective/{name}": score - self.config.beta * penalty for name, score in scores.items()}
+
+    def _win_rates(self, scores: dict[str, np.ndarray], progress: Progress) -> dict[str, np.ndarray]:
+        """Share of prompts on which the policy's score is above a reference's, ties counting half."""
+        if self.reference_samples is None or not scores:
+            return {}
+        found = {}
+        for reference in self.references:
+            samples = self.samples(self.reference_samples(reference))
+            for name, scorer in self.scorers.items():
+                theirs = np.asarray(scorer(samples), dtype=float).reshape(len(self.prompts), -1).mean(1)
+                found[f"win_rate/{name}/{reference}"] = (scores[name] > theirs) + 0.5 * (scores[name] == theirs)
+        return found
+
+    def _rows(self, completions: list[list[Completion]], values: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+        samples = iter(self.samples(completions))
+        rows = []
+        for index, (prompt, group) in enumerate(zip(self.prompts, completions)):
+            means = {name: float(v[index]) for name, v in values.items()}
+            texts = [next(samples).completion for _ in group]
+            rows.append({"prompt": prompt.messages[-1]["content"], "answer": prompt.answer, "responses": texts, **means})
+        return rows
+
+
+def summary(values: np.ndarray, resamples: int) -> dict[str, float]:
+    """Mean and bootstrap 95 % interval over the units (prompts or pairs) of one run.
+
+    Args:
+        values: (P,) one value per unit.
+        resamples: bootstrap resamples.
+
+    Returns:
+        {mean, ci_low, ci_high, n}.
+    """
+    interval = bootstrap_interval(values, resamples=resamples)
+    return {"mean": interval.mean, "ci_low": interval.low, "ci_high": interval.high, "n": interval.n}
+
+
+def _per_prompt(completions: list[list[Completion]], value: Callable[[Completion], float]) -> np.ndarray:
+    return np.array([np.mean([float(value(c)) for c in group]) for group in completions])

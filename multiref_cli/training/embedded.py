@@ -1,0 +1,221 @@
+"""The embedded world: `toy:<name>` models and data sets, made on first use and kept by content hash.
+
+Models are ordinary runs of conf/experiment/embedded/<name>.yaml, data sets come from data/toy.py; what both jobs do with
+them goes through the very code that Hub models and data go through.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from omegaconf import DictConfig, OmegaConf
+
+from multiref_cli.config import build
+from multiref_cli.config.compose import compose, options
+from multiref_cli.config.schema import Model
+from multiref_cli.data import toy, toy_tokenizer
+from multiref_cli.data.chat import end_ids, prompt_ids
+from multiref_cli.errors import RequestError
+from multiref_cli.models.load import load_causal_lm, load_tokenizer
+from multiref_cli.rewards.combine import build_reward
+from multiref_cli.rewards.sample import Sample
+from multiref_cli.rollouts.engine import Sampling
+from multiref_cli.rollouts.transformers_engine import TransformersEngine
+from multiref_cli.seeding import derive
+from multiref_cli.tracking.progress import Progress
+
+PREFIX = "toy:"
+MAX_NEW_TOKENS = 40
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A corpus for supervised fine-tuning: how its answers are written, which verbs appear, how many rows."""
+
+    style: toy.Style
+    rows: int
+    verbs: tuple[str, ...] = toy.ALL
+
+
+@dataclass(frozen=True)
+class SampledPairs:
+    """Preference pairs sampled from embedded models and labeled by the gold reward (Bradley-Terry)."""
+
+    models: tuple[str, ...] = ("instruct", "instruct_large")
+    samples: int = 2
+    splits: tuple[tuple[str, str], ...] = (("train", "train"), ("dev", "dev"), ("test", "test"))
+
+
+# How many problems each split has; texts never appear in two of them, nor in a corpus.
+SPLITS = {"train": 1500, "dev": 500, "test": 512, "reward_train": 2500, "reward_test": 500}
+
+CORPORA = {
+    "corpus_instruct": Corpus(toy.Style(slip=0.35, courtesy=0.3, skip=0.1, repeat=0.1, incomplete=0.05), rows=57_600),
+    "corpus_instruct_large": Corpus(toy.Style(slip=0.12, courtesy=0.3, skip=0.1, repeat=0.1, incomplete=0.05), rows=57_600),
+    "corpus_math": Corpus(toy.Style(courtesy=0.3), rows=19_200, verbs=toy.HALF),
+    "corpus_judge": Corpus(toy.Style(courtesy=0.3), rows=19_200),
+}
+
+PAIRS = {
+    "preferences": SampledPairs(),
+    "reward_pairs": SampledPairs(splits=(("train", "reward_train"), ("test", "reward_test"))),
+}
+
+
+def localized(config: DictConfig, progress: Progress) -> DictConfig:
+    """The same config with a local folder in place of every `toy:<name>`, made now if it is not there yet.
+
+    Raises:
+        RequestError: an unknown name.
+    """
+    plain = build.plain(config)
+    cache = build.cache_folder(config)
+    found = _replace(plain, lambda text: str(ensure(text.removeprefix(PREFIX), cache, progress)))
+    return OmegaConf.merge(config, found)  # type: ignore[return-value]
+
+
+def names() -> list[str]:
+    """What can stand after `toy:`."""
+    return sorted(["tokenizer", "prompts", *CORPORA, *PAIRS, *_models()])
+
+
+def ensure(name: str, cache: Path, progress: Progress) -> Path:
+    """The folder of an embedded model or data set, made once per machine.
+
+    Args:
+        name: what stands after `toy:`.
+        cache: folder of everything that is made once.
+        progress: told while something is made.
+
+    Raises:
+        RequestError: an unknown name.
+    """
+    if name not in names():
+        raise RequestError(f"there is no {PREFIX}{name}; allowed: {', '.join(PREFIX + n for n in names())}.")
+    target = cache / "embedded" / f"{name}-{_key(name)}"
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not target.is_dir():
+            making = target.with_name(f".{target.name}.making")
+            shutil.rmtree(making, ignore_errors=True)
+            making.mkdir()
+            _make(name, making, cache, progress)
+            making.rename(target)
+    return target
+
+
+def _make(name: str, folder: Path, cache: Path, progress: Progress) -> None:
+    if name == "tokenizer":
+        toy_tokenizer.toy_tokenizer().save_pretrained(str(folder))
+    elif name == "prompts":
+        for split in SPLITS:
+            _write(folder / f"{split}.jsonl", toy.prompt_rows(_problems(split)))
+    elif name in CORPORA:
+        corpus = CORPORA[name]
+        held_out = {p.text for split in SPLITS for p in _problems(split)}
+        problems = toy.problems(derive(0, name), corpus.rows, corpus.verbs, exclude=held_out)
+        _write(folder / "train.jsonl", toy.corpus_rows(problems, corpus.style, derive(0, name, "style")))
+    elif name in PAIRS:
+        _make_pairs(name, folder, cache, progress)
+    else:
+        _train_model(name, folder, progress)
+
+
+def _train_model(name: str, folder: Path, progress: Progress) -> None:
+    from multiref_cli.training.run import train  # the recipe of a model is itself a run
+
+    progress.note(f"making {PREFIX}{name} (once per machine)")
+    run = folder / "run"
+    train(compose(_recipe(name, run)), progress=progress, overrides=_recipe(name, run))
+    for path in (run / "policy").iterdir():
+        path.rename(folder / path.name)
+    shutil.copy(run / "results.json", folder / "made_by.json")
+    shutil.rmtree(run)
+
+
+def _make_pairs(name: str, folder: Path, cache: Path, progress: Progress) -> None:
+    recipe = PAIRS[name]
+    progress.note(f"making {PREFIX}{name} (once per machine)")
+    texts: dict[str, list[list[list[str]]]] = {split: [] for _, split in recipe.splits}
+    for model_name in recipe.models:
+        source = Model(path=str(ensure(model_name, cache, progress)))
+        tokenizer, model = load_tokenizer(source), load_causal_lm(source, "cpu", "float32")
+        engine = TransformersEngine(model, pad_id=0, batch_size=512)
+        sampling = Sampling(max_new_tokens=MAX_NEW_TOKENS, end_ids=tuple(end_ids(tokenizer)))
+        for _, split in recipe.splits:
+            prompts = [prompt_ids(tokenizer, _messages(p)) for p in _problems(split)]
+            seeds = [derive(0, name, model_name, split, i) for i in range(len(prompts))]
+            groups = engine.generate(prompts, recipe.samples, sampling, seeds)
+            texts[split].append([[tokenizer.decode(c.ids, skip_special_tokens=True) for c in group] for group in groups])
+    gold = build_reward(compose(["reward=toy_gold"]).reward)
+    for file, split in recipe.splits:
+        _write(folder / f"{file}.jsonl", _labeled(_problems(split), texts[split], gold, derive(0, name, "labels", split)))
+
+
+def _labeled(problems: list[toy.Problem], texts: list[list[list[str]]], gold: Any, seed: int) -> list[dict[str, Any]]:
+    """Sample s of the first model against sample s of the second, labeled with Bradley-Terry odds of the gold reward."""
+    first, second = texts
+    pairs = [(p, a, b) for p, one, two in zip(problems, first, second) for a, b in zip(one, two) if a != b]
+    sides = [gold([Sample(_messages(pair[0]), pair[i]) for pair in pairs]).total for i in (1, 2)]
+    return toy.preference_rows([p.text for p, _, _ in pairs], [(a, b) for _, a, b in pairs], list(zip(*sides)), seed)
+
+
+def _messages(problem: toy.Problem) -> list[dict[str, str]]:
+    return [{"role": "user", "content": problem.text}]
+
+
+def _problems(split: str) -> list[toy.Problem]:
+    # One long draw without repetition, cut into splits in a fixed order.
+    names, sizes = list(SPLITS), list(SPLITS.values())
+    start = sum(sizes[: names.index(split)])
+    return toy.problems(derive(0, "problems"), sum(sizes))[start : start + SPLITS[split]]
+
+
+def _models() -> list[str]:
+    return [name.removeprefix("embedded/") for name in options("experiment") if name.startswith("embedded/")]
+
+
+def _recipe(name: str, run: Path) -> list[str]:
+    return [f"experiment=embedded/{name}", f"run.dir={run}", "tracking=off"]
+
+
+def _key(name: str) -> str:
+    """Content hash: the world's source, the recipe, and the keys of what the recipe uses."""
+    parts: list[Any] = [_source_hash(), SPLITS]
+    if name in CORPORA or name in PAIRS:
+        parts.append(repr(CORPORA.get(name) or PAIRS[name]))
+    if name in PAIRS:
+        parts += [_key(model) for model in PAIRS[name].models]
+    if name in _models():
+        config = compose(_recipe(name, Path("unused")))
+        parts.append(build.config_hash(config))
+        used: list[str] = []
+        _replace(build.plain(config), lambda text: used.append(text.removeprefix(PREFIX)) or text)
+        parts += [_key(other) for other in sorted(set(used))]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+
+
+def _source_hash() -> str:
+    sources = [Path(module.__file__ or "").read_bytes() for module in (toy, toy_tokenizer)]
+    return hashlib.sha256(b"".join(sources)).hexdigest()
+
+
+def _replace(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return change(value) if value.startswith(PREFIX) else value
+    if isinstance(value, dict):
+        return {k: _replace(v, change) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_replace(v, change) for v in value]
+    return value
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -1,0 +1,80 @@
+"""What a config asks for, opened and checked before anything is written: tokenizers, data, references, scorers."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from multiref_cli.config import build
+from multiref_cli.config.check import REGULARIZED
+from multiref_cli.data.preferences import load_preferences
+from multiref_cli.data.prompts import load_prompts
+from multiref_cli.data.rows import Split
+from multiref_cli.data.text import load_demonstrations
+from multiref_cli.errors import RequestError
+from multiref_cli.models.load import load_tokenizer
+from multiref_cli.references.models import check_compatible
+
+_LOADERS = {"dpo": load_preferences, "reward_model": load_preferences, "sft": load_demonstrations, "grpo": load_prompts}
+
+
+@dataclass
+class Job:
+    """A config with its data and tokenizers.
+
+    Attributes:
+        config: local folders in place of `toy:` names.
+        hash: of the config as the user gave it.
+        condition: its readable name.
+        tokenizer: of the policy.
+        data: training and held-out rows.
+        vocabulary: number of ids shared by policy and references.
+    """
+
+    config: DictConfig
+    hash: str
+    condition: str
+    tokenizer: Any
+    data: Split
+    vocabulary: int
+
+    @property
+    def batch_size(self) -> int:
+        """Training rows per optimizer step."""
+        algorithm = self.config.algorithm
+        return next(algorithm[k] for k in ("batch_pairs", "batch_prompts", "batch_rows") if k in algorithm)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the run."""
+        if self.config.steps is not None:
+            return self.config.steps
+        return max(1, math.ceil(self.config.epochs * math.ceil(len(self.data.train) / self.batch_size)))
+
+    @property
+    def store_folder(self) -> Path:
+        """Where the reference store of this machine lies."""
+        return build.cache_folder(self.config) / "store"
+
+
+def prepare(config: DictConfig, original: DictConfig) -> Job:
+    """Open tokenizers and data and check that they fit each other; loads no model.
+
+    Args:
+        config: checked, with local folders in place of `toy:` names.
+        original: the same config as the user gave it; names and hashes come from it.
+
+    Raises:
+        RequestError: data, tokenizers or references that do not fit; nothing was written.
+    """
+    tokenizer = load_tokenizer(config.policy)
+    data = _LOADERS[config.algorithm.name](config.data, tokenizer)
+    if not data.train:
+        raise RequestError(f"{config.data.path} has no usable training row: {data.report.summary()}.")
+    vocabulary = len(tokenizer)
+    if config.algorithm.name in REGULARIZED:
+        tokenizers = {r.name: load_tokenizer(r) for r in config.references}
+        vocabulary = check_compatible(tokenizer, tokenizers, config.regularizer.level)
+    return Job(config, build.config_hash(original), build.condition(original), tokenizer, data, vocabulary)

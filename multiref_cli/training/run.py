@@ -1,0 +1,141 @@
+"""One run from config to report: open, train, save, evaluate, write."""
+
+import json
+import os
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from multiref_cli.config import build
+from multiref_cli.config.check import check
+from multiref_cli.config.compose import compose_saved
+from multiref_cli.errors import RequestError, RunError
+from multiref_cli.models.load import fingerprint, save_policy
+from multiref_cli.reports.report import write_run_report
+from multiref_cli.seeding import seed_everything
+from multiref_cli.tracking.progress import Heartbeat, Progress, Silent
+from multiref_cli.tracking.provenance import provenance
+from multiref_cli.tracking.run_dir import RunDir
+from multiref_cli.training.checkpoint import discard_checkpoints
+from multiref_cli.training.embedded import localized
+from multiref_cli.training.job import Job, prepare
+from multiref_cli.training.loop import Loop
+from multiref_cli.training.optimizer import Optimizers
+from multiref_cli.training.scoring import evaluate_policy
+from multiref_cli.training.setup import Trainee, build_trainee
+
+
+def train(config: DictConfig, *, overrides: Sequence[str] = (), progress: Progress | None = None) -> Path:
+    """Train and evaluate a new run.
+
+    Args:
+        config: from config.compose.compose.
+        overrides: as the user gave them, kept in overrides.txt.
+        progress: told of every step.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        RequestError: the request is wrong; nothing was written.
+        RunError: something failed on the way; status.json and logs/ say what.
+    """
+    progress = progress or Silent()
+    check(config)
+    folder = build.run_folder(config)
+    if folder.exists() and any(folder.iterdir()):
+        raise RequestError(f"{folder} exists already; go on with `multiref train --resume {folder}`, or give another run.name.")
+    _set_up_torch(config)
+    job = prepare(localized(config, progress), config)
+    run = RunDir.create(folder, OmegaConf.to_yaml(config, resolve=True), list(overrides), manifest(job))
+    return _guarded(job, run, progress)
+
+
+def resume(folder: Path, progress: Progress | None = None) -> Path:
+    """Go on with an interrupted run from its last checkpoint, or from its start where there is none.
+
+    Raises:
+        RequestError: no run folder, or the run is done.
+    """
+    progress, run = progress or Silent(), RunDir(Path(folder))
+    if not (run.path / "config.yaml").is_file():
+        raise RequestError(f"{folder} is no run folder: it holds no config.yaml.")
+    config = compose_saved(run.path / "config.yaml")
+    if run.is_done(build.config_hash(config)):
+        raise RequestError(f"{folder} is done; `multiref eval {folder}` scores it again.")
+    _set_up_torch(config)
+    return _guarded(prepare(localized(config, progress), config), run, progress)
+
+
+def manifest(job: Job) -> dict[str, Any]:
+    """Content of manifest.json: provenance, and what models and data the run depends on, by sha256."""
+    config = job.config
+    return {
+        **provenance(),
+        "config_hash": job.hash,
+        "condition": job.condition,
+        "data": {"path": config.data.path, "sha256": job.data.sha256, "rows": job.data.report.summary()},
+        "policy": fingerprint(config.policy) if config.policy.new is None else "new",
+        "references": {r.name: fingerprint(r) for r in build.active_references(config)[0]},
+    }
+
+
+def _guarded(job: Job, run: RunDir, progress: Progress) -> Path:
+    """Run the job; whatever ends it is written into status.json."""
+    heartbeat = Heartbeat(progress, run)
+    heartbeat.total = job.total_steps
+    try:
+        _execute(job, run, heartbeat)
+    except KeyboardInterrupt as stop:
+        message = str(stop) or f"interrupted; go on with: multiref train --resume {run.path}"
+        run.write_status("stopped", heartbeat.step, heartbeat.total, message)
+        raise KeyboardInterrupt(message) from stop
+    except Exception as error:  # every fault leaves its traceback in logs/ and one sentence in status.json
+        (run.path / "logs" / "error.txt").write_text("".join(traceback.format_exception(error)))
+        run.write_status("failed", heartbeat.step, heartbeat.total, str(error) or type(error).__name__)
+        if isinstance(error, (RequestError, RunError)):
+            raise
+        raise RunError(
+            f"{type(error).__name__}: {error} (see {run.path}/logs/error.txt; then: multiref train --resume {run.path})"
+        ) from error
+    return run.path
+
+
+def _execute(job: Job, run: RunDir, progress: Heartbeat) -> None:
+    run.write_status("running", 0, job.total_steps, "start")
+    if job.data.report.problems or job.data.report.truncated:
+        progress.note(job.data.report.summary())
+    seed_everything(job.config.seed)
+    trainee = build_trainee(job, progress)
+    optimizers = Optimizers(trainee.model, job.config.optimizer, job.total_steps)
+    Loop(run, trainee.model, trainee.algorithm, optimizers, job.config.hardware).fit(progress)
+    save_policy(trainee.model, job.tokenizer, run.path / "policy")
+    finish(job, run, trainee, progress)
+    discard_checkpoints(run.path / "checkpoints")
+
+
+def finish(job: Job, run: RunDir, trainee: Trainee, progress: Progress) -> None:
+    """Evaluate a trained model and write results.json, the samples, the report and the final status."""
+    metrics, samples, notes = evaluate_policy(job, trainee, progress)
+    _replace_lines(run.path / "evaluation.jsonl", samples)
+    run.write_results(metrics, job.hash, job.config.seed, job.condition, notes=[*trainee.notes, *notes])
+    write_run_report(run.path)
+    run.write_status("done", job.total_steps, job.total_steps)
+
+
+def _replace_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    os.replace(temporary, path)
+
+
+def _set_up_torch(config: DictConfig) -> None:
+    if config.hardware.threads:
+        torch.set_num_threads(config.hardware.threads)
+    # warn_only: a kernel without a deterministic twin (some CUDA scatters) warns and runs, it does not end the run.
+    torch.use_deterministic_algorithms(config.hardware.deterministic, warn_only=True)
+
