@@ -136,10 +136,7 @@ class LeanSession:
 
     def step(self, tokens: Tensor) -> Tensor:
         """Logits (S, V) of the token after `tokens` (S,)."""
-        if self.cuda_graphs:
-            logits = self._replay(tokens)
-        else:
-            logits = self._forward(tokens, self.positions)
+        logits = self._replay(tokens) if self.cuda_graphs else self._forward(tokens, self.positions)
         self.positions = self.positions + 1
         self.step_index += 1
         return logits
@@ -225,7 +222,7 @@ class LeanSession:
 
     def _from_grid(self, x: Tensor, repeats: int) -> Tensor:
         """(P, KV, width * R, N) -> (S, KV, R, N)."""
-        prompts, width = self.grid
+        width = self.grid[1]
         x = x.unflatten(2, (width, repeats)).transpose(1, 2).flatten(0, 1)
         return x if self.slots is None else x[self.slots]
 

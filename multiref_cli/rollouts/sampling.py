@@ -79,8 +79,6 @@ def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, T
     if sampling.temperature not in (0.0, 1.0):
         logits = logits / sampling.temperature
     logps = torch.log_softmax(logits, -1)
-    if sampling.temperature == 0:
-        tokens = logps.argmax(-1)
-    else:
-        tokens = inverse_cdf(truncate(logps.exp(), sampling), uniform)
+    greedy = sampling.temperature == 0
+    tokens = logps.argmax(-1) if greedy else inverse_cdf(truncate(logps.exp(), sampling), uniform)
     return tokens, logps.gather(-1, tokens[:, None])[:, 0]

@@ -105,8 +105,8 @@ class TransformersEngine:
                 raise RequestError(f"Prompt {index} has no tokens: check the chat template and the data's columns.")
             if limit and len(prompt) + sampling.max_new_tokens > limit:
                 raise RequestError(
-                    f"A prompt of {len(prompt)} tokens and {sampling.max_new_tokens} new ones pass the model's limit of "
-                    f"{limit} positions: lower rollout.max_new_tokens or data.max_prompt_tokens."
+                    f"A prompt of {len(prompt)} tokens and {sampling.max_new_tokens} new ones pass the model's limit "
+                    f"of {limit} positions: lower rollout.max_new_tokens or data.max_prompt_tokens."
                 )
 
 

@@ -1,0 +1,52 @@
+"""Advantages of a group's responses: reward minus a baseline, over a scale."""
+
+import torch
+from torch import Tensor
+
+BASELINES = ("group_mean", "leave_one_out", "none")
+SCALES = ("group", "batch", "none")
+
+# Added to the standard deviation, as in GRPO's common implementations; rewards of order one are assumed.
+_EPSILON = 1e-4
+
+
+def advantages(rewards: Tensor, baseline: str = "group_mean", scale: str = "group") -> Tensor:
+    """Reward minus baseline, over scale, for every response of every group.
+
+    group_mean     r - mean of the group (GRPO, arXiv 2402.03300); its gradient is (G - 1) / G times the unbiased one
+    leave_one_out  r - mean of the others (RLOO, arXiv 2402.14740); unbiased
+    none           r
+
+    scaled by the standard deviation (with G - 1) of the group or of the whole batch, or not at all. A standard
+    deviation depends on the response itself, so it biases the gradient, and it multiplies a penalty that is part of the
+    reward as well: beta then acts relative to the spread of the rewards. A group of equal rewards gets zeros.
+
+    Args:
+        rewards: (P, G) of P prompts, penalty included where the estimator puts it there.
+        baseline: one of the three.
+        scale: group, batch or none.
+
+    Returns:
+        (P, G) advantages.
+
+    Raises:
+        ValueError: an unknown name, or `leave_one_out` with a single response.
+    """
+    if baseline not in BASELINES or scale not in SCALES:
+        raise ValueError(f"baseline is {baseline!r} of {BASELINES}, scale is {scale!r} of {SCALES}")
+    groups, size = rewards.shape
+    if baseline == "leave_one_out" and size < 2:
+        raise ValueError("a leave-one-out baseline needs at least two responses a prompt")
+    mean = rewards.mean(1, keepdim=True)
+    centered = rewards if baseline == "none" else rewards - mean
+    if baseline == "leave_one_out":
+        centered = centered * (size / (size - 1))
+    if scale == "none" or (size if scale == "group" else groups * size) < 2:
+        return centered
+    spread = rewards.std(1, keepdim=True) if scale == "group" else rewards.std()
+    return centered / (spread + _EPSILON)
+
+
+def zero_spread(rewards: Tensor) -> Tensor:
+    """Which groups have equal rewards and so teach nothing; (P, G) -> (P,) bool."""
+    return (rewards.amax(1) - rewards.amin(1)) <= 1e-8 * torch.clamp(rewards.abs().amax(1), min=1.0)

@@ -1,0 +1,145 @@
+"""Estimators of the online penalty, each with the gradient that it really descends.
+
+x = log pi - log M is the log ratio of the policy to the mixed reference, A the score order, rho the importance ratio of
+the policy to the one that sampled. All on responses sampled from the policy; M normalized where tokens are mixed.
+
+| estimator  | where                  | value                           | gradient on-policy                  |
+|------------|------------------------|---------------------------------|-------------------------------------|
+| `reward`   | reward, whole response | s_A(x); E is KL(pi‖M) for A = 0 | of D_A(M‖pi), exact for every A     |
+| `exact`    | loss, every token      | sum over the vocabulary: D_A    | of D_A at each state, states given  |
+| `k2`       | loss, every token      | integral of s_A; x²/2 for A = 0 | of D_A at each state, states given  |
+| `k3`       | loss, every token      | e^-x - 1 + x; E is KL(pi‖M)     | of KL(M‖pi), FORWARD KL, whatever A |
+| `k3_ratio` | loss, every token      | rho f_A(e^-x); E is D_A         | of D_A at each state, states given  |
+| `clipped`  | reward, whole response | s_A(x clipped to [-tau, tau])   | of D_A, biased where |x| > tau      |
+
+`exact` lives in models/logprobs.py (`token_divergence`), where the logits are. For A = 0, `k2` and `k3` are Schulman's
+estimators, and `k3_ratio` is the importance-weighted k3 that TRL calls bias correction. For A = 1, `k2` is k3: the very
+function that GRPO descends, here under the divergence whose gradient it has.
+
+"States given": with a loss at each token, a token is not charged for the states that it leads to; for A = 0 the sum
+over tokens has KL(pi‖M) as its value, but not all of its gradient. `reward` charges the whole response and is complete.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from multiref_cli.objectives.divergence import score
+
+
+def reward_penalty(policy_logps: Tensor, mixed_logps: Tensor, order: float, clip: float = 0.0) -> Tensor:
+    """s_A(log pi(y) - log M(y)), to be put into the reward with weight -beta: the exact gradient for every order.
+
+    grad of E_pi[r] - beta sum_i alpha_i D_A(pi_i‖pi) = E_pi[ grad log pi(y) (r(y) - beta s_A(log u(y))) ]
+
+    Args:
+        policy_logps: (B,) log-probs of whole responses in nats, float64 for long ones; no gradient is wanted.
+        mixed_logps: (B,) of the mixed reference, unnormalized at sequence level.
+        order: A.
+        clip: nats beyond which the score goes on linearly; 0: off.
+
+    Returns:
+        (B,) the score, detached.
+    """
+    return score((policy_logps - mixed_logps).detach(), order, clip)
+
+
+def clipped_penalty(policy_logps: Tensor, mixed_logps: Tensor, order: float, threshold: float) -> Tensor:
+    """s_A of the log ratio clipped to [-tau, tau], to be put into the reward (clipped KL of arXiv 2602.21765).
+
+    Lower variance for a bias of at most E[(|x| - tau)_+] in the value for A = 0.
+
+    Args:
+        policy_logps: (B,) log-probs of whole responses in nats.
+        mixed_logps: (B,) of the mixed reference.
+        order: A.
+        threshold: tau in nats, above 0.
+
+    Returns:
+        (B,) the clipped score, detached.
+    """
+    return score((policy_logps - mixed_logps).detach().clamp(-threshold, threshold), order)
+
+
+def calibrated_threshold(log_ratios: Tensor, confidence: float = 0.05) -> float:
+    """The tau that balances the bias of clipping against the sampling error of the clipped mean.
+
+    With n samples, Hoeffding bounds the error of a mean in [-tau, tau] by tau sqrt(2 log(2 / delta) / n), and clipping
+    costs E[(|x| - tau)_+]. The sum is least at P(|x| > tau) = sqrt(2 log(2 / delta) / n): tau is a quantile of |x|.
+    This is our reading of the trade-off that arXiv 2602.21765 bounds; the paper's constants are not used.
+
+    Args:
+        log_ratios: (n,) log pi - log M of whole responses, in nats.
+        confidence: delta, the probability with which the bound may fail.
+
+    Returns:
+        tau in nats, at least 1e-6.
+    """
+    magnitudes = log_ratios.detach().abs().double()
+    tail = math.sqrt(2.0 * math.log(2.0 / confidence) / len(magnitudes))
+    return max(float(torch.quantile(magnitudes, max(0.0, 1.0 - tail))), 1e-6)
+
+
+def k2(log_ratio: Tensor, order: float = 0.0, clip: float = 0.0) -> Tensor:
+    """The integral of s_A from 0 to x: x²/2 for A = 0, e^-x - 1 + x for A = 1, e^x - 1 - x for A = -1.
+
+    Its gradient is s_A(x) grad log pi, in expectation that of D_A at the state (arXiv 2510.01555 for A = 0). The value
+    estimates nothing of use.
+
+    Args:
+        log_ratio: (B, T) log pi - log M in nats, differentiable.
+        order: A.
+        clip: nats beyond which s_A goes on linearly; 0: off.
+
+    Returns:
+        (B, T), never negative.
+    """
+    if order == 0:
+        return log_ratio.square() / 2
+    bounded = log_ratio
+    if clip > 0:
+        bounded = log_ratio.clamp(min=-clip) if order > 0 else log_ratio.clamp(max=clip)
+    inside = (bounded + torch.expm1(-order * bounded) / order) / order
+    # Beyond the clip s_A goes on linearly, so its integral goes on as a parabola.
+    beyond = log_ratio - bounded
+    return inside + score(bounded, order) * beyond + torch.exp(-order * bounded) * beyond.square() / 2
+
+
+def k3(log_ratio: Tensor) -> Tensor:
+    """e^-x - 1 + x, an unbiased and never negative estimate of KL(pi‖M), whose gradient is that of KL(M‖pi).
+
+    As a loss term (GRPO, arXiv 2402.03300) it descends the forward KL; see the table above.
+
+    Args:
+        log_ratio: (B, T) log pi - log M in nats, differentiable.
+
+    Returns:
+        (B, T).
+    """
+    return torch.expm1(-log_ratio) + log_ratio
+
+
+def k3_ratio(log_ratio: Tensor, ratios: Tensor, order: float = 0.0) -> Tensor:
+    """rho f_A(e^-x) with f_A(t) = (t^A - 1 - A (t - 1)) / (A (A - 1)): value and gradient are those of D_A.
+
+    f_0(t) = t - 1 - log t gives the importance-weighted k3 (DeepSeek-V3.2, arXiv 2512.02556), f_1(t) = t log t - t + 1.
+    Because rho is differentiable, grad E_pi[f] comes out whole, on the policy that sampled and off it.
+
+    Args:
+        log_ratio: (B, T) log pi - log M in nats, M normalized, differentiable.
+        ratios: (B, T) importance ratios of the policy to the one that sampled, differentiable.
+        order: A.
+
+    Returns:
+        (B, T), never negative.
+    """
+    log_t = -log_ratio
+    t_minus_one = torch.expm1(log_t)
+    if order == 0:
+        value = t_minus_one - log_t
+    elif order == 1:
+        value = torch.exp(log_t) * log_t - t_minus_one
+    else:
+        value = (torch.expm1(order * log_t) - order * t_minus_one) / (order * (order - 1.0))
+    return ratios * value

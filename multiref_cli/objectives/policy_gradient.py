@@ -1,0 +1,56 @@
+"""The clipped policy-gradient surrogate with importance ratios per token or per sequence."""
+
+import torch
+from torch import Tensor
+
+from multiref_cli.objectives.aggregate import masked_mean
+
+LEVELS = ("token", "sequence")
+
+
+def importance_ratios(logps: Tensor, old_logps: Tensor, mask: Tensor, level: str = "token") -> Tensor:
+    """How much more likely the policy now finds what it sampled then.
+
+    token     rho_t = exp(log pi - log pi_old), one for each token
+    sequence  exp(mean over the response's tokens of log pi - log pi_old), one a response (GSPO, arXiv 2507.18071)
+
+    Args:
+        logps: (B, T) of the policy now, differentiable.
+        old_logps: (B, T) of the policy that sampled.
+        mask: (B, T) bool.
+        level: token or sequence.
+
+    Returns:
+        (B, T) or (B, 1), differentiable; 1 where masked.
+
+    Raises:
+        ValueError: an unknown level.
+    """
+    if level not in LEVELS:
+        raise ValueError(f"importance is {level!r}; allowed: {', '.join(LEVELS)}")
+    difference = torch.where(mask, logps - old_logps, torch.zeros_like(logps))
+    if level == "sequence":
+        difference = masked_mean(difference, mask, 1)[:, None]
+    return torch.exp(difference)
+
+
+def clipped_surrogate(
+    ratios: Tensor, advantages: Tensor, clip_low: float = 0.2, clip_high: float = 0.2
+) -> tuple[Tensor, Tensor]:
+    """-min( rho A, clip(rho, 1 - low, 1 + high) A ) (PPO, arXiv 1707.06347; unequal sides: DAPO, arXiv 2503.14476).
+
+    On the policy that sampled (rho = 1) the gradient is -A grad log pi, the policy gradient.
+
+    Args:
+        ratios: (B, T) or (B, 1) importance ratios, differentiable.
+        advantages: (B,).
+        clip_low: how far below 1 a ratio still counts; usual 0.2.
+        clip_high: how far above 1; usual 0.2 to 0.28.
+
+    Returns:
+        The loss, of the shape of `ratios`, and bool of the same shape: where the clip stops the gradient.
+    """
+    advantages = advantages[:, None]
+    clipped = ratios.clamp(1.0 - clip_low, 1.0 + clip_high)
+    stopped = ((ratios < 1.0 - clip_low) & (advantages < 0)) | ((ratios > 1.0 + clip_high) & (advantages > 0))
+    return -torch.minimum(ratios * advantages, clipped * advantages), stopped.detach()
