@@ -104,29 +104,6 @@ class Qualities:
     words: int
 
 
-@dataclass(frozen=True)
-class Gold:
-    """Weights of the gold reward, in nats of the Bradley-Terry model.
-
-    Args:
-        correct: of a right final answer.
-        complete: of a complete form.
-        steps: of the share of steps that are written out.
-        courtesy: of closing words.
-        repeated: of each step written more than once.
-        words: of each token beyond `words_over`.
-        words_over: length in tokens beyond which words count.
-    """
-
-    correct: float = 1.0
-    complete: float = 1.0
-    steps: float = 1.0
-    courtesy: float = 0.5
-    repeated: float = -0.5
-    words: float = -0.1
-    words_over: int = 16
-
-
 def problems(
     seed: int, n: int, verbs: Sequence[str] = ALL, two_steps: float = 0.7, exclude: Iterable[str] = ()
 ) -> list[Problem]:
@@ -217,7 +194,7 @@ def solve(problem: Problem, style: Style = Style(), generator: random.Random | N
 
 
 def assess(problem: Problem, response: str) -> Qualities:
-    """Measure the qualities of a response that the gold reward weighs.
+    """Measure the qualities of a response that the gold reward weighs (rewards/toy.py).
 
     Args:
         problem: the problem that was asked.
@@ -249,28 +226,6 @@ def assess(problem: Problem, response: str) -> Qualities:
     )
 
 
-def gold_reward(problem: Problem, response: str, gold: Gold = Gold()) -> float:
-    """The gold reward of a response: the weighted sum of its qualities.
-
-    Args:
-        problem: the problem that was asked.
-        response: the text of the answer.
-        gold: the weights.
-
-    Returns:
-        The reward, in nats of the Bradley-Terry model.
-    """
-    found = assess(problem, response)
-    return (
-        gold.correct * found.correct
-        + gold.complete * found.complete
-        + gold.steps * found.steps
-        + gold.courtesy * found.courtesy
-        + gold.repeated * found.repeated
-        + gold.words * max(found.words - gold.words_over, 0)
-    )
-
-
 def prompt_rows(problems: Sequence[Problem]) -> list[dict]:
     """Rows of `prompt` and `answer`, for the online job and for evaluation."""
     return [{"prompt": problem.text, "answer": str(problem.answer)} for problem in problems]
@@ -295,40 +250,36 @@ def corpus_rows(problems: Sequence[Problem], style: Style, seed: int) -> list[di
 
 
 def preference_rows(
-    problems: Sequence[Problem], texts: Sequence[Sequence[str]], seed: int, gold: Gold = Gold()
+    prompts: Sequence[str], responses: Sequence[tuple[str, str]], rewards: Sequence[tuple[float, float]], seed: int
 ) -> list[dict]:
-    """Label pairs of responses by the Bradley-Terry model of the gold reward.
+    """Label pairs of responses by the Bradley-Terry model of a gold reward.
 
-    P(first is chosen) = sigmoid(r(first) - r(second)) (arXiv 2502.01203, Section 3). The responses to a problem are
-    those of one model and then as many of another; the i-th of one is compared with the i-th of the other. A pair of
-    equal or empty texts is left out, since no preference can be told from it.
+    P(first is chosen) = sigmoid(r(first) - r(second)) (arXiv 2502.01203, Section 3); a pair of equal or empty texts is
+    left out, since no preference can be told from it.
 
     Args:
-        problems: (P,) problems.
-        texts: (P, 2 n) responses to each.
+        prompts: (N,) texts of the problems.
+        responses: (N,) two responses to each.
+        rewards: (N,) gold rewards of both, in nats of the Bradley-Terry model.
         seed: of the labels; the label of a pair depends on its texts and on the seed alone.
-        gold: weights of the gold reward.
 
     Returns:
-        At most P n rows of `prompt`, `chosen`, `rejected`, `gold_chosen` and `gold_rejected`.
+        At most N rows of `prompt`, `chosen`, `rejected`, `gold_chosen` and `gold_rejected`.
     """
     rows = []
-    for problem, responses in zip(problems, texts, strict=True):
-        half = len(responses) // 2
-        for pair in zip(responses[:half], responses[half:], strict=True):
-            first, second = (text.strip() for text in pair)
-            if first == second or not first or not second:
-                continue
-            rewards = [gold_reward(problem, text, gold) for text in (first, second)]
-            chance = random.Random(f"bradley-terry/{seed}/{problem.text}\n{first}\n{second}").random()
-            chosen = 0 if chance < 1 / (1 + math.exp(rewards[1] - rewards[0])) else 1
-            rows.append(
-                {
-                    "prompt": problem.text,
-                    "chosen": (first, second)[chosen],
-                    "rejected": (first, second)[1 - chosen],
-                    "gold_chosen": rewards[chosen],
-                    "gold_rejected": rewards[1 - chosen],
-                }
-            )
+    for prompt, pair, gold in zip(prompts, responses, rewards, strict=True):
+        first, second = (text.strip() for text in pair)
+        if first == second or not first or not second:
+            continue
+        chance = random.Random(f"bradley-terry/{seed}/{prompt}\n{first}\n{second}").random()
+        chosen = 0 if chance < 1 / (1 + math.exp(gold[1] - gold[0])) else 1
+        rows.append(
+            {
+                "prompt": prompt,
+                "chosen": (first, second)[chosen],
+                "rejected": (first, second)[1 - chosen],
+                "gold_chosen": gold[chosen],
+                "gold_rejected": gold[1 - chosen],
+            }
+        )
     return rows

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from multiref_cli.data.toy import Gold, assess, gold_reward, parse_problem
+from multiref_cli.data.toy import Qualities, assess, parse_problem
 from multiref_cli.rewards.sample import Sample
 
 
@@ -15,18 +15,41 @@ def toy_correct(samples: Sequence[Sample]) -> list[float]:
     Returns:
         (B,) 0.0 or 1.0.
     """
-    return [assess(parse_problem(sample.prompt), sample.completion).correct for sample in samples]
+    return [_qualities(sample).correct for sample in samples]
 
 
-def toy_gold(samples: Sequence[Sample], **weights: float) -> list[float]:
-    """The gold reward of the mini-GSM world.
+def toy_gold(
+    samples: Sequence[Sample],
+    correct: float = 1.0,
+    complete: float = 1.0,
+    steps: float = 1.0,
+    courtesy: float = 0.5,
+    repeated: float = -0.5,
+    words: float = -0.1,
+    words_over: int = 16,
+) -> list[float]:
+    """The gold reward: a weighted sum of the qualities of a response, in nats of the Bradley-Terry model.
 
     Args:
         samples: (B,) responses to mini-GSM problems.
-        weights: fields of `multiref_cli.data.toy.Gold`; those not given keep their defaults.
+        correct: weight of a right final answer.
+        complete: weight of a complete form: one answer mark with a number, then nothing but closing words.
+        steps: weight of the share of steps that are written out.
+        courtesy: weight of closing words.
+        repeated: weight of each step written more than once.
+        words: weight of each token beyond `words_over`.
+        words_over: length in tokens beyond which words count.
 
     Returns:
-        (B,) rewards, in nats of the Bradley-Terry model.
+        (B,) rewards.
     """
-    gold = Gold(**weights)
-    return [gold_reward(parse_problem(sample.prompt), sample.completion, gold) for sample in samples]
+    scores = []
+    for sample in samples:
+        found = _qualities(sample)
+        score = correct * found.correct + complete * found.complete + steps * found.steps + courtesy * found.courtesy
+        scores.append(score + repeated * found.repeated + words * max(found.words - words_over, 0))
+    return scores
+
+
+def _qualities(sample: Sample) -> Qualities:
+    return assess(parse_problem(sample.prompt), sample.completion)
