@@ -1,0 +1,306 @@
+"""Log-probabilities of given completions, without a full logits tensor.
+
+The head is applied to completion positions only, a chunk at a time, and reduced in float32; the backward pass computes
+each chunk again. So the largest tensor over the vocabulary has one chunk of rows, whatever the batch.
+A policy's own log-probabilities, like a reference's, normalize over the ids of the tokenizer: ids beyond `vocabulary`
+are padding of the matrix and are cut off before the softmax.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from multiref_cli.models.decoder import Head, head_of, hidden_states
+from multiref_cli.models.packing import Packed
+from multiref_cli.objectives.divergence import amari_divergence
+from multiref_cli.objectives.mixing import power_mean
+
+# Elements over the vocabulary that may be alive at once (64 MB on CPU, 1 GB on GPU): fewer rows make the matrix product
+# of the head slower (half as fast at 16 rows on CPU), more do not make it faster.
+LIVE_ELEMENTS = {"cpu": 2**24, "cuda": 2**28}
+# Tensors of a chunk's size that a statistic holds at its peak, counted by tests/models/test_logprobs.py.
+SAMPLED_COPIES, ENTROPY_COPIES, REFERENCE_COPIES = 5, 9, 6
+
+# From one chunk of logits (C, V) and its place among the N positions to statistics with C rows each.
+Statistics = Callable[[Tensor, slice], tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class TokenLogps:
+    """Per-token results, 0 where masked.
+
+    Attributes:
+        logps: (B, T) log-probability of each completion token in nats, float32 or better, differentiable.
+        entropy: (B, T) entropy of the distribution it was taken from, in nats, differentiable; None unless asked for.
+    """
+
+    logps: Tensor
+    entropy: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class TokenDivergence:
+    """Per-token results of a policy beside K references, 0 where masked.
+
+    Attributes:
+        logps: (B, T) policy log-probabilities of the completion tokens, differentiable.
+        divergence: (B, T) exact divergence over the whole vocabulary, in nats, differentiable.
+        entropy: (B, T) of the policy, differentiable; None unless asked for.
+        reference_logps: (K, B, T) log-probabilities of the same tokens under each reference.
+        log_normalizers: (B, T) log F_t of the token-level mixed reference.
+    """
+
+    logps: Tensor
+    divergence: Tensor
+    entropy: Tensor | None
+    reference_logps: Tensor
+    log_normalizers: Tensor
+
+
+@dataclass(frozen=True)
+class Mix:
+    """A token-level mixed reference: the order of its mean and the weights of the K references."""
+
+    order: float
+    weights: tuple[float, ...]
+
+
+def token_logps(
+    model: Any,
+    packed: Packed,
+    temperature: float = 1.0,
+    chunk: int | None = None,
+    entropy: bool = False,
+    vocabulary: int | None = None,
+) -> TokenLogps:
+    """Log-probabilities of the completion tokens, and the entropy on request, in one pass.
+
+    Args:
+        model: a causal language model (transformers, peft, or an adapter of one).
+        packed: rows from `packing.pack`, on the model's device.
+        temperature: logits are divided by it; 1 is the model itself.
+        chunk: completion positions per application of the head; None chooses by device.
+        entropy: also the entropy of each distribution.
+        vocabulary: ids of the tokenizer, where the head is padded beyond them.
+
+    Returns:
+        Results of shape (B, T).
+    """
+    head = head_of(model, vocabulary)
+
+    def statistics(logits: Tensor, rows: slice) -> tuple[Tensor, ...]:
+        if not entropy:
+            return (-F.cross_entropy(logits, packed.targets[rows], reduction="none"),)
+        logps = logits.log_softmax(-1)
+        return _pick(logps, packed.targets[rows]), _entropy(logps)
+
+    sizes = _Sizes(
+        chunk or _default_chunk(head, packed.targets.device, ENTROPY_COPIES if entropy else SAMPLED_COPIES),
+        temperature,
+        2,
+    )
+    results = _apply(hidden_states(model, packed), head, statistics, sizes)
+    return TokenLogps(*(_spread(values, packed.mask) for values in results))
+
+
+def token_divergence(
+    model: Any,
+    references: Sequence[Any],
+    mix: Mix,
+    order: float,
+    packed: Packed,
+    temperature: float = 1.0,
+    entropy: bool = False,
+    vocabulary: int | None = None,
+) -> TokenDivergence:
+    """The exact per-token divergence from K references, summed over the whole vocabulary, in one pass.
+
+    sum_i alpha_i D_A(pi_i(.|s) || pi(.|s)), A = `order`, where the mean has the same order (it differs from D_A with
+    the mixed reference only by what does not depend on the policy); D_A(M / F || pi) with the normalized mixed
+    reference of `mix` where the orders differ. Gradient: that of this sum, states taken as given.
+
+    Args:
+        model: the policy.
+        references: K frozen models over the same ids; one whose weight is 0 must not be among them.
+        mix: order of the mean and the K weights.
+        order: A of the divergence.
+        packed: rows on the models' device.
+        temperature: logits of policy and references are divided by it.
+        entropy: also the policy's entropy.
+        vocabulary: ids of the tokenizer, shared by all.
+
+    Returns:
+        Results of shape (B, T), references first where there are K of them.
+    """
+    head, constants = head_of(model, vocabulary), _reference_heads(references, packed, vocabulary)
+    weights = torch.tensor(mix.weights, device=packed.targets.device)
+
+    def statistics(logits: Tensor, rows: slice) -> tuple[Tensor, ...]:
+        targets, logps = packed.targets[rows], logits.log_softmax(-1)
+        reference_logps = _reference_chunk(constants, rows, temperature)
+        mixed, log_normalizers = _mixed(reference_logps, mix, weights)
+        if mix.order == order:
+            divergence = sum(
+                weight * amari_divergence(one, logps, order) for weight, one in zip(mix.weights, reference_logps)
+            )
+        else:
+            divergence = amari_divergence(mixed - log_normalizers[:, None], logps, order)
+        picked = torch.stack([_pick(one, targets) for one in reference_logps], -1)
+        entropies = (_entropy(logps),) if entropy else ()
+        return _pick(logps, targets), divergence, *entropies, picked, log_normalizers
+
+    sizes = _Sizes(
+        _default_chunk(head, packed.targets.device, ENTROPY_COPIES + REFERENCE_COPIES * len(references)),
+        temperature,
+        3 if entropy else 2,
+    )
+    logps, divergence, *rest = _apply(hidden_states(model, packed), head, statistics, sizes)
+    return TokenDivergence(
+        logps=_spread(logps, packed.mask),
+        divergence=_spread(divergence, packed.mask),
+        entropy=_spread(rest[0], packed.mask) if entropy else None,
+        reference_logps=torch.stack([_spread(column, packed.mask) for column in rest[-2].unbind(-1)]),
+        log_normalizers=_spread(rest[-1], packed.mask),
+    )
+
+
+@torch.no_grad()
+def normalizers(
+    references: Sequence[Any],
+    packed: Packed,
+    mixes: Sequence[Mix],
+    temperature: float = 1.0,
+    vocabulary: int | None = None,
+) -> list[Tensor]:
+    """log F_t = log sum_v M_A(v | y_<t) of every token-level mix, all in one pass over the references.
+
+    Args:
+        references: K models over the same ids.
+        packed: rows on the models' device.
+        mixes: the (order, weights) wanted; weights of 0 are allowed here.
+        temperature: logits are divided by it.
+        vocabulary: ids of the tokenizer, shared by all.
+
+    Returns:
+        One (B, T) float32 tensor per mix, in nats, 0 where masked.
+    """
+    constants = _reference_heads(references, packed, vocabulary)
+    device = packed.targets.device
+    weights = [torch.tensor(mix.weights, device=device) for mix in mixes]
+    chunk = _default_chunk(constants[0][0], device, SAMPLED_COPIES + 2 * len(references))
+    parts = []
+    for rows in _slices(len(packed.targets), chunk):
+        logps = _reference_chunk(constants, rows, temperature)
+        parts.append(torch.stack([_mixed(logps, mix, weight)[1] for mix, weight in zip(mixes, weights)]))
+    return [_spread(values, packed.mask) for values in torch.cat(parts, 1)]
+
+
+def _mixed(logps: Tensor, mix: Mix, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """(K, C, V) -> the mixed reference (C, V), unnormalized, and its log-normalizer (C,)."""
+    mixed = power_mean(logps, weights, mix.order)
+    if mix.order == 1 or sum(weight > 0 for weight in mix.weights) == 1:
+        return mixed, mixed.new_zeros(mixed.shape[0])  # a distribution already: no rounding where the answer is 0
+    return mixed, mixed.logsumexp(-1)
+
+
+@torch.no_grad()
+def _reference_heads(references: Sequence[Any], packed: Packed, vocabulary: int | None) -> list[tuple[Head, Tensor]]:
+    return [(head_of(model, vocabulary), hidden_states(model, packed)) for model in references]
+
+
+@torch.no_grad()
+def _reference_chunk(constants: list[tuple[Head, Tensor]], rows: slice, temperature: float) -> Tensor:
+    """(K, C, V) normalized log-probabilities of the references."""
+    logits = [head.finish(head.linear(hidden[rows]), temperature) for head, hidden in constants]
+    return torch.stack([one.log_softmax(-1) for one in logits])
+
+
+def _pick(logps: Tensor, targets: Tensor) -> Tensor:
+    return logps.gather(-1, targets[:, None])[:, 0]
+
+
+def _entropy(logps: Tensor) -> Tensor:
+    return -(logps.exp() * logps).sum(-1)
+
+
+def _spread(values: Tensor, mask: Tensor) -> Tensor:
+    """(N,) -> (B, T), zero outside the mask."""
+    return values.new_zeros(mask.shape).masked_scatter(mask, values)
+
+
+def _default_chunk(head: Head, device: torch.device, copies: int) -> int:
+    """Rows of a chunk, given how many tensors of its size are alive at the peak."""
+    return max(4, LIVE_ELEMENTS.get(device.type, LIVE_ELEMENTS["cuda"]) // (head.size * copies))
+
+
+def _slices(count: int, chunk: int) -> list[slice]:
+    return [slice(start, min(start + chunk, count)) for start in range(0, max(count, 1), chunk)]
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Rows per chunk, the temperature, and how many of the statistics (the first ones) have a gradient."""
+
+    chunk: int
+    temperature: float
+    differentiable: int
+
+
+def _apply(hidden: Tensor, head: Head, statistics: Statistics, sizes: _Sizes) -> tuple[Tensor, ...]:
+    return _ChunkedHead.apply(hidden, head.weight, head.bias, replace(head, weight=None, bias=None), statistics, sizes)
+
+
+class _ChunkedHead(torch.autograd.Function):
+    """Statistics of the logits, chunk by chunk; the backward pass builds each chunk's graph anew and drops it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head, statistics: Statistics, sizes: _Sizes
+    ) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(hidden, weight, bias)
+        ctx.head, ctx.statistics, ctx.sizes = head, statistics, sizes
+        ctx.set_materialize_grads(False)
+        head = replace(head, weight=weight, bias=bias)
+        with torch.autocast(hidden.device.type, enabled=False):
+            parts = [
+                statistics(head.finish(head.linear(hidden[rows]), sizes.temperature), rows)
+                for rows in _slices(len(hidden), sizes.chunk)
+            ]
+        results = tuple(torch.cat(column) for column in zip(*parts))
+        ctx.mark_non_differentiable(*results[sizes.differentiable :])
+        return results
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias = ctx.saved_tensors
+        head = replace(ctx.head, weight=weight, bias=bias)
+        wanted = [i for i, gradient in enumerate(gradients) if gradient is not None]
+        # Chunks add up in float32 even where the weights are bf16.
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        to_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        to_weight = torch.zeros_like(weight, dtype=wide) if ctx.needs_input_grad[1] else None
+        to_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and ctx.needs_input_grad[2] else None
+        for rows in _slices(len(hidden), ctx.sizes.chunk):
+            with torch.autocast(hidden.device.type, enabled=False):
+                product = head.linear(hidden[rows]).requires_grad_()
+                with torch.enable_grad():
+                    results = ctx.statistics(head.finish(product, ctx.sizes.temperature), rows)
+                    (to_product,) = torch.autograd.grad(
+                        [results[i] for i in wanted], product, [gradients[i][rows] for i in wanted]
+                    )
+                if to_hidden is not None:
+                    torch.mm(to_product, head.weight[: head.size].to(hidden.dtype), out=to_hidden[rows])
+                if to_weight is not None:
+                    if to_product.dtype == wide:
+                        to_weight[: head.size].addmm_(to_product.T, hidden[rows])
+                    else:
+                        to_weight[: head.size] += to_product.T @ hidden[rows]
+                if to_bias is not None:
+                    to_bias[: head.size] += to_product.sum(0)
+        cast = [None if t is None else t.to(weight.dtype) for t in (to_weight, to_bias)]
+        return to_hidden, *cast, None, None, None

@@ -1,0 +1,167 @@
+"""Token rows for the model: prompts shared by their responses, right-padded, bucketed by length.
+
+A row is `[prompt | response 1 | ... | response G]`. Every response sees the prompt and itself, its positions go on
+after the prompt, and its first token is predicted at the last prompt token; the last token of a response is only a
+target, so it is not computed at all. A preference pair is G = 2, a rollout group G = 8, a single sequence G = 1.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+# How many times longer one masked pair of positions takes than one pair under the plain causal kernel, which skips the
+# upper triangle (measured on CPU by tests/bench/bench_sharing.py; a GPU's fused kernels lose more under a mask).
+MASKED_ATTENTION_COST = 2.0
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Rows for one forward pass, and where in them each completion token is predicted.
+
+    Attributes:
+        input_ids: (R, L) token ids, right-padded.
+        position_ids: (R, L) positions, restarting after the prompt for every response that shares it.
+        attention_mask: (R, 1, L, L) bool, true where a position is seen; None where plain causal attention is right.
+        predictor: (N,) flat index into (R * L) of the hidden state that predicts each completion token.
+        targets: (N,) ids of the completion tokens, sequence by sequence.
+        mask: (B, T) bool, true at completion tokens; its N true entries in row-major order are `targets`.
+        real_tokens: tokens computed, padding left out.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    attention_mask: Tensor | None
+    predictor: Tensor
+    targets: Tensor
+    mask: Tensor
+    real_tokens: int
+
+    @property
+    def padded_tokens(self) -> int:
+        """R * L, what the model computes, padding included."""
+        return self.input_ids.numel()
+
+    def to(self, device: torch.device | str) -> "Packed":
+        """The same rows on another device."""
+        names = ("input_ids", "position_ids", "attention_mask", "predictor", "targets", "mask")
+        tensors = {name: getattr(self, name) for name in names}
+        return replace(self, **{name: None if t is None else t.to(device) for name, t in tensors.items()})
+
+
+def pack(
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[Sequence[int]]],
+    pad_id: int,
+    share_prompt: bool,
+) -> Packed:
+    """Lays out prompts and their completions for one forward pass.
+
+    Args:
+        prompts: P prompts of token ids, none of them empty.
+        completions: for each prompt its responses' token ids; sequences are numbered prompt-major.
+        pad_id: any valid id; padding is found by length, never by this id.
+        share_prompt: one row per prompt with all its responses, else one row per sequence.
+
+    Returns:
+        The rows and the places of the completion tokens in them.
+
+    Raises:
+        ValueError: an empty prompt, which has no position to predict a first token from.
+    """
+    if any(len(prompt) == 0 for prompt in prompts):
+        raise ValueError("a prompt is empty: its first completion token has no position to be predicted from")
+    if share_prompt:
+        rows = list(zip(prompts, completions, strict=True))
+    else:
+        rows = [(prompt, [one]) for prompt, group in zip(prompts, completions, strict=True) for one in group]
+    lengths = [row_length(len(prompt), [len(one) for one in group], True) for prompt, group in rows]
+    width = max(lengths)
+    input_ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    position_ids = torch.arange(width).repeat(len(rows), 1)
+    segment = torch.full((len(rows), width), -1, dtype=torch.long)
+    predictor, targets, sizes = [], [], []
+    for index, (prompt, group) in enumerate(rows):
+        start = len(prompt)
+        input_ids[index, :start] = torch.as_tensor(prompt, dtype=torch.long)
+        segment[index, :start] = 0
+        for number, one in enumerate(group, 1):
+            ids = torch.as_tensor(one, dtype=torch.long)
+            stop = start + max(len(ids) - 1, 0)
+            input_ids[index, start:stop] = ids[:-1]
+            position_ids[index, start:stop] = torch.arange(len(prompt), len(prompt) + stop - start)
+            segment[index, start:stop] = number
+            places = torch.arange(start - 1, stop)
+            places[0] = len(prompt) - 1
+            predictor.append(places[: len(ids)] + index * width)
+            targets.append(ids)
+            sizes.append(len(ids))
+            start = stop
+    plain = all(len(group) <= 1 for _, group in rows)
+    counts = torch.tensor(sizes)
+    return Packed(
+        input_ids=input_ids,
+        position_ids=position_ids,
+        attention_mask=None if plain else _shared_prefix_mask(segment),
+        predictor=torch.cat(predictor),
+        targets=torch.cat(targets),
+        mask=torch.arange(int(counts.max()))[None, :] < counts[:, None],
+        real_tokens=sum(lengths),
+    )
+
+
+def _shared_prefix_mask(segment: Tensor) -> Tensor:
+    """(R, L) segment numbers (0 prompt, 1.. responses, -1 padding) -> (R, 1, L, L) bool; no row is empty."""
+    same = segment[:, :, None] == segment[:, None, :]
+    prompt = (segment == 0)[:, None, :]
+    return ((same | prompt).tril())[:, None]
+
+
+def row_length(prompt_length: int, completion_lengths: Sequence[int], share_prompt: bool) -> int:
+    """Tokens in the row of one prompt (shared), or in the longest of its rows (one row per response)."""
+    inputs = [max(length - 1, 0) for length in completion_lengths]
+    return prompt_length + (sum(inputs) if share_prompt else max(inputs, default=0))
+
+
+def sharing_pays(prompt_lengths: Sequence[int], completion_lengths: Sequence[Sequence[int]], hidden_size: int) -> bool:
+    """Whether one row per prompt costs less than one row per sequence.
+
+    Per layer, a token costs about 24 H^2 operations in the linear maps and 4 H for every position it attends to: 6 H
+    positions weigh as much as one token. Sharing saves prompt tokens; it pays with attention over the whole row, where
+    the other responses are masked but still computed.
+
+    Args:
+        prompt_lengths: (P,) tokens.
+        completion_lengths: for each prompt the tokens of its responses.
+        hidden_size: H of the model.
+    """
+    shared = unshared = 0.0
+    for prompt, group in zip(prompt_lengths, completion_lengths, strict=True):
+        row = row_length(prompt, group, True)
+        shared += row * 6 * hidden_size + (MASKED_ATTENTION_COST if len(group) > 1 else 1.0) * row * row / 2
+        for length in group:
+            row = row_length(prompt, [length], True)
+            unshared += row * 6 * hidden_size + row * row / 2
+    return shared < unshared
+
+
+def micro_batches(lengths: Sequence[int], max_tokens: int, rows: int = 1) -> list[list[int]]:
+    """Splits items into batches of similar length, so that little is spent on padding; deterministic.
+
+    Args:
+        lengths: tokens in the longest row of each item (a prompt with its responses).
+        max_tokens: padded tokens that one batch may hold; an item larger than that has a batch of its own.
+        rows: rows per item: 1 where responses share their prompt's row, else the group size.
+
+    Returns:
+        Lists of item numbers, longest first; every item is in exactly one of them.
+    """
+    batches: list[list[int]] = []
+    for item in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        # The first item of a batch is its longest, so it fixes the padded width.
+        if batches and (len(batches[-1]) + 1) * rows * lengths[batches[-1][0]] <= max_tokens:
+            batches[-1].append(item)
+        else:
+            batches.append([item])
+    return batches
