@@ -19,12 +19,17 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-refs_app = typer.Typer(help="The reference store: log-probabilities of frozen models, computed once.", no_args_is_help=True)
+refs_app = typer.Typer(
+    help="The reference store: log-probabilities of frozen models, computed once.", no_args_is_help=True
+)
 app.add_typer(refs_app, name="refs")
 
 Overrides = Annotated[
     Optional[list[str]],
-    typer.Argument(help="Hydra overrides: regularizer=fkl alpha=0.3 seed=1 experiment=offline_toy …", autocompletion=complete_override),
+    typer.Argument(
+        help="Hydra overrides: regularizer=fkl alpha=0.3 seed=1 experiment=offline_toy …",
+        autocompletion=complete_override,
+    ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would run, and stop.")]
 Plain = Annotated[bool, typer.Option("--plain", help="Plain lines instead of a live panel (the default when piped).")]
@@ -38,7 +43,9 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
 ) -> None:
     """RLHF regularized towards several frozen reference models: train, sweep, evaluate, report."""
 
@@ -137,7 +144,9 @@ def refs_verify() -> None:
 
 @refs_app.command("prune")
 def refs_prune(
-    older_than: Annotated[Optional[float], typer.Option(metavar="DAYS", help="Delete entries unused for so many days.")] = None,
+    older_than: Annotated[
+        Optional[float], typer.Option(metavar="DAYS", help="Delete entries unused for so many days.")
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Delete every entry.")] = False,
     dry_run: DryRun = False,
 ) -> None:

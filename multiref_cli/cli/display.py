@@ -75,7 +75,13 @@ class LiveProgress:
     """Bars and the newest figures, redrawn in place."""
 
     def __init__(self) -> None:
-        self.bars = Progress(TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=_console)
+        self.bars = Progress(
+            TextColumn("{task.description:24}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=_console,
+        )
         self._tasks: dict[str, TaskID] = {}
         self._figures: dict[str, float] = {}
 

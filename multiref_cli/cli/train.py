@@ -19,7 +19,7 @@ def train(overrides: list[str], *, dry_run: bool, resume: str | None, plain: boo
 
         with display.progress(plain) as progress:
             folder = resume_run(Path(resume), progress)
-        return _finished(folder)
+        return finished(folder)
     config = compose(overrides)
     check(config)
     if dry_run:
@@ -28,7 +28,7 @@ def train(overrides: list[str], *, dry_run: bool, resume: str | None, plain: boo
 
     with display.progress(plain) as progress:
         folder = train_run(config, overrides=overrides, progress=progress)
-    _finished(folder)
+    finished(folder)
 
 
 def _show_plan(config) -> None:
@@ -42,12 +42,15 @@ def _show_plan(config) -> None:
         display.mask(pieces)
 
 
-def _finished(folder: Path) -> None:
+def finished(folder: Path) -> None:
+    """Print the results of a finished run."""
     from multiref_cli.tracking.run_dir import read_json
 
     results = read_json(folder / "results.json")
     rows = [[name, v["mean"], v["ci_low"], v["ci_high"], v["n"]] for name, v in sorted(results["metrics"].items())]
-    display.table(f"{results['condition']}, seed {results['seed']}", ["metric", "mean", "95 % low", "95 % high", "n"], rows)
+    display.table(
+        f"{results['condition']}, seed {results['seed']}", ["metric", "mean", "95 % low", "95 % high", "n"], rows
+    )
     for note in results.get("notes", []):
         display.line(f"note: {note}")
     display.line(f"report: {folder}/report/index.html")

@@ -56,13 +56,19 @@ def simplex(alpha: object, count: int) -> list[float]:
 
 def _check_numbers(config: DictConfig) -> None:
     _require(math.isfinite(config.beta) and config.beta >= 0, f"beta is {config.beta:g}; it must be 0 or more")
-    _require(config.optimizer.learning_rate > 0, f"optimizer.learning_rate is {config.optimizer.learning_rate:g}; it must be above 0")
+    _require(
+        config.optimizer.learning_rate > 0,
+        f"optimizer.learning_rate is {config.optimizer.learning_rate:g}; it must be above 0",
+    )
     _require(config.steps is None or config.steps > 0, f"steps is {config.steps}; it must be above 0")
     _require(0 <= config.data.held_out < 1, f"data.held_out is {config.data.held_out:g}; it is a share, from 0 up to 1")
     for key, value in config.algorithm.items():
         if key.startswith(("batch_", "micro_", "inner_")):
             _require(value > 0, f"algorithm.{key} is {value}; it must be above 0")
-    for group, names in (("rollout", ("group_size", "max_new_tokens", "batch_size")), ("evaluation", ("samples_per_prompt", "max_new_tokens", "batch_size"))):
+    for group, names in (
+        ("rollout", ("group_size", "max_new_tokens", "batch_size")),
+        ("evaluation", ("samples_per_prompt", "max_new_tokens", "batch_size")),
+    ):
         for name in names:
             _require(config[group][name] > 0, f"{group}.{name} is {config[group][name]}; it must be above 0")
     _choice("optimizer.name", config.optimizer.name, ("adamw", "muon"))
@@ -83,20 +89,28 @@ def _check_numbers(config: DictConfig) -> None:
 
 
 def _check_paths(config: DictConfig) -> None:
-    paths = {"policy.path": config.policy.path, "data.path": config.data.path, "data.held_out_path": config.data.held_out_path}
+    paths = {
+        "policy.path": config.policy.path,
+        "data.path": config.data.path,
+        "data.held_out_path": config.data.held_out_path,
+    }
     paths |= {f"references: {r.name}": r.path for r in config.references}
     if config.evaluation.scorer is not None:
         paths["evaluation.scorer.path"] = config.evaluation.scorer.path
     for key, path in paths.items():
         if path is None or path.startswith("toy:"):
             continue
-        local = path.startswith((".", "/", "~")) or path.endswith((".jsonl", ".json", ".parquet")) or path.count("/") > 1
+        local = (
+            path.startswith((".", "/", "~")) or path.endswith((".jsonl", ".json", ".parquet")) or path.count("/") > 1
+        )
         if local and not Path(path).expanduser().exists():
             raise RequestError(f"{key} is {path!r}, which does not exist; give a folder, a file or a Hub id.")
 
 
 def _check_references(config: DictConfig) -> None:
-    _require(config.regularizer is not None, f"algorithm={config.algorithm.name} needs a regularizer; give regularizer=NAME")
+    _require(
+        config.regularizer is not None, f"algorithm={config.algorithm.name} needs a regularizer; give regularizer=NAME"
+    )
     _require(len(config.references) > 0, f"algorithm={config.algorithm.name} needs at least one reference")
     names = [r.name for r in config.references]
     twice = sorted({n for n in names if names.count(n) > 1})
@@ -109,17 +123,27 @@ def _check_references(config: DictConfig) -> None:
 def _check_regularizer(config: DictConfig) -> None:
     r = config.regularizer
     if r.level == Level.token:
-        other = [x.name for x in config.references if x.tokenizer is not None and x.tokenizer != config.policy.tokenizer]
-        _require(not other, f"level=token mixes token by token, but reference {other[0] if other else ''!r} has its own tokenizer; use level=sequence")
+        other = [
+            x.name for x in config.references if x.tokenizer is not None and x.tokenizer != config.policy.tokenizer
+        ]
+        _require(
+            not other,
+            f"level=token mixes token by token, but reference {other[0] if other else ''!r} has its own tokenizer; use level=sequence",
+        )
         _require(r.ctro is None and not r.arwc, "ctro and arwc act on whole responses; use level=sequence")
     if r.level == Level.sequence and r.estimator in (Estimator.exact, Estimator.k2, Estimator.k3, Estimator.k3_ratio):
-        raise RequestError(f"regularizer.estimator={r.estimator.name} works token by token; use regularizer.level=token, or estimator=reward.")
+        raise RequestError(
+            f"regularizer.estimator={r.estimator.name} works token by token; use regularizer.level=token, or estimator=reward."
+        )
     if r.states == States.reference:
         _require(r.score_order == 1, f"states=reference is the exact forward KL, score_order 1, not {r.score_order:g}")
         _require(config.algorithm.name == "grpo", "states=reference belongs to the online job (algorithm=grpo)")
     if r.ctro is not None:
         anchors = [x.name for x in config.references]
-        _require(r.ctro.anchor in (None, *anchors), f"regularizer.ctro.anchor is {r.ctro.anchor!r}; allowed: {', '.join(anchors)}")
+        _require(
+            r.ctro.anchor in (None, *anchors),
+            f"regularizer.ctro.anchor is {r.ctro.anchor!r}; allowed: {', '.join(anchors)}",
+        )
 
 
 def _choice(key: str, value: str, allowed: tuple[str, ...]) -> None:

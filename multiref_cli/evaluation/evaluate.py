@@ -17,8 +17,8 @@ from multiref_cli.models.packing import Packed, micro_batches, pack
 from multiref_cli.objectives.mixing import power_mean
 from multiref_cli.rewards.combine import Sample
 from multiref_cli.rollouts.engine import Completion, Engine, Sampling
-from multiref_cli.tracking.progress import Progress
 from multiref_cli.seeding import derive
+from multiref_cli.tracking.progress import Progress
 
 # A scorer gives one number a sample; its name is that of the metric.
 Scorer = Callable[[list[Sample]], list[float]]
@@ -74,7 +74,10 @@ class Evaluator:
         progress.advance("evaluate: sample", 0, len(self.prompts))
         count = self.config.evaluation.samples_per_prompt
         completions = engine.generate([p.ids for p in self.prompts], count, self.sampling(), self.seeds())
-        values = {"length": _per_prompt(completions, lambda c: len(c.ids)), "truncated": _per_prompt(completions, lambda c: not c.finished)}
+        values = {
+            "length": _per_prompt(completions, lambda c: len(c.ids)),
+            "truncated": _per_prompt(completions, lambda c: not c.finished),
+        }
         scores = self._score(completions, progress)
         values |= scores
         values |= self._distances(policy, completions, progress)
@@ -100,7 +103,15 @@ class Evaluator:
             for one in group:
                 ids = one.ids[:-1] if one.ids and one.ids[-1] in ends else one.ids
                 text = self.tokenizer.decode(ids, skip_special_tokens=True)
-                rows.append(Sample(messages=prompt.messages, completion=text, answer=prompt.answer, extra=prompt.extra, finished=one.finished))
+                rows.append(
+                    Sample(
+                        messages=prompt.messages,
+                        completion=text,
+                        answer=prompt.answer,
+                        extra=prompt.extra,
+                        finished=one.finished,
+                    )
+                )
         return rows
 
     def _distances(self, policy: Any, completions: list[list[Completion]], progress: Progress) -> dict[str, np.ndarray]:
@@ -120,14 +131,18 @@ class Evaluator:
             found["kl/mixed"] = own - self._mixed(sums, tokens, prompts, groups, device)
         return {name: v.reshape(len(completions), -1).mean(1).numpy() for name, v in found.items()}
 
-    def _mixed(self, sums: Tensor, tokens: dict[str, list[Tensor]], prompts: Sequence, groups: Sequence, device: Any) -> Tensor:
+    def _mixed(
+        self, sums: Tensor, tokens: dict[str, list[Tensor]], prompts: Sequence, groups: Sequence, device: Any
+    ) -> Tensor:
         regularizer, weights = self.config.regularizer, torch.tensor(self.weights, dtype=torch.float64)
         if regularizer.level == Level.sequence:
             return power_mean(sums, weights, regularizer.mean_order)
         active = [name for name, w in zip(self.references, self.weights) if w > 0]
         models = [self.open_reference(name) for name in active]
         mix = Mix(regularizer.mean_order, tuple(w for w in self.weights if w > 0))
-        log_f = self._each(prompts, groups, device, lambda packed: normalizers(models, packed, [mix], vocabulary=self.vocabulary)[0])
+        log_f = self._each(
+            prompts, groups, device, lambda packed: normalizers(models, packed, [mix], vocabulary=self.vocabulary)[0]
+        )
         flat = [torch.cat(tokens[name]) for name in self.references]
         per_token = power_mean(torch.stack(flat), weights, regularizer.mean_order) - torch.cat(log_f)
         lengths = [len(t) for t in log_f]
@@ -137,10 +152,14 @@ class Evaluator:
         return torch.stack([t.sum() for t in self._tokens(model, prompts, groups, device)])
 
     def _tokens(self, model: Any, prompts: Sequence, groups: Sequence, device: Any) -> list[Tensor]:
-        return self._each(prompts, groups, device, lambda packed: token_logps(model, packed, vocabulary=self.vocabulary).logps)
+        return self._each(
+            prompts, groups, device, lambda packed: token_logps(model, packed, vocabulary=self.vocabulary).logps
+        )
 
     @torch.no_grad()
-    def _each(self, prompts: Sequence, groups: Sequence, device: Any, compute: Callable[[Packed], Tensor]) -> list[Tensor]:
+    def _each(
+        self, prompts: Sequence, groups: Sequence, device: Any, compute: Callable[[Packed], Tensor]
+    ) -> list[Tensor]:
         """Per-token results of every response in order, float64, on CPU."""
         sequences = [(p, c) for p, group in zip(prompts, groups) for c in group]
         lengths = [len(p) + len(c) for p, c in sequences]
@@ -178,7 +197,9 @@ class Evaluator:
         for index, (prompt, group) in enumerate(zip(self.prompts, completions)):
             means = {name: float(v[index]) for name, v in values.items()}
             texts = [next(samples).completion for _ in group]
-            rows.append({"prompt": prompt.messages[-1]["content"], "answer": prompt.answer, "responses": texts, **means})
+            rows.append(
+                {"prompt": prompt.messages[-1]["content"], "answer": prompt.answer, "responses": texts, **means}
+            )
         return rows
 
 

@@ -69,4 +69,6 @@ def check_same(saved: dict[str, Any], current: dict[str, Any]) -> None:
     """
     for key, value in current.items():
         if saved.get(key) != value:
-            raise RequestError(f"cannot resume: {key} was {saved.get(key)!r} when the checkpoint was written, now {value!r}.")
+            raise RequestError(
+                f"cannot resume: {key} was {saved.get(key)!r} when the checkpoint was written, now {value!r}."
+            )

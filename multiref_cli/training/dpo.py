@@ -1,5 +1,6 @@
 """Direct preference optimization towards a mixed reference, from stored reference log-probabilities."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,15 +13,20 @@ from torch import Tensor, nn
 from multiref_cli.config import build
 from multiref_cli.config.schema import Level
 from multiref_cli.data.preferences import Pair
+from multiref_cli.errors import RunError
 from multiref_cli.models.logprobs import token_logps
 from multiref_cli.models.packing import Packed, micro_batches, pack, row_length, sharing_pays
 from multiref_cli.objectives.divergence import score_is_clipped
 from multiref_cli.objectives.mixing import power_mean
 from multiref_cli.objectives.mrpo import TrustRegion, mixed_references
 from multiref_cli.objectives.preference import implicit_reward, multi_preference_loss, preference_loss
-from multiref_cli.tracking.metrics import Averages
-from multiref_cli.training.loop import Batch
 from multiref_cli.seeding import epoch_batch
+from multiref_cli.tracking.metrics import Averages
+from multiref_cli.tracking.progress import Progress
+from multiref_cli.training.loop import Batch
+
+# How far the first loss may be from its expectation: bfloat16 log-probabilities of long responses are nats apart.
+_START_TOLERANCE = {True: 1e-3, False: 0.2}
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,9 @@ def store_pairs(
     if regularizer.level == Level.token and normalizers is not None:
         lengths = torch.tensor([len(a) for a in tokens[0]])
         flat = torch.stack([torch.from_numpy(np.concatenate(one)).double() for one in tokens])
-        per_token = power_mean(flat, weights, regularizer.mean_order) - torch.from_numpy(np.concatenate(normalizers)).double()
+        per_token = (
+            power_mean(flat, weights, regularizer.mean_order) - torch.from_numpy(np.concatenate(normalizers)).double()
+        )
         owner = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
         mixed = torch.zeros(len(lengths), dtype=torch.float64).index_add(0, owner, per_token)
         return StoredPairs(names, pairs, mixed.reshape(-1, 2).T.contiguous())
@@ -68,7 +76,9 @@ def store_pairs(
     if regularizer.ctro is not None:
         anchor = names.index(regularizer.ctro.anchor or names[0])
         region = TrustRegion(anchor, regularizer.ctro.epsilon, regularizer.ctro.adaptive)
-    chosen, rejected = mixed_references(pairs[:, 0], pairs[:, 1], weights, regularizer.mean_order, region, regularizer.arwc)
+    chosen, rejected = mixed_references(
+        pairs[:, 0], pairs[:, 1], weights, regularizer.mean_order, region, regularizer.arwc
+    )
     return StoredPairs(names, pairs, torch.stack([chosen, rejected]))
 
 
@@ -84,14 +94,18 @@ class PairMicro:
 class Dpo:
     """-log sigmoid of the difference of implicit rewards beta s_A(log pi - log M_A) (arXiv 2502.01203, Eq. 60, 61)."""
 
-    def __init__(self, config: DictConfig, pairs: list[Pair], stored: StoredPairs, hidden_size: int) -> None:
-        self.config, self.pairs, self.stored = config, pairs, stored
+    def __init__(
+        self, config: DictConfig, pairs: list[Pair], stored: StoredPairs, hidden_size: int, start: int | None
+    ) -> None:
+        self.config, self.pairs, self.stored, self.start = config, pairs, stored, start
         self.settings, self.regularizer = config.algorithm, config.regularizer
         self.weights = torch.tensor(build.active_references(config)[1], dtype=torch.float64)
         self.lengths = torch.tensor([[len(p.chosen) for p in pairs], [len(p.rejected) for p in pairs]])
         self.share = self.settings.share_prompt
         if self.share is None:
-            self.share = sharing_pays([len(p.prompt) for p in pairs], [(len(p.chosen), len(p.rejected)) for p in pairs], hidden_size)
+            self.share = sharing_pays(
+                [len(p.prompt) for p in pairs], [(len(p.chosen), len(p.rejected)) for p in pairs], hidden_size
+            )
 
     def batch(self, step: int) -> Batch:
         """The pairs of optimizer step `step`: one random order of all pairs per epoch."""
@@ -110,7 +124,9 @@ class Dpo:
         mixed = self.stored.mixed[:, rows].to(policy.device)
         references = self.stored.references[:, :, rows].to(policy.device)
         towards = references if self.regularizer.multi_loss else mixed
-        reward = implicit_reward(policy, towards, self.config.beta, self.regularizer.score_order, self.regularizer.score_clip)
+        reward = implicit_reward(
+            policy, towards, self.config.beta, self.regularizer.score_order, self.regularizer.score_clip
+        )
         losses = preference_loss(
             reward[..., 0, :],
             reward[..., 1, :],
@@ -123,19 +139,39 @@ class Dpo:
             losses = multi_preference_loss(losses, self.weights.to(policy.device))
         return losses.sum() / batch_pairs, self._metrics(policy.detach(), mixed, references)
 
-    def expected_first_loss(self, start: Tensor | None) -> float | None:
-        """The loss before the first step, from the stored log-probabilities of the policy's own start.
+    @torch.no_grad()
+    def accuracies(self, model: nn.Module) -> np.ndarray:
+        """(N,) 1 where the chosen response has the higher implicit reward, one half at a tie, for all pairs in order."""
+        found = np.zeros(len(self.pairs))
+        device = next(model.parameters()).device
+        for rows in self._parts(list(range(len(self.pairs)))):
+            logps = token_logps(model, self._pack(rows).to(device)).logps.sum(-1, dtype=torch.float64).cpu()
+            mixed = self.stored.mixed[:, rows]
+            order, clip = self.regularizer.score_order, self.regularizer.score_clip
+            chosen, rejected = implicit_reward(logps.reshape(-1, 2).T, mixed, self.config.beta, order, clip)
+            found[rows] = ((chosen > rejected).double() + 0.5 * (chosen == rejected).double()).numpy()
+        return found
 
-        Args:
-            start: (2, N) log-probabilities of the reference that the policy starts from; None if it is none of them.
+    def check_start(self, model: nn.Module, progress: Progress) -> None:
+        """Before the first step: the loss must be what the stored log-probabilities of the policy's start say.
 
-        Returns:
-            The loss, ln 2 with one reference and the sigmoid loss; None where it cannot be known.
+        Raises:
+            RunError: it is not: policy and reference do not see the same tokens, template, type or truncation.
         """
-        if start is None:
-            return None
+        if self.start is None:
+            return
         rows = epoch_batch(len(self.pairs), self.settings.batch_pairs, 0, self.config.seed)
-        return float(self.loss_of(start[:, rows], rows, len(rows))[0])
+        expected = float(self.loss_of(self.stored.references[self.start][:, rows], rows, len(rows))[0])
+        with torch.no_grad():
+            actual = sum(float(self.loss(model, micro)[0]) for micro in self.batch(0).micros)
+        tolerance = _START_TOLERANCE[next(model.parameters()).dtype == torch.float32] * max(1.0, abs(expected))
+        exact = " (ln 2)" if abs(expected - math.log(2)) < 1e-9 else ""
+        progress.note(f"loss before the first step: {actual:.6f}, expected {expected:.6f}{exact}")
+        if abs(actual - expected) > tolerance:
+            raise RunError(
+                f"the loss before the first step is {actual:.4f}, the stored log-probabilities of the policy's start say "
+                f"{expected:.4f}: policy and reference differ in template, type or truncation; `multiref refs verify` checks the store."
+            )
 
     def identity(self) -> dict[str, Any]:
         """Objective and references: what must not change across a resume."""
@@ -171,4 +207,6 @@ class Dpo:
 
     def _pack(self, rows: list[int]) -> Packed:
         pairs = [self.pairs[i] for i in rows]
-        return pack([p.prompt for p in pairs], [(p.chosen, p.rejected) for p in pairs], pad_id=0, share_prompt=bool(self.share))
+        return pack(
+            [p.prompt for p in pairs], [(p.chosen, p.rejected) for p in pairs], pad_id=0, share_prompt=bool(self.share)
+        )

@@ -56,7 +56,9 @@ SPLITS = {"train": 1500, "dev": 500, "test": 512, "reward_train": 2500, "reward_
 
 CORPORA = {
     "corpus_instruct": Corpus(toy.Style(slip=0.35, courtesy=0.3, skip=0.1, repeat=0.1, incomplete=0.05), rows=57_600),
-    "corpus_instruct_large": Corpus(toy.Style(slip=0.12, courtesy=0.3, skip=0.1, repeat=0.1, incomplete=0.05), rows=57_600),
+    "corpus_instruct_large": Corpus(
+        toy.Style(slip=0.12, courtesy=0.3, skip=0.1, repeat=0.1, incomplete=0.05), rows=57_600
+    ),
     "corpus_math": Corpus(toy.Style(courtesy=0.3), rows=19_200, verbs=toy.HALF),
     "corpus_judge": Corpus(toy.Style(courtesy=0.3), rows=19_200),
 }
@@ -153,10 +155,14 @@ def _make_pairs(name: str, folder: Path, cache: Path, progress: Progress) -> Non
             prompts = [prompt_ids(tokenizer, _messages(p)) for p in _problems(split)]
             seeds = [derive(0, name, model_name, split, i) for i in range(len(prompts))]
             groups = engine.generate(prompts, recipe.samples, sampling, seeds)
-            texts[split].append([[tokenizer.decode(c.ids, skip_special_tokens=True) for c in group] for group in groups])
+            texts[split].append(
+                [[tokenizer.decode(c.ids, skip_special_tokens=True) for c in group] for group in groups]
+            )
     gold = build_reward(compose(["reward=toy_gold"]).reward)
     for file, split in recipe.splits:
-        _write(folder / f"{file}.jsonl", _labeled(_problems(split), texts[split], gold, derive(0, name, "labels", split)))
+        _write(
+            folder / f"{file}.jsonl", _labeled(_problems(split), texts[split], gold, derive(0, name, "labels", split))
+        )
 
 
 def _labeled(problems: list[toy.Problem], texts: list[list[list[str]]], gold: Any, seed: int) -> list[dict[str, Any]]:

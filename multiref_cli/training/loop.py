@@ -37,6 +37,9 @@ class Algorithm(Protocol):
     def batch(self, step: int) -> Batch:
         """Everything for optimizer step `step` (from 0); a pure function of the seed and `step`, or in state_dict."""
 
+    def check_start(self, model: nn.Module, progress: Progress) -> None:
+        """Called once before the first step: verify what theory says of it."""
+
     def loss(self, model: nn.Module, micro: Any) -> tuple[Tensor, Averages]:
         """This micro-batch's share of the loss, differentiable, and its metrics."""
 
@@ -57,8 +60,16 @@ class Stopped(KeyboardInterrupt):
 class Loop:
     """Runs steps, logs them, checkpoints them, and goes on where a checkpoint ended."""
 
-    def __init__(self, run: RunDir, model: nn.Module, algorithm: Algorithm, optimizers: Optimizers, hardware: schema.Hardware) -> None:
-        self.run, self.model, self.algorithm, self.optimizers, self.hardware = run, model, algorithm, optimizers, hardware
+    def __init__(
+        self, run: RunDir, model: nn.Module, algorithm: Algorithm, optimizers: Optimizers, hardware: schema.Hardware
+    ) -> None:
+        self.run, self.model, self.algorithm, self.optimizers, self.hardware = (
+            run,
+            model,
+            algorithm,
+            optimizers,
+            hardware,
+        )
         self.step = 0
 
     def fit(self, progress: Progress) -> None:
@@ -70,6 +81,8 @@ class Loop:
         """
         total = self.optimizers.total
         self._restore()
+        if self.step == 0:
+            self.algorithm.check_start(self.model, progress)
         self.model.train()
         with _stop_requests() as stop_requested:
             while self.step < total:
@@ -82,7 +95,9 @@ class Loop:
                 if stop or self.step == total or (every and self.step % every == 0):
                     self._save()
                 if stop and self.step < total:
-                    raise Stopped(f"stopped after step {self.step} of {total}; go on with: multiref train --resume {self.run.path}")
+                    raise Stopped(
+                        f"stopped after step {self.step} of {total}; go on with: multiref train --resume {self.run.path}"
+                    )
         self.model.eval()
 
     def _one_step(self) -> dict[str, float]:
@@ -109,7 +124,9 @@ class Loop:
         found = checkpoints(self.run.path / "checkpoints")
         last = found[-1].name if found else "none"
         what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient norm is {norm}"
-        raise RunError(f"step {self.step + 1}: {what}; rows of the batch: {batch.ids[:64]}; last good checkpoint: {last} in {self.run.path}/checkpoints.")
+        raise RunError(
+            f"step {self.step + 1}: {what}; rows of the batch: {batch.ids[:64]}; last good checkpoint: {last} in {self.run.path}/checkpoints."
+        )
 
     def _save(self) -> None:
         state = {
@@ -118,7 +135,10 @@ class Loop:
             "optimizers": self.optimizers.state_dict(),
             "algorithm": self.algorithm.state_dict(),
             "identity": self.algorithm.identity(),
-            "rng": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []},
+            "rng": {
+                "cpu": torch.get_rng_state(),
+                "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            },
         }
         save_checkpoint(self.run.path / "checkpoints", self.step, state, self.hardware.keep_checkpoints)
 

@@ -77,6 +77,11 @@ class Optimizers:
 
 def _hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
     # Embeddings and heads are lookup tables, not maps between hidden states: Muon is not meant for them.
-    edges = {id(p) for m in (model.get_input_embeddings(), model.get_output_embeddings()) if m is not None for p in m.parameters()}
+    edges = {
+        id(p)
+        for m in (model.get_input_embeddings(), model.get_output_embeddings())
+        if m is not None
+        for p in m.parameters()
+    }
     heads = {id(p) for name, p in model.named_parameters() if name.split(".")[0] in ("score", "classifier", "lm_head")}
     return [p for p in model.parameters() if p.requires_grad and p.ndim == 2 and id(p) not in edges | heads]

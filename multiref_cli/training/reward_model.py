@@ -14,6 +14,7 @@ from multiref_cli.models.packing import micro_batches
 from multiref_cli.rewards.model import sequence_scores
 from multiref_cli.seeding import epoch_batch
 from multiref_cli.tracking.metrics import Averages
+from multiref_cli.tracking.progress import Progress
 from multiref_cli.training.loop import Batch
 
 
@@ -48,6 +49,9 @@ class RewardModel:
         averages.add("accuracy", (chosen > rejected).float())
         averages.add("reward_margin", chosen - rejected)
         return losses.sum() / micro.batch_pairs, averages
+
+    def check_start(self, model: nn.Module, progress: Progress) -> None:
+        """Theory says nothing of the first loss."""
 
     def identity(self) -> dict[str, Any]:
         """What must not change across a resume."""

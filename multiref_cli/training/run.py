@@ -19,14 +19,14 @@ from multiref_cli.reports.report import write_run_report
 from multiref_cli.seeding import seed_everything
 from multiref_cli.tracking.progress import Heartbeat, Progress, Silent
 from multiref_cli.tracking.provenance import provenance
-from multiref_cli.tracking.run_dir import RunDir
+from multiref_cli.tracking.run_dir import RunDir, read_json
+from multiref_cli.training.assemble import assemble
 from multiref_cli.training.checkpoint import discard_checkpoints
 from multiref_cli.training.embedded import localized
 from multiref_cli.training.job import Job, prepare
 from multiref_cli.training.loop import Loop
 from multiref_cli.training.optimizer import Optimizers
-from multiref_cli.training.scoring import evaluate_policy
-from multiref_cli.training.setup import Trainee, build_trainee
+from multiref_cli.training.scoring import Outcome, evaluate_folder, evaluate_policy
 
 
 def train(config: DictConfig, *, overrides: Sequence[str] = (), progress: Progress | None = None) -> Path:
@@ -48,7 +48,9 @@ def train(config: DictConfig, *, overrides: Sequence[str] = (), progress: Progre
     check(config)
     folder = build.run_folder(config)
     if folder.exists() and any(folder.iterdir()):
-        raise RequestError(f"{folder} exists already; go on with `multiref train --resume {folder}`, or give another run.name.")
+        raise RequestError(
+            f"{folder} exists already; go on with `multiref train --resume {folder}`, or give another run.name."
+        )
     _set_up_torch(config)
     job = prepare(localized(config, progress), config)
     run = RunDir.create(folder, OmegaConf.to_yaml(config, resolve=True), list(overrides), manifest(job))
@@ -110,19 +112,20 @@ def _execute(job: Job, run: RunDir, progress: Heartbeat) -> None:
     if job.data.report.problems or job.data.report.truncated:
         progress.note(job.data.report.summary())
     seed_everything(job.config.seed)
-    trainee = build_trainee(job, progress)
+    trainee = assemble(job, progress)
     optimizers = Optimizers(trainee.model, job.config.optimizer, job.total_steps)
     Loop(run, trainee.model, trainee.algorithm, optimizers, job.config.hardware).fit(progress)
     save_policy(trainee.model, job.tokenizer, run.path / "policy")
-    finish(job, run, trainee, progress)
+    _write_outcome(job, run, evaluate_policy(job, trainee, progress), trainee.notes)
     discard_checkpoints(run.path / "checkpoints")
 
 
-def finish(job: Job, run: RunDir, trainee: Trainee, progress: Progress) -> None:
-    """Evaluate a trained model and write results.json, the samples, the report and the final status."""
-    metrics, samples, notes = evaluate_policy(job, trainee, progress)
+def _write_outcome(job: Job, run: RunDir, outcome: Outcome, training_notes: list[str]) -> None:
+    """Write what an evaluation found: the samples, results.json, the report, the final status."""
+    metrics, samples, notes = outcome
     _replace_lines(run.path / "evaluation.jsonl", samples)
-    run.write_results(metrics, job.hash, job.config.seed, job.condition, notes=[*trainee.notes, *notes])
+    notes = [*training_notes, *notes]
+    run.write_results(metrics, job.hash, job.config.seed, job.condition, notes=notes, training_notes=training_notes)
     write_run_report(run.path)
     run.write_status("done", job.total_steps, job.total_steps)
 
@@ -139,3 +142,38 @@ def _set_up_torch(config: DictConfig) -> None:
     # warn_only: a kernel without a deterministic twin (some CUDA scatters) warns and runs, it does not end the run.
     torch.use_deterministic_algorithms(config.hardware.deterministic, warn_only=True)
 
+
+# What `multiref eval` may change of a finished run: how it is measured, never how it was trained.
+_MEASURED_BY = ("evaluation", "reward", "hardware", "data")
+
+
+def evaluate(folder: Path, overrides: Sequence[str] = (), progress: Progress | None = None) -> Path:
+    """Score a finished run again and rewrite its results and report.
+
+    Args:
+        folder: a run folder with a policy/.
+        overrides: of evaluation, reward, hardware or data.
+        progress: told of every phase.
+
+    Raises:
+        RequestError: no finished run, or an override of how it was trained.
+    """
+    progress, run = progress or Silent(), RunDir(Path(folder))
+    saved = run.path / "config.yaml"
+    if not saved.is_file() or not (run.path / "policy").is_dir():
+        raise RequestError(f"{folder} holds no finished run (config.yaml and policy/); train it first.")
+    for override in overrides:
+        group = override.lstrip("+~").split("=")[0].split(".")[0]
+        if group not in _MEASURED_BY:
+            raise RequestError(
+                f"eval cannot change {group!r} of a finished run; it can change {', '.join(_MEASURED_BY)}."
+            )
+    config = compose_saved(saved, list(overrides))
+    check(config)
+    _set_up_torch(config)
+    job = prepare(localized(config, progress), config)
+    outcome = evaluate_folder(job, run.path / "policy", progress)
+    results = read_json(run.path / "results.json") or {}
+    job.hash = results.get("config_hash", job.hash)
+    _write_outcome(job, run, outcome, results.get("training_notes", []))
+    return run.path

@@ -10,9 +10,10 @@ from multiref_cli.config import build
 from multiref_cli.data.text import Demonstration
 from multiref_cli.models.logprobs import token_logps
 from multiref_cli.models.packing import Packed, micro_batches, pack
-from multiref_cli.tracking.metrics import Averages
-from multiref_cli.training.loop import Batch
 from multiref_cli.seeding import epoch_batch
+from multiref_cli.tracking.metrics import Averages
+from multiref_cli.tracking.progress import Progress
+from multiref_cli.training.loop import Batch
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,9 @@ class Sft:
         micros = []
         for part in micro_batches(lengths, self.settings.micro_tokens):
             demonstrations = [self.rows[rows[i]] for i in part]
-            packed = pack([d.prompt for d in demonstrations], [(d.completion,) for d in demonstrations], 0, share_prompt=True)
+            packed = pack(
+                [d.prompt for d in demonstrations], [(d.completion,) for d in demonstrations], 0, share_prompt=True
+            )
             micros.append(SftMicro(packed, tokens))
         return Batch(micros, [self.rows[i].row for i in rows], sum(lengths))
 
@@ -48,6 +51,9 @@ class Sft:
         averages = Averages()
         averages.add("logps/token", logps[packed.mask])
         return -logps.sum() / micro.batch_tokens, averages
+
+    def check_start(self, model: nn.Module, progress: Progress) -> None:
+        """Theory says nothing of the first loss."""
 
     def identity(self) -> dict[str, Any]:
         """What must not change across a resume."""

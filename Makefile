@@ -1,0 +1,64 @@
+# make reproduce and make test are all that a newcomer types; each sets up .venv first if it is not there.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+# auto: CPU build of torch where there is no NVIDIA GPU; cpu; cuda; skip (keep what is installed); or a pip requirement.
+TORCH ?= auto
+# embedded: both jobs, small, on two CPU cores; smoke: the same in 90 seconds; paper: the paper's setting (GPU, Hub).
+SCALE ?= embedded
+WORKERS ?= 2
+ifeq ($(SCALE),paper)
+WORKERS = 1
+endif
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.multiref-installed
+MULTIREF := $(BIN)/multiref
+OUT := runs/reproduce-$(SCALE)
+TORCH_RANGE := torch>=2.9,<3
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test reproduce lint bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  options: TORCH=auto|cpu|cuda|skip|REQUIREMENT  SCALE=embedded|smoke|paper  WORKERS=2  PYTHON=python3"
+
+setup: $(STAMP) ## make .venv and install multiref into it
+
+$(STAMP): pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing torch ($(TORCH)) and the rest into $(VENV): a few minutes the first time"
+	@set -e; pip="$(BIN)/python -m pip --disable-pip-version-check -q"; \
+	cpu() { $$pip install 'torch==2.13.0+cpu' 2>/dev/null \
+	  || $$pip install --timeout 10 --retries 0 --index-url $(CPU_INDEX) '$(TORCH_RANGE)' 2>/dev/null \
+	  || $$pip install '$(TORCH_RANGE)'; }; \
+	case '$(TORCH)' in \
+	  skip) ;; \
+	  cpu) cpu ;; \
+	  cuda) $$pip install '$(TORCH_RANGE)' ;; \
+	  auto) if $(BIN)/python -c 'import torch' 2>/dev/null; then :; \
+	        elif nvidia-smi -L >/dev/null 2>&1; then $$pip install '$(TORCH_RANGE)'; else cpu; fi ;; \
+	  *) $$pip install '$(TORCH)' ;; \
+	esac; \
+	$$pip install -e '.[dev]' 2> >(grep -v '^WARNING: Location' >&2)
+	@touch $@
+
+# One thread a process: with both cores busy, two threads each are several times slower.
+test: $(STAMP) ## run the tests (a few minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests $(ARGS)
+
+reproduce: $(STAMP) ## both of the paper's experiments, trained, scored and reported (SCALE=embedded|smoke|paper)
+	OMP_NUM_THREADS=1 $(MULTIREF) sweep sweep=reproduce_offline_$(SCALE) run.dir=$(OUT)/offline --workers $(WORKERS)
+	OMP_NUM_THREADS=1 $(MULTIREF) sweep sweep=reproduce_online_$(SCALE) run.dir=$(OUT)/online --workers $(WORKERS)
+	$(MULTIREF) report $(OUT)/offline $(OUT)/online --out $(OUT)/report
+
+lint: $(STAMP) ## ruff and mypy
+	$(BIN)/ruff check multiref_cli tests && $(BIN)/ruff format --check multiref_cli tests && $(BIN)/mypy multiref_cli
+
+bench: $(STAMP) ## speed beside TRL and beside generate(), measured side by side
+	for bench in tests/bench/bench_*.py; do OMP_NUM_THREADS=1 $(BIN)/python $$bench || exit 1; done
+
+clean: ## delete .venv and caches; runs stay
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache build dist *.egg-info
