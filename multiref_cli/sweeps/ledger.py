@@ -1,0 +1,278 @@
+"""A sweep's folder: the plan, who works on which point, and what state every point is in."""
+
+import json
+import os
+import shutil
+import socket
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from multiref_cli.errors import RequestError
+from multiref_cli.sweeps.plan import Plan
+from multiref_cli.sweeps.request import Request
+from multiref_cli.tracking.run_dir import RunDir, read_json, read_lines, write_json
+
+# A holder on another machine that has not touched its claim for so long is dead (its own machine is asked by lock).
+STALE_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who works on something: a process of a launch, and how many holders of that launch died on it before."""
+
+    host: str
+    pid: int
+    launch: str
+    deaths: int
+
+
+class Ledger:
+    """The folder of a sweep; several launchers may work on it at the same time, on several machines."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+
+    @classmethod
+    def open(cls, path: Path) -> "Ledger":
+        """Open an existing sweep folder.
+
+        Raises:
+            RequestError: it is none.
+        """
+        if not (Path(path) / "sweep.yaml").is_file():
+            raise RequestError(f"{path} is not a sweep folder (it has no sweep.yaml); give the folder of a sweep.")
+        return cls(path)
+
+    def write_plan(self, request: Request, plan: Plan, provenance: dict[str, Any]) -> None:
+        """Make the folder or replace its plan; finished points stay, those that are no longer asked for are not read.
+
+        Raises:
+            RequestError: the folder exists and is something else.
+        """
+        if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / "sweep.yaml").is_file():
+            raise RequestError(f"{self.path} exists and is not a sweep folder; choose another run.name or run.dir.")
+        for name in ("points", "claims", "logs"):
+            (self.path / name).mkdir(parents=True, exist_ok=True)
+        with FileLock(self.path / "claims" / "plan.lock"):
+            before = self.description().get("history", [])
+            entry = {"at": _now(), "overrides": list(request.overrides)}
+            if not before or before[-1]["overrides"] != entry["overrides"]:
+                before = [*before, entry]
+            description = {
+                "overrides": list(request.overrides),
+                "seeds": list(request.seeds),
+                "baselines": request.baselines,
+                "points": len(plan.points),
+                "history": before,
+                **provenance,
+            }
+            _replace(self.path / "sweep.yaml", yaml.safe_dump(description, sort_keys=False, allow_unicode=True))
+            lines = (json.dumps(point.line(), ensure_ascii=False) + "\n" for point in plan.points)
+            _replace(self.path / "plan.jsonl", "".join(lines))
+
+    def description(self) -> dict[str, Any]:
+        """Content of sweep.yaml, empty where there is none."""
+        path = self.path / "sweep.yaml"
+        return yaml.safe_load(path.read_text()) if path.is_file() else {}
+
+    def planned(self) -> list[dict[str, Any]]:
+        """The lines of plan.jsonl."""
+        return read_lines(self.path / "plan.jsonl")
+
+    def folder(self, name: str) -> Path:
+        """The run folder of a point."""
+        return self.path / "points" / name
+
+    def log_path(self, name: str) -> Path:
+        """Where everything that a point prints goes."""
+        return self.path / "logs" / f"{name}.log"
+
+    def state(self, name: str, identity: str) -> str:
+        """queued, running, done, failed or stopped; a run that finished with another config counts as queued."""
+        run = RunDir(self.folder(name))
+        state = run.status().get("state", "queued")
+        return "queued" if state == "done" and not run.is_done(identity) else state
+
+    def run_folders(self) -> list[Path]:
+        """Run folders of the planned points that are done, in the order of the plan."""
+        return [self.folder(p["name"]) for p in self.planned() if self.state(p["name"], p["id"]) == "done"]
+
+    def forget_failures(self, points: Iterable[tuple[str, str]]) -> int:
+        """Set failed points back to queued so that they are taken up again.
+
+        Args:
+            points: (name, id) of the points.
+
+        Returns:
+            How many.
+        """
+        count = 0
+        for name, identity in points:
+            with self.claim(name, launch="retry") as holder:
+                if holder is not None and self.state(name, identity) == "failed":
+                    status = RunDir(self.folder(name)).status()
+                    RunDir(self.folder(name)).write_status("queued", status.get("step", 0), status.get("total", 0))
+                    count += 1
+        return count
+
+    @contextmanager
+    def claim(self, name: str, launch: str) -> Iterator[Holder | None]:
+        """Hold a point, or yield None if someone alive holds it.
+
+        On one machine the operating system's lock decides, which ends with its process however that ends. Between
+        machines whose file system does not share locks, the holder's file decides, by its age.
+
+        Args:
+            name: of the point or pass.
+            launch: id of this launch; deaths are counted within one.
+        """
+        path = self.path / "claims" / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path.with_suffix(".lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            yield None
+            return
+        holder = None
+        try:
+            holder = self._take_over(path, launch)
+            yield holder
+        finally:
+            # A killed process does not come here: the file that it leaves is how its death is noticed and counted.
+            if holder is not None:
+                path.unlink(missing_ok=True)
+            lock.release()
+
+    def beat(self, name: str) -> None:
+        """Say that the holder of a point is alive."""
+        path = self.path / "claims" / f"{name}.json"
+        if path.is_file():
+            os.utime(path)
+
+    def holder(self, name: str) -> Holder | None:
+        """Who holds a point, dead or alive."""
+        content = read_json(self.path / "claims" / f"{name}.json")
+        return Holder(**content) if content else None
+
+    def clear(self, name: str) -> None:
+        """Remove what a run left that was killed before its first status: nothing in it can be gone on with."""
+        folder = self.folder(name)
+        if folder.is_dir() and not ((folder / "config.yaml").is_file() and (folder / "manifest.json").is_file()):
+            shutil.rmtree(folder)
+
+    def event(self, kind: str, name: str, **more: Any) -> None:
+        """Append one line to events.jsonl; short appended lines of several processes do not mix."""
+        line = json.dumps({"at": time.time(), "kind": kind, "name": name, **more}, ensure_ascii=False) + "\n"
+        descriptor = os.open(self.path / "events.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, line.encode())
+        finally:
+            os.close(descriptor)
+
+    def events(self, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
+        """Events from a byte offset on, and the offset to go on from."""
+        path = self.path / "events.jsonl"
+        if not path.is_file():
+            return [], offset
+        with path.open("rb") as file:
+            file.seek(offset)
+            content = file.read()
+        content = content[: content.rfind(b"\n") + 1]
+        found = []
+        for line in content.splitlines():
+            try:
+                found.append(json.loads(line))
+            except json.JSONDecodeError:  # a line cut off by a full disk or a kill
+                continue
+        return found, offset + len(content)
+
+    def _take_over(self, path: Path, launch: str) -> Holder | None:
+        """Write this process into the holder's file, unless a process on another machine is alive in it."""
+        before, host = self.holder(path.stem), socket.gethostname()
+        if before is not None:
+            if before.host != host and self._age(path) < STALE_SECONDS:
+                return None
+            # Of several machines that see the same stale file one succeeds in moving it away.
+            aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+            try:
+                path.rename(aside)
+            except FileNotFoundError:
+                return None
+            aside.unlink()
+        same = before is not None and before.launch == launch
+        holder = Holder(host, os.getpid(), launch, before.deaths + 1 if before is not None and same else 0)
+        whole = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        whole.write_text(json.dumps(asdict(holder)))
+        try:
+            os.link(whole, path)  # appears with its content, and only if nobody else's is there
+        except FileExistsError:
+            return None
+        finally:
+            whole.unlink()
+        return holder
+
+    def _age(self, path: Path) -> float:
+        """Seconds since a file was touched, by the clock of the file system that it is on."""
+        probe = path.with_name(f".clock-{uuid.uuid4().hex}")
+        probe.touch()
+        try:
+            return probe.stat().st_mtime - path.stat().st_mtime
+        except FileNotFoundError:
+            return float("inf")
+        finally:
+            probe.unlink(missing_ok=True)
+
+
+def expand_folders(folders: Sequence[Path]) -> list[Path]:
+    """Run folders of runs and sweeps: a sweep stands for its finished points.
+
+    Raises:
+        RequestError: a folder that is neither.
+    """
+    found: list[Path] = []
+    for folder in folders:
+        if (folder / "sweep.yaml").is_file():
+            found += Ledger(folder).run_folders()
+        elif (folder / "config.yaml").is_file():
+            found.append(folder)
+        else:
+            raise RequestError(f"{folder} is neither a run nor a sweep: it has no config.yaml and no sweep.yaml.")
+    return list(dict.fromkeys(found))
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """Content of a run's status.json, empty where there is none."""
+    return RunDir(folder).status()
+
+
+def mark(folder: Path, state: str, message: str) -> None:
+    """Set the state of a run from outside of it, keeping its step."""
+    folder.mkdir(parents=True, exist_ok=True)
+    status = RunDir(folder).status()
+    RunDir(folder).write_status(state, status.get("step", 0), status.get("total", 0), message)
+
+
+def write_marker(path: Path, content: dict[str, Any]) -> None:
+    """Write a small JSON file, with its folder, atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, content)
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

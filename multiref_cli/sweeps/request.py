@@ -1,0 +1,123 @@
+"""What was asked for: a sweep file, axes, seeds, baselines and the folder, from override texts."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from multiref_cli.config.compose import conf_directory, expand_axes, options, own_conf_directory
+from multiref_cli.errors import RequestError
+
+_FILE_KEYS = ("common", "grids", "seeds", "baselines", "launcher")
+
+
+@dataclass(frozen=True)
+class Request:
+    """A sweep as asked for. Each grid is a list of overrides with axes; `common` overrides belong to every grid."""
+
+    common: tuple[str, ...]
+    grids: tuple[tuple[str, ...], ...]
+    seeds: tuple[int, ...]
+    baselines: bool
+    folder: Path
+    overrides: tuple[str, ...]
+    launcher: dict[str, Any] = field(default_factory=dict)
+
+
+def parse_request(overrides: Sequence[str]) -> Request:
+    """Read the overrides of `multiref sweep`.
+
+    Four keys belong to the sweep itself: `sweep=NAME` (a file of conf/sweep/), `seeds=3` (seeds 0 to 2; or
+    `seeds=5,6,9`), `baselines=false`, and `launcher.KEY=VALUE` for the engine; `run.name` and `run.dir` name the
+    sweep's folder. Every other override replaces the same key of the sweep file, in all its grids.
+
+    Args:
+        overrides: as on the command line.
+
+    Raises:
+        RequestError: an unknown sweep file, or a value that does not fit.
+    """
+    own: dict[str, str] = {}
+    rest: list[str] = []
+    for text in overrides:
+        key, _, value = text.partition("=")
+        if key in ("sweep", "seeds", "seed", "baselines", "run.name", "run.dir") or key.startswith("launcher."):
+            own[key] = value
+        else:
+            rest.append(text)
+    file = _read_file(own["sweep"]) if own.get("sweep") else {}
+    if "seeds" in own and "seed" in own:
+        raise RequestError("give seeds=NUMBER or seed=LIST, not both.")
+    replaced = {key_of(text) for text in rest}
+    common = [text for text in file.get("common", ()) if key_of(text) not in replaced] + rest
+    grids = [[text for text in grid if key_of(text) not in replaced] for grid in file.get("grids") or [[]]]
+    launcher = {**file.get("launcher", {}), **{k.partition(".")[2]: v for k, v in own.items() if "launcher." in k}}
+    return Request(
+        common=tuple(common),
+        grids=tuple(dict.fromkeys(tuple(grid) for grid in grids)),
+        seeds=_seeds(own, file.get("seeds", 1)),
+        baselines=_boolean("baselines", own.get("baselines", file.get("baselines", True))),
+        folder=_folder(own, rest),
+        overrides=tuple(overrides),
+        launcher={key: yaml.safe_load(value) if isinstance(value, str) else value for key, value in launcher.items()},
+    )
+
+
+def key_of(override: str) -> str:
+    """The config key of an override: `+a.b=1` is about a.b."""
+    return override.partition("=")[0].lstrip("+~")
+
+
+def _read_file(name: str) -> dict[str, Any]:
+    folders = [folder / "sweep" for folder in (conf_directory(), own_conf_directory()) if folder]
+    path = next((p for folder in folders if (p := folder / f"{name}.yaml").is_file()), None)
+    if path is None:
+        raise RequestError(f"sweep has no option {name!r}; allowed: {', '.join(options('sweep'))}.")
+    content = yaml.safe_load(path.read_text()) or {}
+    unknown = [key for key in content if key not in _FILE_KEYS]
+    if unknown:
+        raise RequestError(f"{path}: there is no key {unknown[0]!r}; allowed: {', '.join(_FILE_KEYS)}.")
+    return content
+
+
+def _seeds(own: dict[str, str], default: Any) -> tuple[int, ...]:
+    key = "seed" if "seed" in own else "seeds"
+    text = own.get(key, str(default))
+    axes, _ = expand_axes([f"{key}={text}"])
+    values = axes.get(key, [text])
+    try:
+        numbers = [int(value) for value in values]
+    except ValueError:
+        raise RequestError(f"{key} is {text!r}; give a whole number, or a list such as {key}=0,1,2.") from None
+    if key == "seeds" and len(numbers) == 1:
+        numbers = list(range(numbers[0]))
+    if not numbers or min(numbers) < 0:
+        raise RequestError(f"{key} is {text!r}; at least one seed is needed, and seeds are 0 or more.")
+    return tuple(dict.fromkeys(numbers))
+
+
+def _boolean(key: str, value: Any) -> bool:
+    parsed = yaml.safe_load(value) if isinstance(value, str) else value
+    if not isinstance(parsed, bool):
+        raise RequestError(f"{key} is {value!r}; allowed: true, false.")
+    return parsed
+
+
+def _folder(own: dict[str, str], rest: Sequence[str]) -> Path:
+    """The folder as asked, or one named after what stays the same when the values of an axis are edited."""
+    if own.get("run.dir"):
+        return Path(own["run.dir"]).expanduser()
+    if own.get("run.name"):
+        return Path("runs") / own["run.name"]
+    axes, fixed = expand_axes(list(rest))
+    experiment = next((t.partition("=")[2] for t in fixed if key_of(t) == "experiment"), None)
+    parts = [own.get("sweep") or experiment or "sweep", *(key.rpartition(".")[2].strip("+") for key in axes)]
+    stem = "-".join(part.replace("/", "_") for part in parts)
+    if own.get("sweep") and not rest:
+        return Path("runs") / stem
+    identity = json.dumps([own.get("sweep"), sorted(fixed), sorted(axes)])
+    return Path("runs") / f"{stem}-{hashlib.sha256(identity.encode()).hexdigest()[:6]}"

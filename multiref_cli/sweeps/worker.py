@@ -1,0 +1,219 @@
+"""What every worker of every launcher does: take the next point that nobody holds, run it, until none is left."""
+
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from multiref_cli.sweeps.ledger import Holder, Ledger, mark, read_status, write_marker
+from multiref_cli.sweeps.plan import Pass, Plan, Point
+from multiref_cli.tracking.run_dir import read_json
+
+# A point whose worker was killed, or that ran out of memory, is tried once more within a launch.
+RETRIES = 1
+BEAT_SECONDS = 10.0
+POLL_SECONDS = 0.4
+OUT_OF_MEMORY_EXIT = 75
+
+
+@dataclass(frozen=True)
+class Work:
+    """Everything a worker needs; it can be pickled, and is the same for every launcher.
+
+    `run(config, folder, resume, overrides)` trains one point into `folder`; `prepare(one)` does one pass.
+    """
+
+    folder: Path
+    plan: Plan
+    launch: str
+    run: Callable[[dict[str, Any], Path, bool, tuple[str, ...]], None]
+    prepare: Callable[[Pass], None]
+    beat_seconds: float = BEAT_SECONDS
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def work_off(work: Work) -> None:
+    """Run passes and points until each is done, failed, or in no one's reach.
+
+    Args:
+        work: the plan and what to call for each of its parts.
+
+    Raises:
+        KeyboardInterrupt: stopped from outside; the running point wrote a checkpoint and can go on.
+    """
+    ledger, finished = Ledger(work.folder), set()
+    while True:
+        open_points = [point for point in work.plan.points if not _is_finished(ledger, point, finished)]
+        if not open_points:
+            return
+        if not (_work_on_passes(work, ledger, open_points) or _work_on_points(work, ledger, open_points)):
+            time.sleep(POLL_SECONDS)
+
+
+def _is_finished(ledger: Ledger, point: Point, finished: set[str]) -> bool:
+    if point.id not in finished and ledger.state(point.name, point.id) in ("done", "failed"):
+        finished.add(point.id)
+    return point.id in finished
+
+
+def _work_on_passes(work: Work, ledger: Ledger, points: list[Point]) -> bool:
+    """Do the first pass that these points need and that can be done now; whether there was one."""
+    needed = {identity for point in points for identity in point.passes}
+    return any(_try_pass(work, ledger, one) for one in work.plan.passes if one.id in needed)
+
+
+def _work_on_points(work: Work, ledger: Ledger, points: list[Point]) -> bool:
+    """Run the first point that can run now; whether there was one."""
+    return any(_try_point(work, ledger, point) for point in points)
+
+
+def pass_marker(ledger: Ledger, one: Pass) -> Path:
+    """The file that says how a pass of the sweep ended."""
+    return ledger.path / "passes" / f"{one.id}.json"
+
+
+def _try_pass(work: Work, ledger: Ledger, one: Pass) -> bool:
+    """Do a pass unless it is done, held by someone, or waits for another; whether it was done."""
+    needed = [one, *(other for other in work.plan.passes if other.id in one.needs)]
+    outcomes = [_pass_outcome(work, ledger, other) for other in needed]
+    if outcomes[0] is not None or any(outcome is None for outcome in outcomes[1:]):
+        return False
+    with ledger.claim(f"pass-{one.id}", work.launch) as holder:
+        if holder is None or _pass_outcome(work, ledger, one) is not None:
+            return False
+        problem = "its worker was killed twice" if holder.deaths > RETRIES else None
+        started = time.time()
+        if problem is None:
+            ledger.event("pass", one.title, pid=os.getpid())
+            with _printing_to(ledger.path / "logs" / f"pass-{one.id}.log"), _beating(work, ledger, f"pass-{one.id}"):
+                try:
+                    work.prepare(one)
+                except Exception as error:
+                    _refuse_memory(error, holder)
+                    traceback.print_exc()
+                    problem = _reason(error)
+        write_marker(pass_marker(ledger, one), {"launch": work.launch, "problem": problem, "title": one.title})
+        seconds = time.time() - started
+        ledger.event("pass_failed" if problem else "pass_done", one.title, seconds=seconds, message=problem or "")
+    return True
+
+
+def _pass_outcome(work: Work, ledger: Ledger, one: Pass) -> dict[str, Any] | None:
+    """How a pass ended in this launch; None while it has not."""
+    content = read_json(pass_marker(ledger, one))
+    return content if content and content["launch"] == work.launch else None
+
+
+def _try_point(work: Work, ledger: Ledger, point: Point) -> bool:
+    """Run a point unless it is finished, held by someone, or waits for a pass; whether it was run."""
+    needed = [_pass_outcome(work, ledger, one) for one in work.plan.passes if one.id in point.passes]
+    if any(outcome is None for outcome in needed):
+        return False
+    with ledger.claim(point.name, work.launch) as holder:
+        # Another launcher may have finished the point between the look and the claim.
+        if holder is None or ledger.state(point.name, point.id) in ("done", "failed"):
+            return False
+        failed = next((outcome for outcome in needed if outcome and outcome["problem"]), None)
+        if failed is not None:
+            _fail(ledger, point, f"{failed['title']} could not be made: {failed['problem']}")
+        elif holder.deaths > RETRIES:
+            _fail(ledger, point, "its worker was killed twice (out of memory?); the last checkpoint stands")
+        else:
+            _run(work, ledger, point, holder)
+    return True
+
+
+def _run(work: Work, ledger: Ledger, point: Point, holder: Holder) -> None:
+    ledger.clear(point.name)
+    folder = ledger.folder(point.name)
+    resume = folder.is_dir()
+    started = time.time()
+    kind = "retried" if holder.deaths else "resumed" if resume else "started"
+    ledger.event(kind, point.name, pid=os.getpid(), step=read_status(folder).get("step", 0))
+    try:
+        with _printing_to(ledger.log_path(point.name)), _beating(work, ledger, point.name):
+            try:
+                work.run(point.config, folder, resume, point.overrides)
+            except Exception:
+                traceback.print_exc()
+                raise
+    except KeyboardInterrupt:
+        if folder.is_dir() and read_status(folder).get("state") not in ("done", "stopped"):
+            mark(folder, "stopped", "interrupted")
+        ledger.event("stopped", point.name, step=read_status(folder).get("step", 0))
+        raise
+    except Exception as error:
+        _refuse_memory(error, holder)
+        _fail(ledger, point, _reason(error))
+        return
+    if ledger.state(point.name, point.id) != "done":
+        _fail(ledger, point, "it ended without results for this config")
+        return
+    ledger.event("done", point.name, seconds=time.time() - started)
+
+
+def _fail(ledger: Ledger, point: Point, reason: str) -> None:
+    """Record a failure where the run, the sweep and a reader look for it."""
+    mark(ledger.folder(point.name), "failed", reason)
+    ledger.event("failed", point.name, message=reason, log=str(ledger.log_path(point.name)))
+
+
+def _refuse_memory(error: Exception, holder: Holder) -> None:
+    """End this process on the first lack of memory: leaving like a killed worker counts as one."""
+    memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if memory and holder.deaths < RETRIES:
+        traceback.print_exc()
+        sys.stderr.flush()
+        # No clean-up on purpose: the claim that stays behind is what counts the attempt.
+        os._exit(OUT_OF_MEMORY_EXIT)
+
+
+def _reason(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    known = type(error).__name__ in ("RequestError", "RunError")
+    first = text[0] if text else ""
+    return (first if known and first else f"{type(error).__name__}: {first}").rstrip(": ")[:500]
+
+
+@contextmanager
+def _beating(work: Work, ledger: Ledger, name: str) -> Iterator[None]:
+    """Touch the claim while a point runs, however long one of its steps takes."""
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(work.beat_seconds):
+            ledger.beat(name)
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+@contextmanager
+def _printing_to(path: Path) -> Iterator[None]:
+    """Send everything that this process prints, native code included, to the end of a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = os.dup(1), os.dup(2)
+    with path.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for target, source in zip((1, 2), saved):
+            os.dup2(source, target)
+            os.close(source)
