@@ -54,11 +54,12 @@ def amari_divergence(reference_logps: Tensor, policy_logps: Tensor, order: float
         return amari_divergence(policy_logps, reference_logps, 1.0 - order)
     # Where q = 0 the term is 0 for every A <= 1/2, also where p = 0 too.
     possible = ~policy_logps.isneginf()
-    log_q = torch.where(possible, policy_logps, torch.zeros_like(policy_logps))
-    log_ratio = torch.where(possible, reference_logps - policy_logps, torch.zeros_like(policy_logps))
+    log_q = torch.where(possible, policy_logps, 0.0)
+    log_ratio = torch.where(possible, reference_logps - policy_logps, 0.0)
+    q = log_q.exp()
     if order == 0:
-        return -(log_q.exp() * log_ratio).sum(-1)
+        return -(q * log_ratio).sum(-1)
     exponent = order * log_ratio
-    near = log_q.exp() * torch.expm1(exponent.clamp(max=1.0))
-    far = torch.exp(log_q + exponent) - log_q.exp()  # q (p / q)^A need not overflow where (p / q)^A does
+    near = q * torch.expm1(exponent.clamp(max=1.0))
+    far = torch.exp(log_q + exponent) - q  # q (p / q)^A need not overflow where (p / q)^A does
     return torch.where(exponent > 1.0, far, near).sum(-1) / (order * (order - 1.0))

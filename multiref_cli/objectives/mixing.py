@@ -1,5 +1,7 @@
 """Mixed references: K reference policies seen as one, by the weighted power mean of their probabilities."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -26,19 +28,21 @@ def power_mean(logps: Tensor, weights: Tensor, order: float) -> Tensor:
     """
     logps = logps.float() if logps.dtype.itemsize < 4 else logps
     weights = simplex(weights, logps)
-    kept = weights > 0
+    dropped, largest = weights == 0, order >= 0
+    kept = logps.detach()
+    if dropped.any():
+        kept = kept.masked_fill(dropped, -torch.inf if largest else torch.inf)
     # Measured from the largest term, no exponent is positive (nothing overflows) and all expm1 terms share one sign.
-    if order >= 0:
-        anchor = logps.detach().masked_fill(~kept, -torch.inf).amax(0)
-    else:
-        anchor = logps.detach().masked_fill(~kept, torch.inf).amin(0)
-    gaps = torch.where(kept & anchor.isfinite(), logps - anchor, torch.zeros_like(logps))
+    anchor = kept.amax(0) if largest else kept.amin(0)
+    anchor = anchor.masked_fill(anchor.isinf(), 0.0)
+    if dropped.any():
+        logps = torch.where(dropped, anchor, logps)
     if order == 0:
-        return anchor + (weights * gaps).sum(0)
-    exponents = order * gaps
-    near = torch.log1p((weights * torch.expm1(exponents)).sum(0).clamp(min=-0.9))
-    far = torch.logsumexp(weights.log() + exponents, 0)
-    return anchor + torch.where(exponents.detach().amin(0) > -1.0, near, far) / order
+        return anchor + _weighted_sum(weights, (row - anchor for row in logps))
+    shrink = _weighted_sum(weights, (torch.expm1(order * (row - anchor)) for row in logps))
+    total = _weighted_sum(weights, (torch.exp(order * (row - anchor)) for row in logps))
+    # The first keeps the digits of a mean close to the anchor, the second those of one far from it.
+    return anchor + torch.where(shrink > -0.5, torch.log1p(shrink.clamp(min=-0.5)), total.log()) / order
 
 
 def token_power_mean(logps: Tensor, log_normalizers: Tensor, weights: Tensor, order: float) -> Tensor:
@@ -80,3 +84,11 @@ def simplex(weights: Tensor, logps: Tensor) -> Tensor:
         raise ValueError(f"weights must be non-negative and sum to one, given {weights.tolist()}")
     weights = (weights / total).to(logps)
     return weights.reshape(weights.shape + (1,) * (logps.ndim - weights.ndim))
+
+
+def _weighted_sum(weights: Tensor, rows: Iterator[Tensor]) -> Tensor:
+    # Row by row: over a vocabulary, (K, V) temporaries would cost more memory and time than the arithmetic.
+    total = weights[0] * next(rows)
+    for weight, row in zip(weights[1:], rows):
+        total = torch.addcmul(total, weight, row)
+    return total
