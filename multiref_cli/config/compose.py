@@ -5,14 +5,34 @@ import logging
 import os
 import re
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from multiref_cli.config.schema import ALGORITHMS, Experiment
+from multiref_cli.config.schema import (
+    ALGORITHMS,
+    Ctro,
+    Evaluation,
+    Experiment,
+    Lora,
+    Policy,
+    Regularizer,
+    Reward,
+    Scorer,
+)
 from multiref_cli.errors import RequestError
+
+
+# Parts of an experiment that may be absent, filled in where their keys are wanted.
+_OPTIONAL: dict[str, Any] = {
+    "regularizer": Regularizer(ctro=Ctro()),
+    "reward": Reward(),
+    "policy": Policy(lora=Lora()),
+    "evaluation": Evaluation(scorer=Scorer()),
+}
 
 
 def conf_directory() -> Path:
@@ -55,11 +75,17 @@ def compose(overrides: list[str]) -> DictConfig:
     Raises:
         RequestError: an unknown group, option or key, a wrong type or a missing value; one sentence.
     """
-    plain = compose_plain(overrides)
+    plain = compose_plain([_addable(override) for override in overrides])
     name = plain.algorithm.get("name") if "algorithm" in plain else None
     if name not in ALGORITHMS:
         raise RequestError(f"algorithm.name is {name!r}; allowed: {', '.join(ALGORITHMS)}.")
     return typed(plain, Experiment(algorithm=ALGORITHMS[name]()))
+
+
+def _addable(override: str) -> str:
+    # A key of the schema can be set even where the chosen YAML file does not list it (Hydra's "++").
+    key = override.partition("=")[0]
+    return f"++{override}" if "=" in override and key in known_keys() and key not in groups() else override
 
 
 def compose_plain(overrides: list[str], folder: str = "") -> DictConfig:
@@ -80,11 +106,12 @@ def compose_plain(overrides: list[str], folder: str = "") -> DictConfig:
 def typed(plain: DictConfig, root: Any) -> DictConfig:
     """Merge a composed config over dataclasses, so that `+typo=1` and wrong types are refused."""
     try:
-        config = OmegaConf.merge(OmegaConf.structured(root), plain)
+        missing = sorted(OmegaConf.missing_keys(plain))
+        config = OmegaConf.merge(OmegaConf.structured(root), {} if missing else plain)
         OmegaConf.resolve(config)
-        missing = sorted(OmegaConf.missing_keys(config))
+        missing = missing or sorted(OmegaConf.missing_keys(config))
     except OmegaConfBaseException as error:
-        raise RequestError(_sentence(error, "", root)) from error
+        raise RequestError(_sentence(error, "")) from error
     if missing:
         raise RequestError(f"{missing[0]} has no value; give it as {missing[0]}=VALUE.")
     return config
@@ -166,9 +193,15 @@ def _hydra_alone():
         logging.root.handlers[:] = handlers
 
 
-def _sentence(error: Exception, folder: str, root: Any = None) -> str:
+def _sentence(error: Exception, folder: str) -> str:
     """One sentence out of Hydra's or OmegaConf's message, with the nearest valid name."""
     text = str(error).strip()
+    lone = re.search(r"Error parsing override '([^']*)'", text)
+    if lone or "Lexer" in type(error).__name__ or text.startswith("Lexer"):
+        return f"{lone.group(1) if lone else text.splitlines()[0]!r} is not an override; write key=value."
+    absent = re.search(r"Missing mandatory value: (\S+)", text)
+    if absent:
+        return f"{absent.group(1).rstrip('.')} has no value; give it as {absent.group(1).rstrip('.')}=VALUE."
     if "--multirun" in text:
         return "several values for one key: use `multiref sweep` for axes, or quote a list as 'key=[a,b]'."
     found = re.search(r"Could not find '([^']+)/([^'/]+)'|Could not override '([^'@]+)'\.\s*No match", text)
@@ -178,7 +211,7 @@ def _sentence(error: Exception, folder: str, root: Any = None) -> str:
         return f"{group} has no option {option!r}{_nearest(option, options(os.path.join(folder, group)))}."
     key = _unknown_key(error, text)
     if key:
-        return f"there is no key {key!r}{_nearest(key, sorted(known_keys(root)))}."
+        return f"there is no key {key!r}{_nearest(key, sorted(known_keys()))}."
     first = text.splitlines()[0].rstrip(".") if text else type(error).__name__
     full_key = getattr(error, "full_key", None)
     return f"{full_key}: {first}." if full_key and full_key not in first else f"{first}."
@@ -189,18 +222,18 @@ def _unknown_key(error: Exception, text: str) -> str | None:
         found = re.search(pattern, text)
         if found:
             return found.group(1)
-    if type(error).__name__ == "ConfigKeyError" or "not in struct" in text or "not in '" in text:
+    if type(error).__name__ == "ConfigKeyError" or "not in struct" in text:
         found = re.search(r"Key '([^']+)'", text)
         return getattr(error, "full_key", None) or (found.group(1) if found else None)
     return None
 
 
-def known_keys(root: Any = None) -> set[str]:
-    """Dotted keys of the whole schema, for "did you mean"."""
+@cache
+def known_keys() -> set[str]:
+    """Dotted keys of the whole schema, and the groups."""
     found: set[str] = set(groups())
-    roots = [root] if root is not None else [Experiment(algorithm=a()) for a in ALGORITHMS.values()]
-    for node in roots:
-        _walk(OmegaConf.structured(node), "", found)
+    for algorithm in ALGORITHMS.values():
+        _walk(OmegaConf.structured(Experiment(algorithm=algorithm(), **_OPTIONAL)), "", found)
     return found
 
 
@@ -213,10 +246,15 @@ def _walk(node: DictConfig, prefix: str, found: set[str]) -> None:
 
 
 def _nearest(name: str, allowed: list[str]) -> str:
-    close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
-    if not close:  # a bare leaf name: find it under its group
-        tails = {key.rsplit(".", 1)[-1]: key for key in allowed}
-        close = [tails[t] for t in difflib.get_close_matches(name.rsplit(".", 1)[-1], tails, n=1, cutoff=0.6)]
-    if close:
+    """`; did you mean …`, else the names of the same group, else nothing."""
+    close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.6)
+    group = name.rpartition(".")[0]
+    siblings = [key for key in allowed if group and key.rpartition(".")[0] == group]
+    if close and (not group or close[0] in siblings):
         return f"; did you mean {close[0]!r}"
-    return f"; allowed: {', '.join(allowed)}" if 0 < len(allowed) <= 30 else ""
+    tails = {key.rpartition(".")[2]: key for key in allowed}
+    near = difflib.get_close_matches(name.rpartition(".")[2], tails, n=1, cutoff=0.75)
+    if near:
+        return f"; did you mean {tails[near[0]]!r}"
+    shown = siblings or (allowed if len(allowed) <= 30 else [])
+    return f"; allowed: {', '.join(shown)}" if shown else ""
