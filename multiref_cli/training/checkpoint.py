@@ -1,6 +1,7 @@
 """Checkpoints: everything that a bitwise resume needs, written atomically."""
 
 import os
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     for path in reversed(found):
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, OSError):  # a damaged disk or a foreign file: the one before may be whole
+        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError):  # damaged or foreign: the one before may be whole
             continue
     if found:
         raise RunError(f"no checkpoint under {folder} can be read; delete the folder's files to start again.")

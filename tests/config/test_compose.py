@@ -1,0 +1,159 @@
+"""Overrides in, typed config or one sentence out."""
+
+import logging
+
+import pytest
+from omegaconf import OmegaConf
+
+from multiref_cli.config import build
+from multiref_cli.config.check import check, simplex
+from multiref_cli.config.compose import compose, compose_saved, conf_directory, expand_axes, options
+from multiref_cli.config.schema import Level
+from multiref_cli.errors import RequestError
+
+
+def refused(*overrides: str) -> str:
+    with pytest.raises(RequestError) as caught:
+        check(compose(list(overrides)))
+    return str(caught.value)
+
+
+def test_default_is_the_small_offline_job():
+    config = compose([])
+    check(config)
+    assert config.algorithm.name == "dpo"
+    assert config.regularizer.level is Level.sequence
+    assert [r.name for r in config.references] == ["instruct", "instruct_large"]
+
+
+@pytest.mark.parametrize("name", options("experiment"))
+def test_every_experiment_composes_and_passes_the_checks(name):
+    check(compose([f"experiment={name}"]))
+
+
+@pytest.mark.parametrize("group", ["algorithm", "regularizer", "references", "policy", "data", "reward", "rollout"])
+def test_every_option_of_a_group_is_typed(group):
+    needed = {"pair": ["first=a/b", "second=c/d"], "folder": ["policy.path=a/b"], "lora": ["policy.path=a/b"]}
+    for name in options(group):
+        compose([f"{group}={name}", *needed.get(name, [])])
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("regularizer=rkll", ["'rkll'", "did you mean 'rkl'"]),
+        ("alhpa=0.3", ["'alhpa'", "did you mean 'alpha'"]),
+        ("+typo=1", ["no key 'typo'"]),
+        ("optimizer.lr=1", ["optimizer.lr", "optimizer.learning_rate"]),
+        ("+data.held_oot=0.1", ["did you mean 'data.held_out'"]),
+        ("steps=abc", ["steps", "'abc'"]),
+        ("alpha=0.3,0.5", ["multiref sweep"]),
+        ("regularizer.level=tokn", ["sequence, token"]),
+        ("references=pair", ["first", "first=VALUE"]),
+        ("nonsense", ["key=value"]),
+    ],
+)
+def test_a_wrong_override_is_one_sentence_with_the_nearest_name(override, words):
+    message = refused(override)
+    assert "\n" not in message
+    assert message.endswith(".")
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["alpha=1.5"], "between 0 and 1"),
+        (["alpha=[0.5,0.6]"], "sum to 1"),
+        (["alpha=[0.5,0.2,0.3]"], "3 weights for 2 references"),
+        (["references=toy_trio", "alpha=0.5"], "two references, not 3"),
+        (["beta=0"], "beta above 0"),
+        (["beta=-1"], "beta is -1"),
+        (["algorithm.label_smoothing=0.7"], "label_smoothing"),
+        (["algorithm.loss=hinge"], "allowed: sigmoid, ipo"),
+        (["optimizer.learning_rate=0"], "learning_rate"),
+        (["regularizer.estimator=k3"], "token by token"),
+        (["regularizer=rkl_token", "regularizer.arwc=true"], "level=sequence"),
+        (["policy=folder", "policy.path=./missing"], "does not exist"),
+        (["data.path=./missing.jsonl"], "does not exist"),
+        (["algorithm=grpo", "steps=null"], "steps=NUMBER"),
+        (["epochs=0"], "epochs"),
+    ],
+)
+def test_contradictions_are_refused(overrides, words):
+    assert words in refused(*overrides)
+
+
+def test_a_key_that_the_chosen_file_does_not_list_can_be_set():
+    config = compose(["policy.gradient_checkpointing=true", "regularizer.ctro.epsilon=0.2", "policy.lora.rank=4"])
+    assert config.policy.gradient_checkpointing is True
+    assert (config.regularizer.ctro.epsilon, config.policy.lora.rank) == (0.2, 4)
+
+
+def test_composing_leaves_hydra_and_logging_as_they_were():
+    from hydra.core.global_hydra import GlobalHydra
+
+    handlers = list(logging.root.handlers)
+    compose([])
+    assert not GlobalHydra.instance().is_initialized()
+    assert logging.root.handlers == handlers
+
+
+def test_axes_expand():
+    axes, fixed = expand_axes(["alpha=0.1,0.5", "seed=range(0,3)", "regularizer=choice(rkl,fkl)", "beta=1", "'x=[0.2,0.8],[0.5,0.5]'"[1:-1]])
+    assert axes["alpha"] == ["0.1", "0.5"]
+    assert axes["seed"] == ["0", "1", "2"]
+    assert axes["regularizer"] == ["rkl", "fkl"]
+    assert axes["x"] == ["[0.2,0.8]", "[0.5,0.5]"]
+    assert fixed == ["beta=1"]
+
+
+def test_the_hash_knows_what_a_result_depends_on():
+    base = compose([])
+    assert build.config_hash(base) == build.config_hash(compose(["run.name=other", "tracking=off", "hardware.threads=2"]))
+    assert build.config_hash(base) == build.config_hash(compose(["alpha=[0.5,0.5]"]))
+    assert build.config_hash(base) != build.config_hash(compose(["beta=0.2"]))
+    one, two = compose(["seed=1"]), compose(["seed=2"])
+    assert build.config_hash(one) != build.config_hash(two)
+    assert build.config_hash(one, without_seed=True) == build.config_hash(two, without_seed=True)
+
+
+def test_a_weight_of_zero_drops_the_reference():
+    references, weights = build.active_references(compose(["alpha=1"]))
+    assert [r.name for r in references] == ["instruct"]
+    assert weights == [1.0]
+
+
+def test_simplex_by_hand():
+    """0.3 of two references is [0.3, 0.7]; one reference needs no number."""
+    assert simplex(0.3, 2) == [0.3, 0.7]
+    assert simplex(None, 1) == [1.0]
+    assert simplex([0.2, 0.3, 0.5], 3) == [0.2, 0.3, 0.5]
+
+
+def test_a_saved_config_comes_back_with_changes(tmp_path):
+    config = compose(["seed=3"])
+    path = tmp_path / "config.yaml"
+    path.write_text(OmegaConf.to_yaml(config, resolve=True))
+    assert build.config_hash(compose_saved(path)) == build.config_hash(config)
+    changed = compose_saved(path, ["evaluation.prompts=7", "evaluation=none"])
+    assert changed.evaluation.prompts == 0
+    assert changed.seed == 3
+
+
+def test_every_yaml_key_has_a_comment():
+    """A comment line above, or on the same line; list items and group files' defaults lists need none."""
+    bare = []
+    for path in sorted(conf_directory().rglob("*.yaml")):
+        lines = path.read_text().splitlines()
+        for number, line in enumerate(lines):
+            key = line.strip().split(":")[0]
+            is_key = ":" in line and key.replace("_", "").isalnum() and not line.strip().startswith(("#", "-"))
+            if not is_key or key in ("defaults", "_target_"):
+                continue
+            above = lines[number - 1].strip() if number else ""
+            children_commented = number + 1 < len(lines) and line.rstrip().endswith(":") and lines[number + 1].strip().startswith("#")
+            if not above.startswith("#") and "#" not in line and not children_commented:
+                bare.append(f"{path.name}:{number + 1} {line.strip()}")
+    assert bare == []

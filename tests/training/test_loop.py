@@ -1,0 +1,160 @@
+"""The loop with a small regression: schedule, optimizer, non-finite losses, bitwise resume from any step, Ctrl-C."""
+
+import os
+import signal
+
+import pytest
+import torch
+from torch import nn
+
+from multiref_cli.config.schema import Hardware, Optimizer
+from multiref_cli.errors import RequestError, RunError
+from multiref_cli.seeding import derive, epoch_batch, generator
+from multiref_cli.tracking.metrics import Averages
+from multiref_cli.tracking.progress import Silent
+from multiref_cli.tracking.run_dir import RunDir
+from multiref_cli.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from multiref_cli.training.loop import Batch, Loop, Stopped
+from multiref_cli.training.optimizer import Optimizers, schedule
+
+STEPS = 7
+
+
+class Regression:
+    """Fits y = 2x; `act` is called at the start of every batch."""
+
+    def __init__(self, act=lambda step: None):
+        self.act = act
+
+    def batch(self, step):
+        self.act(step)
+        x = torch.randn(8, 3, generator=generator(0, "x", step))
+        return Batch([(x[:4], 8), (x[4:], 8)], list(range(8)), 8)
+
+    def loss(self, model, micro):
+        x, count = micro
+        averages = Averages()
+        averages.add("x", x)
+        return ((model(x) - 2 * x) ** 2).mean(-1).sum() / count, averages
+
+    def check_start(self, model, progress):
+        pass
+
+    def identity(self):
+        return {"objective": "regression"}
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+
+class TinyModel(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 3))
+
+    def forward(self, x):
+        return self.layers(x)
+
+    def get_input_embeddings(self):
+        return None
+
+    def get_output_embeddings(self):
+        return None
+
+
+def make_loop(path, act=lambda step: None, optimizer="adamw", every=3) -> Loop:
+    folder = path if path.exists() else RunDir.create(path, "", [], {}).path
+    model = TinyModel()
+    optimizers = Optimizers(model, Optimizer(name=optimizer, learning_rate=0.05, warmup=0.2), STEPS)
+    return Loop(RunDir(folder), model, Regression(act), optimizers, Hardware(checkpoint_every=every))
+
+
+def figures(run: RunDir) -> list[dict]:
+    return [{k: v for k, v in row.items() if "time" not in k and "second" not in k} for row in run.metrics()]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("stop_at", range(STEPS))
+def test_a_run_killed_at_any_step_goes_on_bitwise(tmp_path, optimizer, stop_at):
+    whole = make_loop(tmp_path / "whole", optimizer=optimizer)
+    whole.fit(Silent())
+
+    def die(step):
+        if step == stop_at:
+            raise SystemError("as if killed")
+
+    with pytest.raises(SystemError):
+        make_loop(tmp_path / "cut", die, optimizer).fit(Silent())
+    resumed = make_loop(tmp_path / "cut", optimizer=optimizer)
+    resumed.fit(Silent())
+    assert figures(resumed.run) == figures(whole.run)
+    for a, b in zip(whole.model.parameters(), resumed.model.parameters()):
+        assert torch.equal(a, b)
+
+
+def test_ctrl_c_finishes_the_step_and_writes_a_checkpoint(tmp_path):
+    interrupted = make_loop(tmp_path / "run", lambda step: os.kill(os.getpid(), signal.SIGINT) if step == 3 else None, every=0)
+    with pytest.raises(Stopped, match="--resume"):
+        interrupted.fit(Silent())
+    assert load_checkpoint(tmp_path / "run" / "checkpoints")["step"] == 4
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_loss_that_is_not_finite_names_step_rows_and_checkpoint(tmp_path):
+    loop = make_loop(tmp_path / "run", every=2)
+
+    def poison(step):
+        if step == 4:
+            with torch.no_grad():
+                next(loop.model.parameters()).fill_(float("nan"))
+
+    loop.algorithm.act = poison
+    with pytest.raises(RunError, match=r"step 5.*\[0, 1, 2.*step_00000004"):
+        loop.fit(Silent())
+
+
+def test_resume_with_another_objective_is_refused(tmp_path):
+    with pytest.raises(SystemError):
+        make_loop(tmp_path / "run", lambda step: (_ for _ in ()).throw(SystemError()) if step == 5 else None).fit(Silent())
+    other = make_loop(tmp_path / "run")
+    other.algorithm.identity = lambda: {"objective": "another"}
+    with pytest.raises(RequestError, match="objective"):
+        other.fit(Silent())
+
+
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path):
+    for step in (1, 2):
+        save_checkpoint(tmp_path, step, {"step": step}, keep=2)
+    checkpoints(tmp_path)[-1].write_bytes(b"cut off")
+    assert load_checkpoint(tmp_path)["step"] == 1
+    checkpoints(tmp_path)[0].write_bytes(b"")
+    with pytest.raises(RunError, match="can be read"):
+        load_checkpoint(tmp_path)
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
+    for step in range(5):
+        save_checkpoint(tmp_path, step, {"step": step}, keep=2)
+    assert [p.name for p in checkpoints(tmp_path)] == ["step_00000003.pt", "step_00000004.pt"]
+
+
+def test_schedule_by_hand():
+    """10 steps, 20 % warm-up: 1/3, 2/3, then 1 - (step - 2) / 8."""
+    linear = Optimizer(learning_rate=1.0, schedule="linear", warmup=0.2)
+    assert [round(schedule(s, 10, linear), 6) for s in (0, 1, 2, 6, 9)] == [0.333333, 0.666667, 1.0, 0.5, 0.125]
+    wsd = Optimizer(learning_rate=1.0, schedule="wsd", warmup=0.0)
+    assert [round(schedule(s, 10, wsd), 6) for s in (0, 6, 7, 9)] == [1.0, 1.0, 1.0, 0.333333]
+    constant = Optimizer(learning_rate=1.0, schedule="constant", warmup=2)
+    assert [round(schedule(s, 10, constant), 6) for s in (0, 1, 2, 9)] == [0.333333, 0.666667, 1.0, 1.0]
+
+
+def test_every_row_once_an_epoch_and_streams_differ():
+    rows = [i for step in range(4) for i in epoch_batch(10, 3, step, seed=0)]
+    assert sorted(rows) == list(range(10)) and len(epoch_batch(10, 3, 3, seed=0)) == 1
+    assert epoch_batch(10, 3, 4, seed=0) != epoch_batch(10, 3, 0, seed=0)
+    assert derive(0, "a") != derive(0, "b") != derive(1, "a")
+    assert derive(0, "a", 1) == derive(0, "a", 1) < 2**63
