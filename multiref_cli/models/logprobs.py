@@ -199,6 +199,34 @@ def normalizers(
     return [_spread(values, packed.mask) for values in torch.cat(parts, 1)]
 
 
+@torch.no_grad()
+def score_references(
+    references: Sequence[Any], packed: Packed, mix: Mix, temperature: float = 1.0, vocabulary: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the completion tokens under K references, and log F_t of their mix, in one pass.
+
+    Args:
+        references: K models over the same ids.
+        packed: rows on the models' device.
+        mix: order of the mean and the K weights.
+        temperature: logits are divided by it.
+        vocabulary: ids of the tokenizer, shared by all.
+
+    Returns:
+        (K, B, T) log-probabilities and (B, T) log F_t, in nats, 0 where masked.
+    """
+    constants = _reference_heads(references, packed, vocabulary)
+    weights = torch.tensor(mix.weights, device=packed.targets.device)
+    picked, log_normalizers = [], []
+    chunk = _default_chunk(constants[0][0], packed.targets.device, 2 * (len(references) + 1))
+    for rows in _slices(len(packed.targets), chunk):
+        logps = _reference_chunk(constants, rows, temperature)
+        picked.append(torch.stack([_pick(one, packed.targets[rows]) for one in logps]))
+        log_normalizers.append(_mixed(logps, mix, weights)[1])
+    columns = torch.cat(picked, 1)
+    return torch.stack([_spread(c, packed.mask) for c in columns]), _spread(torch.cat(log_normalizers), packed.mask)
+
+
 def _mixed(logps: Tensor, mix: Mix, weights: Tensor) -> tuple[Tensor, Tensor]:
     """(K, C, V) -> the mixed reference (C, V), unnormalized, and its log-normalizer (C,)."""
     mixed = power_mean(logps, weights, mix.order)
