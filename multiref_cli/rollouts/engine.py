@@ -53,7 +53,12 @@ class Completion:
 
 
 class Engine(Protocol):
-    """Whatever turns prompts into completions."""
+    """Whatever turns prompts into completions.
+
+    `exact_logps` says whether its log-probs are the trainer's own up to float32 rounding.
+    """
+
+    exact_logps: bool
 
     def generate(
         self, prompts: list[Sequence[int]], group_size: int, sampling: Sampling, seeds: list[int]
@@ -76,7 +81,9 @@ def sampling_of(rollout: "Rollout", end_ids: Sequence[int]) -> Sampling:
     )
 
 
-def build_engine(rollout: "Rollout", model: Any, pad_id: int, policy_path: str) -> Engine:
+def build_engine(
+    rollout: "Rollout", model: Any, pad_id: int, policy_path: str, vocabulary: int | None = None
+) -> Engine:
     """The engine that a rollout config names.
 
     Args:
@@ -84,6 +91,7 @@ def build_engine(rollout: "Rollout", model: Any, pad_id: int, policy_path: str) 
         model: the policy being trained.
         pad_id: any valid token id, used where nothing is read.
         policy_path: folder or Hub id that a separate engine loads its architecture and tokenizer from.
+        vocabulary: ids that may be sampled; None: the whole head.
 
     Raises:
         RequestError: an unknown engine, an option that it does not have, or vLLM not installed.
@@ -92,11 +100,11 @@ def build_engine(rollout: "Rollout", model: Any, pad_id: int, policy_path: str) 
 
     try:
         if rollout.engine == "transformers":
-            return TransformersEngine(model, pad_id, rollout.batch_size, **rollout.options)
+            return TransformersEngine(model, pad_id, rollout.batch_size, vocabulary, **rollout.options)
         if rollout.engine == "vllm":
             from multiref_cli.rollouts.vllm_engine import VllmEngine
 
-            return VllmEngine(model, policy_path, rollout.batch_size, **rollout.options)
+            return VllmEngine(model, policy_path, rollout.batch_size, vocabulary, **rollout.options)
     except TypeError as error:
         raise RequestError(f"rollout.options do not fit engine {rollout.engine}: {error}.") from error
     raise RequestError(f"rollout.engine={rollout.engine} is unknown: use transformers or vllm.")

@@ -38,7 +38,13 @@ class TransformersEngine:
     """
 
     def __init__(
-        self, model: Any, pad_id: int, batch_size: int = 256, lean_decoder: bool = True, cuda_graphs: bool = False
+        self,
+        model: Any,
+        pad_id: int,
+        batch_size: int = 256,
+        vocabulary: int | None = None,
+        lean_decoder: bool = True,
+        cuda_graphs: bool = False,
     ):
         """Wraps a model; nothing is copied.
 
@@ -46,13 +52,15 @@ class TransformersEngine:
             model: a decoder-only transformers model; its weights are read anew at every `generate`.
             pad_id: any valid token id, used where nothing is read.
             batch_size: most sequences decoded at once.
+            vocabulary: ids of the tokenizer, where the head is padded beyond them; the rest is never sampled.
             lean_decoder: use the plain-torch decoder where it fits.
             cuda_graphs: replay each decoding step as a CUDA graph (lean decoder on an NVIDIA GPU only).
 
         Raises:
             RequestError: `cuda_graphs` without the lean decoder or without an NVIDIA GPU.
         """
-        self.model, self.pad_id, self.batch_size = model, pad_id, batch_size
+        self.model, self.pad_id, self.batch_size, self.vocabulary = model, pad_id, batch_size, vocabulary
+        self.exact_logps = next(model.parameters()).dtype in (torch.float32, torch.float64)
         self.lean = lean_decoder and lean.supports(model)
         self.cuda_graphs = cuda_graphs
         if cuda_graphs and not (self.lean and next(model.parameters()).is_cuda):
@@ -80,7 +88,7 @@ class TransformersEngine:
                     texts = [prompts[p] for p in chunk]
                     session = self._session(weights, texts, group_size, sampling.max_new_tokens)
                     numbers = torch.cat([uniforms(seeds[p], group_size, sampling.max_new_tokens) for p in chunk])
-                    completions = _decode(session, numbers, sampling)
+                    completions = _decode(session, numbers, sampling, self.vocabulary)
                     for position, p in enumerate(chunk):
                         results[p] = completions[position * group_size : (position + 1) * group_size]
         finally:
@@ -110,7 +118,7 @@ class TransformersEngine:
                 )
 
 
-def _decode(session: Session, numbers: Tensor, sampling: Sampling) -> list[Completion]:
+def _decode(session: Session, numbers: Tensor, sampling: Sampling, vocabulary: int | None) -> list[Completion]:
     """Runs a session to its end; `numbers` (S, T) are the uniforms of its rows."""
     device = session.logits.device
     rows_total, length = numbers.shape
@@ -125,7 +133,7 @@ def _decode(session: Session, numbers: Tensor, sampling: Sampling) -> list[Compl
     check_every = 1 if device.type == "cpu" else _GPU_CHECK_EVERY
     logits = session.logits
     for t in range(length):
-        tokens, logps[rows, t] = draw(logits, numbers[rows, t], sampling)
+        tokens, logps[rows, t] = draw(logits[:, :vocabulary], numbers[rows, t], sampling)
         ids[rows, t] = tokens
         ending = is_end[tokens] & ~finished[rows]
         lengths[rows] = torch.where(ending, t + 1, lengths[rows])

@@ -1,17 +1,20 @@
 """Frozen references beside a policy in training: K of them scored back to back on the same rollouts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import Tensor
 
 from multiref_cli.config.schema import Level
-from multiref_cli.models.logprobs import Mix, reference_logps, token_logps
+from multiref_cli.data.chat import completion_ids, prompt_ids
+from multiref_cli.models.logprobs import Mix, score_references, token_logps
 from multiref_cli.models.packing import Packed, pack
+from multiref_cli.objectives.aggregate import masked_sum
 from multiref_cli.objectives.mixing import power_mean
+from multiref_cli.rewards.sample import Sample
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,21 @@ class ReferenceScores:
     log_normalizers: Tensor | None
 
 
-# One response of a batch as text, for references that read it with a tokenizer of their own: to (prompt, completion).
-Retokenize = Callable[[int], tuple[Sequence[int], Sequence[int]]]
+@dataclass(frozen=True)
+class Member:
+    """One reference of a mix.
+
+    Attributes:
+        name: in the metrics.
+        model: frozen.
+        weight: alpha, above 0.
+        tokenizer: its own, if it has another one than the policy.
+    """
+
+    name: str
+    model: Any
+    weight: float
+    tokenizer: Any = None
 
 
 class LiveReferences:
@@ -42,72 +58,74 @@ class LiveReferences:
     memory and visit the policy's device one at a time.
     """
 
-    def __init__(
-        self, config: DictConfig, names: list[str], models: list[Any], weights: list[float], devices: tuple[str, str | None]
-    ) -> None:
+    def __init__(self, config: DictConfig, members: Sequence[Member], devices: tuple[str, str | None]) -> None:
         """Takes models that are loaded already.
 
         Args:
             config: of the run; its regularizer says how to mix, its rollout at which temperature.
-            names: K names.
-            models: K frozen models.
-            weights: K positive weights that sum to one.
+            members: the K references, their weights above 0 and summing to one.
             devices: of the policy, and of the references (None: the same).
         """
         self.regularizer, self.temperature = config.regularizer, config.rollout.temperature
-        self.names, self.models = names, models
+        self.members = list(members)
+        weights = [member.weight for member in members]
         self.mix = Mix(self.regularizer.mean_order, tuple(weights))
         self.weights = torch.tensor(weights, dtype=torch.float64)
         policy_device, own_device = torch.device(devices[0]), torch.device(devices[1] or devices[0])
         self.visiting = own_device.type == "cpu" and policy_device.type != "cpu"
         self.device = policy_device if self.visiting else own_device
-        self.vocabulary: int | None = None
-        self.foreign: dict[int, Retokenize] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """K names, in the order of the weights."""
+        return [member.name for member in self.members]
+
+    @property
+    def models(self) -> list[Any]:
+        """K models, in the order of the weights."""
+        return [member.model for member in self.members]
 
     @torch.no_grad()
-    def score(self, packed: Packed) -> ReferenceScores:
-        """Log-probs of every response under every reference, and of their mix.
+    def score(self, packed: Packed, samples: Sequence[Sample], vocabulary: int | None) -> ReferenceScores:
+        """Log-probs of B responses under every reference, and of their mix.
 
         Args:
             packed: rows of the policy's tokens.
+            samples: the same B responses as text, for references that read them with a tokenizer of their own.
+            vocabulary: ids shared by the policy and the references with its tokenizer.
         """
-        log_normalizers = None
-        if self.visiting or self.foreign:
-            columns = [self._one(index, packed) for index in range(len(self.models))]
-            if not self.foreign:
-                columns = [c.sum(-1, dtype=torch.float64) for c in columns]
-            sums = torch.stack(columns)
-        else:
-            packed = packed.to(self.device)
-            logps, log_normalizers = reference_logps(self.models, packed, self.mix, self.temperature, self.vocabulary)
-            logps, log_normalizers = logps.cpu(), log_normalizers.cpu()
-            sums = logps.sum(-1, dtype=torch.float64)
+        if self.visiting or any(member.tokenizer for member in self.members):
+            sums = torch.stack([self._sums(member, packed, samples, vocabulary) for member in self.members])
+            return ReferenceScores(sums, power_mean(sums, self.weights, self.mix.order), None, None)
+        models, rows = self.models, packed.to(self.device)
+        logps, log_normalizers = score_references(models, rows, self.mix, self.temperature, vocabulary)
+        logps, log_normalizers = logps.cpu(), log_normalizers.cpu()
+        sums = logps.sum(-1, dtype=torch.float64)
         if self.regularizer.level == Level.sequence:
-            mixed_sums = power_mean(sums, self.weights, self.mix.order)
-            return ReferenceScores(sums, mixed_sums, None, log_normalizers)
-        mixed = self.mixed_tokens(logps, log_normalizers).masked_fill(~packed.mask.cpu(), 0.0)
-        return ReferenceScores(sums, mixed.sum(-1, dtype=torch.float64), mixed, log_normalizers)
+            return ReferenceScores(sums, power_mean(sums, self.weights, self.mix.order), None, log_normalizers)
+        mixed = self.mixed_tokens(logps, log_normalizers)
+        return ReferenceScores(sums, masked_sum(mixed.double(), packed.mask, 1), mixed, log_normalizers)
 
     def mixed_tokens(self, logps: Tensor, log_normalizers: Tensor) -> Tensor:
         """(K, B, T) -> (B, T) token-level log M, divided by F_t unless the regularizer says otherwise."""
-        mixed = power_mean(logps, self.weights, self.mix.order)
+        mixed = power_mean(logps, self.weights.to(logps), self.mix.order)
         return mixed - log_normalizers if self.regularizer.normalized else mixed
 
-    def _one(self, index: int, packed: Packed) -> Tensor:
-        """(B, T) under one reference, or (B,) sums where another has its own tokenizer."""
-        model = self.models[index]
+    def _sums(self, member: Member, packed: Packed, samples: Sequence[Sample], vocabulary: int | None) -> Tensor:
+        """(B,) log-probs of whole responses under one reference; it visits the device for the time of the pass."""
         if self.visiting:
-            model.to(self.device)
-        if index in self.foreign:
-            pairs = [self.foreign[index](row) for row in range(packed.mask.shape[0])]
-            packed = pack([p for p, _ in pairs], [[c] for _, c in pairs], 0, share_prompt=False)
-        vocabulary = None if index in self.foreign else self.vocabulary
-        logps = token_logps(model, packed.to(self.device), self.temperature, vocabulary=vocabulary).logps.cpu()
+            member.model.to(self.device)
+        if member.tokenizer is not None:
+            packed, vocabulary = _retokenized(member.tokenizer, samples), None
+        logps = token_logps(member.model, packed.to(self.device), self.temperature, vocabulary=vocabulary).logps
         if self.visiting:
-            model.to("cpu")
-        return logps.sum(-1, dtype=torch.float64) if self.foreign else logps
+            member.model.to("cpu")
+        return logps.cpu().sum(-1, dtype=torch.float64)
 
 
-def freeze(model: nn.Module) -> nn.Module:
-    """The model without gradients, in evaluation mode."""
-    return model.eval().requires_grad_(False)
+def _retokenized(tokenizer: Any, samples: Sequence[Sample]) -> Packed:
+    """The responses under another tokenizer and chat template; an unfinished response gets no end token."""
+    prompts = [prompt_ids(tokenizer, one.messages) for one in samples]
+    completions = [completion_ids(tokenizer, one.completion) for one in samples]
+    completions = [ids if one.finished or len(ids) < 2 else ids[:-1] for ids, one in zip(completions, samples)]
+    return pack(prompts, [[ids] for ids in completions], 0, share_prompt=False)
