@@ -17,6 +17,7 @@ class Sample:
         answer: the gold answer of the prompt, where there is one.
         extra: the other columns of the prompt's row.
         finished: whether the response ended by itself, before the length cap.
+        row: number of the prompt's row in its source, for messages.
     """
 
     messages: list[Message]
@@ -24,6 +25,7 @@ class Sample:
     answer: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
     finished: bool = True
+    row: int | None = None
 
     @property
     def prompt(self) -> str:
@@ -32,3 +34,12 @@ class Sample:
 
 
 RewardFunction = Callable[..., list[float]]
+
+
+def in_process(function: RewardFunction) -> RewardFunction:
+    """Mark a reward function that cannot hang: it runs in the trainer's process, without the cost of another one.
+
+    Every other function runs in a worker process, which is killed when it takes too long.
+    """
+    function.in_process = True  # type: ignore[attr-defined]
+    return function

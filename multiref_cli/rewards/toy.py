@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 from multiref_cli.data.toy import Qualities, assess, parse_problem
-from multiref_cli.rewards.sample import Sample
+from multiref_cli.rewards.sample import Sample, in_process
 
 
+@in_process
 def toy_correct(samples: Sequence[Sample]) -> list[float]:
     """1 for a response whose only final answer is right, else 0.
 
@@ -18,15 +19,16 @@ def toy_correct(samples: Sequence[Sample]) -> list[float]:
     return [_qualities(sample).correct for sample in samples]
 
 
+@in_process
 def toy_gold(
     samples: Sequence[Sample],
     correct: float = 1.0,
-    complete: float = 1.0,
-    steps: float = 1.0,
-    courtesy: float = 0.5,
-    repeated: float = -0.5,
+    complete: float = 1.5,
+    steps: float = 2.0,
+    courtesy: float = 1.5,
+    repeated: float = -1.5,
     words: float = -0.1,
-    words_over: int = 16,
+    words_over: int = 18,
 ) -> list[float]:
     """The gold reward: a weighted sum of the qualities of a response, in nats of the Bradley-Terry model.
 

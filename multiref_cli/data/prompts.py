@@ -1,0 +1,155 @@
+"""Prompts for the online job and for evaluation, with gold answers where the data has them."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from multiref_cli.config.schema import Data
+from multiref_cli.data.answers import final_answer, parse_math, parse_number
+from multiref_cli.data.chat import Message
+from multiref_cli.data.messages import column, conversation, prompt_messages
+from multiref_cli.data.preferences import bounded_prompt, parse_pair, prompt_key
+from multiref_cli.data.rows import BadRow, Rows, Split, load_split, read_rows
+from multiref_cli.errors import RequestError
+
+QUESTIONS = ("prompt", "question", "problem", "instruction")
+ANSWERS = ("auto", "number", "math", "text")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt.
+
+    Args:
+        ids: up to where the assistant begins.
+        messages: the same as messages, system prompt included.
+        answer: the gold answer, where there is one.
+        row: number of the row in its source, from 1.
+        extra: the other columns of the row, for reward functions.
+    """
+
+    ids: tuple[int, ...]
+    messages: list[Message]
+    answer: str | None
+    row: int
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def load_prompts(data: Data, tokenizer: Any) -> Split[Prompt]:
+    """Load prompts: GSM8K, any rows with a prompt (and an answer), preference pairs, or generated problems.
+
+    Of preference pairs the prompts are taken, each once; the same prompts are held out as by `load_preferences`.
+    With `data.path=reasoning_gym` the problems come from the package of that name (see data/reasoning_gym.py).
+
+    Args:
+        data: the data part of the config. `options.answer` says how a gold answer must read: `number`, `math` (an
+            expression that math-verify parses), `text`, or `auto`: a number where the row writes it behind `####`.
+        tokenizer: of the policy.
+
+    Returns:
+        Training and held-out prompts, and the account of the rows that were dropped.
+
+    Raises:
+        RequestError: nothing to read, nothing left, or bad rows that the config refuses.
+    """
+    kind = data.options.get("answer", "auto")
+    if kind not in ANSWERS:
+        raise RequestError(f"data.options.answer={kind}; allowed: {', '.join(ANSWERS)}.")
+    if data.path == "reasoning_gym":
+        from multiref_cli.data.reasoning_gym import generate
+
+        def read(*_: Any) -> Rows:
+            return generate(data.options)
+    else:
+        read = read_rows
+    split = load_split(data, lambda number, row: parse_prompt(number, row, data, tokenizer), prompt_key, read)
+    kept = _once(split.train), _once(split.held_out)
+    split.report.duplicates = len(split.train) + len(split.held_out) - sum(map(len, kept))
+    split.train, split.held_out = kept
+    return split
+
+
+def parse_prompt(number: int, row: dict[str, Any], data: Data, tokenizer: Any) -> Prompt:
+    """Read one row as a prompt.
+
+    Args:
+        number: of the row in its source.
+        row: the columns of the row.
+        data: the data part of the config.
+        tokenizer: of the policy.
+
+    Returns:
+        The prompt.
+
+    Raises:
+        BadRow: with the reason, if the row cannot be used.
+    """
+    if column(row, data, "chosen") is not None and column(row, data, "rejected") is not None:
+        pair = parse_pair(number, row, data, tokenizer)
+        return Prompt(pair.prompt, pair.messages, None, number, pair.extra)
+    name, messages = question(row, data)
+    raw = column(row, data, "answer")
+    answer = gold_answer(raw, data.options.get("answer", "auto"))
+    used = {name, data.columns.get("answer", "answer")}
+    extra = {key: value for key, value in row.items() if key not in used}
+    if isinstance(raw, str) and raw.strip() != answer:
+        extra["solution"] = raw
+    return Prompt(bounded_prompt(tokenizer, messages, data), messages, answer, number, extra)
+
+
+def question(row: dict[str, Any], data: Data) -> tuple[str, list[Message]]:
+    """The prompt of a row that has no preferences: (its column, messages).
+
+    Raises:
+        BadRow: the row has no prompt, or one that cannot be used.
+    """
+    names = [data.columns["prompt"]] if "prompt" in data.columns else [name for name in QUESTIONS if name in row]
+    if names:
+        value = column(row, data, "prompt") if "prompt" in data.columns else row[names[0]]
+        return names[0], prompt_messages(value, data)
+    value = column(row, data, "messages")
+    if value is None:
+        raise BadRow(f"missing prompt: there is {', '.join(map(str, row)) or 'no column'}")
+    messages = conversation(value, "messages")
+    while messages and messages[-1]["role"] == "assistant":
+        messages = messages[:-1]
+    if not messages:
+        raise BadRow("missing prompt: messages hold turns of the assistant only")
+    return data.columns.get("messages", "messages"), prompt_messages(messages, data, "messages")
+
+
+def gold_answer(raw: Any, kind: str) -> str | None:
+    """Read the gold answer of a row.
+
+    Args:
+        raw: the column, such as `... #### 72`, `72` or 72.
+        kind: of answer, see `load_prompts`.
+
+    Returns:
+        The answer as text, a GSM8K answer without its solution; None if the row has none and `kind` is `auto`.
+
+    Raises:
+        BadRow: the answer is missing though `kind` asks for one, or cannot be parsed.
+    """
+    if raw is None or (isinstance(raw, str) and not raw.strip()):
+        if kind == "auto" and raw is None:
+            return None
+        raise BadRow("missing answer" if raw is None else "empty answer")
+    if isinstance(raw, bool) or not isinstance(raw, (str, int, float)):
+        raise BadRow(f"answer has the wrong type: {type(raw).__name__}")
+    text = str(raw).strip()
+    marked = "####" in text and kind in ("auto", "number")
+    if marked:
+        text = final_answer(text, ("hash",)) or ""
+    if (marked or kind == "number") and parse_number(text) is None:
+        raise BadRow(f"the gold answer is no number: {str(raw)[-40:]!r}")
+    if kind == "math" and not parse_math(text):
+        raise BadRow(f"the gold answer does not parse: {text[-40:]!r}")
+    return text
+
+
+def _once(prompts: list[Prompt]) -> list[Prompt]:
+    # Only pairs repeat a prompt by nature; two rows with one prompt and different answers are different problems.
+    seen: dict[tuple[str, str | None], Prompt] = {}
+    for prompt in prompts:
+        seen.setdefault((prompt_key(prompt), prompt.answer), prompt)
+    return list(seen.values())

@@ -1,0 +1,102 @@
+"""Demonstrations for supervised fine-tuning: a prompt and the response to learn."""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from multiref_cli.config.schema import Data
+from multiref_cli.data.chat import Message, completion_ids
+from multiref_cli.data.messages import column, conversation, prompt_messages, text_of
+from multiref_cli.data.preferences import bounded_prompt, parse_pair, prompt_key, truncate
+from multiref_cli.data.prompts import question
+from multiref_cli.data.rows import BadRow, Split, load_split
+
+COMPLETIONS = ("completion", "response", "output", "answer")
+_CALCULATOR = re.compile(r"<<[^<>\n]*>>")
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """One demonstration.
+
+    Args:
+        prompt: ids up to where the assistant begins.
+        completion: ids of the response, with its end token unless it was truncated.
+        messages: the prompt as messages, system prompt included.
+        text: the response.
+        row: number of the row in its source, from 1.
+        extra: the other columns of the row.
+        truncated: 1 if the response was truncated, else 0.
+    """
+
+    prompt: tuple[int, ...]
+    completion: tuple[int, ...]
+    messages: list[Message]
+    text: str
+    row: int
+    extra: dict[str, Any] = field(default_factory=dict)
+    truncated: int = 0
+
+
+def load_demonstrations(data: Data, tokenizer: Any) -> Split[Demonstration]:
+    """Load demonstrations: prompt and completion, question and answer, a conversation, or the chosen side of pairs.
+
+    Args:
+        data: the data part of the config; `options.calculator_marks: false` drops GSM8K's `<<48/2=24>>`.
+        tokenizer: of the policy.
+
+    Returns:
+        Training and held-out demonstrations, and the account of the rows that were dropped. Of a conversation the last
+        turn of the assistant is learned, the turns before it are the prompt.
+
+    Raises:
+        RequestError: nothing to read, nothing left, or bad rows that the config refuses.
+    """
+    split = load_split(data, lambda number, row: parse_demonstration(number, row, data, tokenizer), prompt_key)
+    split.report.truncated = sum(row.truncated for row in (*split.train, *split.held_out))
+    return split
+
+
+def parse_demonstration(number: int, row: dict[str, Any], data: Data, tokenizer: Any) -> Demonstration:
+    """Read one row as a demonstration.
+
+    Args:
+        number: of the row in its source.
+        row: the columns of the row.
+        data: the data part of the config.
+        tokenizer: of the policy.
+
+    Returns:
+        The demonstration.
+
+    Raises:
+        BadRow: with the reason, if the row cannot be used.
+    """
+    if column(row, data, "chosen") is not None and column(row, data, "rejected") is not None:
+        pair = parse_pair(number, row, data, tokenizer)
+        cut = int(pair.chosen[-1:] != tuple(completion_ids(tokenizer, pair.chosen_text)[-1:]))
+        return Demonstration(pair.prompt, pair.chosen, pair.messages, pair.chosen_text, number, pair.extra, cut)
+    used, messages, text = _texts(row, data)
+    if not data.options.get("calculator_marks", True):
+        text = _CALCULATOR.sub("", text)
+    prompt = bounded_prompt(tokenizer, messages, data)
+    completion, cut = truncate(completion_ids(tokenizer, text), data.max_completion_tokens)
+    extra = {name: value for name, value in row.items() if name not in used}
+    return Demonstration(prompt, completion, messages, text, number, extra, cut)
+
+
+def _texts(row: dict[str, Any], data: Data) -> tuple[set[str], list[Message], str]:
+    whole = column(row, data, "messages")
+    if whole is not None:
+        messages = conversation(whole, "messages")
+        while messages and messages[-1]["role"] != "assistant":
+            messages = messages[:-1]
+        if len(messages) < 2:
+            raise BadRow("messages hold no response to a prompt")
+        name = data.columns.get("messages", "messages")
+        return {name}, prompt_messages(messages[:-1], data, "messages"), messages[-1]["content"]
+    name, messages = question(row, data)
+    if "completion" in data.columns:
+        return {name, data.columns["completion"]}, messages, text_of(column(row, data, "completion"), "completion")
+    other = next((known for known in COMPLETIONS if known in row), "completion")
+    return {name, other}, messages, text_of(row.get(other), other)

@@ -1,0 +1,171 @@
+"""The reward of a run: a weighted sum of reward functions, none of which can hang a run or fail silently."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from multiref_cli.config.schema import Reward
+from multiref_cli.errors import RequestError, RunError
+from multiref_cli.rewards.resolve import check_options, resolve
+from multiref_cli.rewards.sample import RewardFunction, Sample
+from multiref_cli.rewards.worker import RewardError, RewardTimeout, Worker
+
+# A function that hangs on so many rows of one batch hangs on all of them: waiting for each would hang the run.
+HANGING_ROWS = 8
+
+
+@dataclass(frozen=True)
+class RewardBatch:
+    """Rewards of a batch of responses.
+
+    Args:
+        total: (B,) weighted sums.
+        terms: name of the term -> (B,) values before weighting.
+        timeouts: name of the term -> rows that took too long and count 0.
+    """
+
+    total: list[float]
+    terms: dict[str, list[float]]
+    timeouts: dict[str, list[int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Term:
+    """One reward function with its options and its weight.
+
+    Args:
+        name: of the term in the config.
+        path: dotted path of the function.
+        function: the function itself.
+        options: keyword arguments.
+        weight: factor in the sum.
+    """
+
+    name: str
+    path: str
+    function: RewardFunction
+    options: dict[str, Any]
+    weight: float
+
+
+def build_reward(reward: Reward) -> Callable[[Sequence[Sample]], RewardBatch]:
+    """Resolve the reward of a config.
+
+    Functions marked `in_process` are called directly, all others in a worker process. One that takes longer than
+    `reward.timeout_seconds` for a batch is killed and asked again row by row; rows that hang count 0 and are reported.
+    `timeout_seconds: 0` calls everything directly, without protection.
+
+    Args:
+        reward: the reward part of the config; each term's `function` is `{_target_: dotted.path, **options}`.
+
+    Returns:
+        A function (B samples) -> RewardBatch. It raises RunError naming the row and the function where a function
+        raises, gives the wrong number of values, or a value that is not finite.
+
+    Raises:
+        RequestError: no term, a function that cannot be found, or an option that it does not take.
+    """
+    if not reward.terms:
+        raise RequestError(f"reward={reward.name} has no terms; give reward.terms.NAME.function._target_.")
+    terms = [_term(name, term) for name, term in reward.terms.items()]
+    worker, seconds = Worker(), float(reward.timeout_seconds)
+
+    def score(samples: Sequence[Sample]) -> RewardBatch:
+        samples = list(samples)
+        values, timeouts = {}, {}
+        for term in terms:
+            values[term.name], late = _call(term, samples, worker, seconds)
+            if late:
+                timeouts[term.name] = late
+        total = [math.fsum(t.weight * values[t.name][i] for t in terms) for i in range(len(samples))]
+        return RewardBatch(total, values, timeouts)
+
+    return score
+
+
+def _term(name: str, term: Any) -> Term:
+    settings = _plain(term.function)
+    path = settings.pop("_target_", None)
+    if path is None:
+        raise RequestError(f"reward.terms.{name}.function has no _target_, the dotted path of a function.")
+    function = resolve(path)
+    check_options(path, function, settings)
+    return Term(name, path, function, settings, float(term.weight))
+
+
+def _plain(value: Any) -> Any:
+    """Config containers as plain dictionaries and lists, which other processes can read."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else dict(value)
+
+
+def _call(term: Term, samples: list[Sample], worker: Worker, seconds: float) -> tuple[list[float], list[int]]:
+    """Values of one term for all samples, and the rows on which it hangs."""
+    if not samples:
+        return [], []
+    late: list[int] = []
+    try:
+        values = _run(term, samples, worker, seconds)
+    except RewardTimeout:
+        values, late = _row_by_row(term, samples, worker, seconds)
+    except RewardError as error:
+        raise _named(term, samples, worker, seconds, error) from error
+    if len(values) != len(samples):
+        raise RunError(f"The reward function {term.path} gave {len(values)} values for {len(samples)} responses.")
+    for i, value in enumerate(values):
+        if not math.isfinite(value):
+            raise RunError(f"The reward function {term.path} gave {value} for {_row(samples, i)}.")
+    return values, late
+
+
+def _run(term: Term, samples: list[Sample], worker: Worker, seconds: float) -> list[float]:
+    if seconds > 0 and not getattr(term.function, "in_process", False):
+        return worker.call(term.path, samples, term.options, seconds)
+    try:
+        return [float(value) for value in term.function(samples, **term.options)]
+    except Exception as error:
+        raise RewardError(f"{type(error).__name__}: {error}", "") from error
+
+
+def _row_by_row(term: Term, samples: list[Sample], worker: Worker, seconds: float) -> tuple[list[float], list[int]]:
+    values, late = [], []
+    for i, sample in enumerate(samples):
+        try:
+            values += _run(term, [sample], worker, seconds)[:1]
+        except RewardTimeout:
+            values.append(0.0)
+            late.append(i)
+        except RewardError as error:
+            raise RunError(f"The reward function {term.path} raised {error} for {_row(samples, i)}.") from error
+        if len(late) >= HANGING_ROWS:
+            raise RunError(
+                f"The reward function {term.path} took over {seconds:g} s for each of {len(late)} responses, the last "
+                f"{_row(samples, i)}; raise reward.timeout_seconds or mend the function."
+            ) from None
+    return values, late
+
+
+def _named(term: Term, samples: list[Sample], worker: Worker, seconds: float, error: RewardError) -> RunError:
+    """The error of a batch with the first row that raises it alone; a function of the whole batch may have none."""
+    where = f"a batch of {len(samples)} responses"
+    for i, sample in enumerate(samples):
+        try:
+            _run(term, [sample], worker, seconds)
+        except (RewardError, RewardTimeout) as alone:
+            where = _row(samples, i)
+            error = alone if isinstance(alone, RewardError) else error
+            break
+    trace = f"\n{error.trace}" if error.trace else ""
+    return RunError(f"The reward function {term.path} raised {error} for {where}.{trace}")
+
+
+def _row(samples: list[Sample], i: int) -> str:
+    sample = samples[i]
+    number = f"data row {sample.row}" if sample.row is not None else f"response {i} of the batch"
+    return f"{number} (prompt {_short(sample.prompt)}, response {_short(sample.completion)})"
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 80 else text[:77] + "...")
