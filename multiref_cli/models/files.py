@@ -1,0 +1,181 @@
+"""Model folders: where a path leads, what its content is, how large it is; nothing here builds a model."""
+
+import contextlib
+import hashlib
+import json
+import os
+import struct
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from multiref_cli.config.build import cache_folder
+from multiref_cli.errors import RequestError
+
+_SMALL_FILES = ["*.json", "*.jinja", "tokenizer*", "*.model", "vocab*", "merges*"]
+_WEIGHTS = ["*.safetensors"]
+# Keys of config.json that say where a model came from, not what it computes.
+_PROVENANCE = {
+    "_name_or_path",
+    "transformers_version",
+    "architectures",
+    "use_cache",
+    "base_model_name_or_path",
+    "revision",
+}
+# Files from this size on are hashed once a machine, smaller ones every time.
+_REMEMBERED_BYTES = 32 * 2**20
+
+
+def resolve(path: str, revision: str | None = None, weights: bool = True, code: bool = False) -> Path:
+    """The local folder of a model: the path itself, or a snapshot of one commit of a Hub repository.
+
+    Args:
+        path: a folder, or a Hub id `owner/name`.
+        revision: branch, tag or commit on the Hub; a commit pins the content for good.
+        weights: also fetch the weights.
+        code: also fetch Python files, for models that bring their own code.
+
+    Raises:
+        RequestError: neither a folder nor reachable on the Hub.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if path.startswith((".", "/", "~")) or path.count("/") > 1:
+        raise RequestError(f"{path} is not a folder; give a model folder or a Hub id owner/name.")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+
+    patterns = _SMALL_FILES + (_WEIGHTS if weights else []) + (["*.py"] if code else [])
+    try:
+        return Path(snapshot_download(path, revision=revision, allow_patterns=patterns))
+    except (HFValidationError, RepositoryNotFoundError) as error:
+        raise RequestError(f"{path} is neither a folder nor a model on the Hub: check the name (or log in).") from error
+    except RevisionNotFoundError as error:
+        raise RequestError(f"{path} has no revision {revision} on the Hub: give a branch, tag or commit.") from error
+    except OSError as error:
+        raise RequestError(
+            f"{path} is not a folder, not in the local cache, and the Hub cannot be reached ({type(error).__name__}): "
+            "go online once, or give the path of a folder."
+        ) from error
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder, sorted by name.
+
+    Raises:
+        RequestError: none there.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        others = sorted(p.name for p in [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
+        found = f"only {', '.join(others)}" if others else "no weights at all"
+        raise RequestError(f"{folder} holds {found}; weights must be safetensors: save the model again as safetensors.")
+    return files
+
+
+def fingerprint(model: Any) -> str:
+    """sha256 of what a model computes: its weights, its config, its adapter; the same wherever the folder lies.
+
+    Args:
+        model: a schema.Model (path, revision, adapter).
+
+    Raises:
+        RequestError: a path that leads nowhere, or weights that are not safetensors.
+    """
+    folder = resolve(model.path, model.revision)
+    parts = {"weights": _content(folder), "adapter": None}
+    if model.adapter:
+        parts["adapter"] = _content(resolve(model.adapter))
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def parameter_count(model: Any, tokenizer: Any) -> int | None:
+    """Number of parameters, read from the headers of the weights (or the config of a new model); None if out of reach.
+
+    Args:
+        model: a schema.Policy; with `new` set its size is that of the config.
+        tokenizer: gives a new model its vocabulary.
+    """
+    if getattr(model, "new", None):
+        import torch
+
+        from multiref_cli.models.load import new_causal_lm
+
+        with torch.device("meta"):
+            return sum(p.numel() for p in new_causal_lm(model.new, tokenizer, "meta").parameters())
+    try:
+        folder = resolve(model.path, model.revision)
+    except RequestError:
+        return None
+    shapes = [entry["shape"] for file in weight_files(folder) for entry in safetensors_header(file)[0].values()]
+    return sum(_product(shape) for shape in shapes)
+
+
+def safetensors_header(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
+    """Names, types, shapes and places of the tensors of a safetensors file, and where its data begins in bytes."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    return header, 8 + length
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes, as hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file in one piece: under another name first, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(value, indent=1, sort_keys=True))
+    os.replace(temporary, path)
+
+
+def _digest(file: Any) -> str:
+    digest = hashlib.sha256()  # Python 3.10 has no file_digest
+    while block := file.read(2**20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _content(folder: Path) -> dict[str, Any]:
+    """Hashes of the weights in the order of their names, and the config without its provenance."""
+    config: dict[str, Any] = {}
+    for name in ("config.json", "adapter_config.json"):
+        if (folder / name).is_file():
+            config |= json.loads((folder / name).read_text())
+    kept = {key: value for key, value in config.items() if key not in _PROVENANCE}
+    return {"files": [_remembered_sha256(path) for path in weight_files(folder)], "config": kept}
+
+
+def _remembered_sha256(path: Path) -> str:
+    status = path.stat()
+    return _sha256_at(str(path.resolve()), status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _sha256_at(path: str, size: int, modified: int) -> str:
+    if size < _REMEMBERED_BYTES:
+        return file_sha256(Path(path))
+    memory, key = cache_folder() / "fingerprints.json", f"{path}|{size}|{modified}"
+    try:
+        known = json.loads(memory.read_text())
+    except (OSError, json.JSONDecodeError):
+        known = {}
+    if key not in known:
+        known[key] = file_sha256(Path(path))
+        with contextlib.suppress(OSError):  # a cache folder that cannot be written costs a hash the next time
+            write_json(memory, known)
+    return known[key]
+
+
+def _product(shape: list[int]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total

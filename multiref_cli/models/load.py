@@ -1,0 +1,277 @@
+"""Opening and saving models: a pinned revision, safetensors only, no foreign code unless asked."""
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from multiref_cli.errors import RequestError
+from multiref_cli.models.files import fingerprint, parameter_count, resolve, weight_files
+
+__all__ = [
+    "fingerprint",
+    "load_causal_lm",
+    "load_reward_model",
+    "load_tokenizer",
+    "new_causal_lm",
+    "parameter_count",
+    "save_policy",
+]
+
+_PROBE = "The answer is 42."
+
+
+def load_tokenizer(model: Any) -> Any:
+    """Open the tokenizer of a model and check that it makes tokens.
+
+    Where config.json says `qwen2`, AutoTokenizer ignores a tokenizer.json of another kind and returns empty or unknown
+    ids without an error; so its ids are compared with those of tokenizer.json, and the plain class is used instead.
+
+    Args:
+        model: a schema.Model; its `tokenizer` path, else its own path.
+
+    Returns:
+        A transformers tokenizer that has a pad token (eos where it brought none) and pads on the right.
+
+    Raises:
+        RequestError: a path that leads nowhere, no tokenizer there, or one that turns text into nothing.
+    """
+    path = model.tokenizer or model.path
+    folder = resolve(path, None if model.tokenizer else model.revision, weights=False, code=model.trust_remote_code)
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    written = folder / "tokenizer.json"
+    expected = _ids_of(written) if written.is_file() else None
+    for kind in (AutoTokenizer, PreTrainedTokenizerFast) if expected else (AutoTokenizer,):
+        try:
+            tokenizer = kind.from_pretrained(str(folder), trust_remote_code=model.trust_remote_code)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise RequestError(f"{path} has no tokenizer that can be opened ({_first_line(error)}).") from error
+        ids = tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
+        if ids and ids == (expected or ids):
+            if tokenizer.pad_token_id is None:
+                tokenizer.pad_token = tokenizer.eos_token
+            tokenizer.padding_side = "right"
+            return tokenizer
+    raise RequestError(
+        f"the tokenizer of {path} turns {_PROBE!r} into no tokens: give another one with tokenizer=PATH."
+    )
+
+
+def load_causal_lm(model: Any, device: Any = "cpu", dtype: str | None = None, trainable: bool = False) -> Any:
+    """Open a causal language model, checked for what is done with its hidden states.
+
+    Args:
+        model: a schema.Model, Reference or Policy. Its adapter is merged into a frozen model and trained on in a
+            trainable one; a Policy's `lora` puts a new adapter on a trainable one.
+        device: torch device.
+        dtype: parameter type, float32, bfloat16 or float16; None follows the model's own setting, else float32.
+        trainable: with gradients; else frozen.
+
+    Returns:
+        A transformers model, or a peft model around one, in evaluation mode.
+
+    Raises:
+        RequestError: see `resolve`; also missing weights, an unknown architecture, a head of another kind, no peft.
+    """
+    from transformers import AutoModelForCausalLM
+
+    from multiref_cli.models.decoder import check_head
+
+    loaded = _open(AutoModelForCausalLM, model, dtype, may_miss=False)
+    if model.adapter:
+        loaded = _with_adapter(loaded, model.adapter, trainable and not _lora(model))
+    loaded = loaded.to(device).eval()
+    check_head(loaded)
+    if not trainable:
+        return loaded.requires_grad_(False)
+    return _with_new_lora(loaded, _lora(model)) if _lora(model) else loaded
+
+
+def new_causal_lm(spec: Mapping[str, Any], tokenizer: Any, device: Any = "cpu", dtype: str | None = None) -> Any:
+    """A randomly initialized causal language model (seed torch before).
+
+    Args:
+        spec: `architecture` (a transformers model type: qwen2, llama, ...) and keys of its config.
+        tokenizer: gives the vocabulary and the special ids.
+        device: torch device.
+        dtype: parameter type; None is float32.
+
+    Raises:
+        RequestError: an unknown architecture or a key that its config does not have.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings = dict(spec)
+    architecture = settings.pop("architecture", None)
+    special = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
+    try:
+        config = AutoConfig.for_model(architecture, vocab_size=len(tokenizer), **special)
+    except (ValueError, KeyError, TypeError) as error:
+        raise RequestError(f"policy.new.architecture is {architecture!r}, which transformers does not know.") from error
+    unknown = sorted(key for key in settings if not hasattr(config, key))
+    if unknown:
+        raise RequestError(
+            f"policy.new.{unknown[0]} is no key of a {architecture} config: remove it or correct its name."
+        )
+    config = AutoConfig.for_model(architecture, vocab_size=len(tokenizer), **special, **settings)
+    return AutoModelForCausalLM.from_config(config, dtype=_dtype(dtype)).to(device).eval()
+
+
+def load_reward_model(model: Any, device: Any = "cpu", dtype: str | None = None, trainable: bool = False) -> Any:
+    """Open a sequence classifier with one output.
+
+    Args:
+        model: a schema.Model: a reward model, or for training also a bare language model or encoder.
+        device: torch device.
+        dtype: parameter type.
+        trainable: with gradients, and with a new score head where the weights hold none (seed torch before).
+
+    Raises:
+        RequestError: see `resolve`; also a model to score with that has no trained score head.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    loaded = _open(AutoModelForSequenceClassification, model, dtype, may_miss=trainable, num_labels=1)
+    if model.adapter:
+        loaded = _with_adapter(loaded, model.adapter, trainable and not _lora(model))
+    loaded = loaded.to(device).eval()
+    if not trainable:
+        return loaded.requires_grad_(False)
+    return _with_new_lora(loaded, _lora(model), "SEQ_CLS") if _lora(model) else loaded
+
+
+def save_policy(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write a folder that AutoModelFor... opens, in one piece: under another name first, then renamed.
+
+    A LoRA adapter is merged into the saved weights (the model in memory stays as it is) and kept beside them in
+    `adapter/`.
+
+    Args:
+        model: a transformers or peft model.
+        tokenizer: saved with it.
+        folder: replaced if it exists.
+    """
+    folder = Path(folder)
+    writing = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(writing, ignore_errors=True)
+    writing.mkdir(parents=True)
+    if hasattr(model, "get_base_model"):
+        model.get_base_model().save_pretrained(str(writing), state_dict=_merged_state(model))
+        model.save_pretrained(str(writing / "adapter"))
+    else:
+        model.save_pretrained(str(writing))
+    tokenizer.save_pretrained(str(writing))
+    if folder.exists():
+        old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+        os.replace(folder, old)
+        os.replace(writing, folder)
+        shutil.rmtree(old)
+    else:
+        os.replace(writing, folder)
+
+
+def require_peft() -> Any:
+    """The peft package.
+
+    Raises:
+        RequestError: it is not installed.
+    """
+    try:
+        import peft
+    except ImportError as error:
+        raise RequestError("adapters need peft, which is not installed: pip install 'multiref[lora]'.") from error
+    return peft
+
+
+def _ids_of(tokenizer_file: Path) -> list[int]:
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(tokenizer_file)).encode(_PROBE, add_special_tokens=False).ids
+
+
+def _open(kind: Any, model: Any, dtype: str | None, may_miss: bool, **settings: Any) -> Any:
+    import transformers
+
+    folder = resolve(model.path, model.revision, code=model.trust_remote_code)
+    weight_files(folder)
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        loaded, report = kind.from_pretrained(
+            str(folder),
+            dtype=_dtype(dtype or model.dtype),
+            use_safetensors=True,
+            trust_remote_code=model.trust_remote_code,
+            output_loading_info=True,
+            **settings,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        hint = " (set trust_remote_code=true if you trust its code)" if "trust_remote_code" in str(error) else ""
+        raise RequestError(f"{model.path} cannot be opened: {_first_line(error)}{hint}.") from error
+    missing = sorted(report["missing_keys"])
+    if missing and not may_miss:
+        raise RequestError(
+            f"{model.path} lacks {len(missing)} weights of a {type(loaded).__name__}, the first is {missing[0]}: "
+            "it is another kind of model."
+        )
+    return loaded
+
+
+def _dtype(name: str | None) -> Any:
+    import torch
+
+    allowed = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+    if (name or "float32") not in allowed:
+        raise RequestError(f"dtype is {name!r}; allowed: {', '.join(allowed)}.")
+    return allowed[name or "float32"]
+
+
+def _lora(model: Any) -> Any:
+    return getattr(model, "lora", None)
+
+
+def _with_adapter(model: Any, adapter: str, trainable: bool) -> Any:
+    peft = require_peft()
+    folder = resolve(adapter)
+    if not (folder / "adapter_config.json").is_file():
+        raise RequestError(f"{adapter} holds no adapter_config.json: give the folder of a peft adapter.")
+    adapted = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    return adapted if trainable else adapted.merge_and_unload()
+
+
+def _with_new_lora(model: Any, lora: Any, task: str = "CAUSAL_LM") -> Any:
+    peft = require_peft()
+    targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+    config = peft.LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type=task
+    )
+    try:
+        return peft.get_peft_model(model, config)
+    except ValueError as error:
+        raise RequestError(
+            f"policy.lora.target_modules={targets} does not fit the model: {_first_line(error)}."
+        ) from error
+
+
+def _merged_state(model: Any) -> dict[str, Any]:
+    """Weights with the active adapters added, under the names of the bare model; the model is left as it is."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    base, state = model.get_base_model(), {}
+    for name, module in base.named_modules():
+        if isinstance(module, BaseTunerLayer):
+            weight = module.get_base_layer().weight.detach()
+            delta = sum(module.get_delta_weight(adapter).detach() for adapter in module.active_adapters)
+            state[f"{name}.weight"] = weight + delta.to(weight.dtype)
+    for name, value in base.state_dict().items():
+        if ".lora_" in name or ".original_module." in name:
+            continue
+        for part in (".base_layer", ".modules_to_save.default"):
+            name = name.replace(part, "")
+        state.setdefault(name, value)
+    return state
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
