@@ -1,4 +1,4 @@
-"""The shape of an experiment: typed dataclasses that every composed config is merged over (units and sources: conf/)."""
+"""The shape of an experiment: typed dataclasses that every composed config is merged over (units: conf/)."""
 
 from dataclasses import dataclass, field
 from enum import Enum
@@ -200,9 +200,13 @@ ALGORITHMS = {"dpo": Dpo, "grpo": Grpo, "sft": Sft, "reward_model": RewardModel}
 
 @dataclass
 class Scorer(Model):
-    """A sequence-classification reward model that scores responses in an evaluation."""
+    """A sequence-classification reward model that scores responses in an evaluation.
+
+    `whole_template`: it was trained with all that the chat template writes after a response.
+    """
 
     minimum_accuracy: Optional[float] = None
+    whole_template: bool = False
 
 
 @dataclass

@@ -15,7 +15,7 @@ from multiref_cli.evaluation.statistics import bootstrap_interval
 from multiref_cli.models.logprobs import Mix, normalizers, token_logps
 from multiref_cli.models.packing import Packed, micro_batches, pack
 from multiref_cli.objectives.mixing import power_mean
-from multiref_cli.rewards.combine import Sample
+from multiref_cli.rewards.sample import Sample
 from multiref_cli.rollouts.engine import Completion, Engine, Sampling
 from multiref_cli.seeding import derive
 from multiref_cli.tracking.progress import Progress

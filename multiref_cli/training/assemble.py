@@ -48,7 +48,10 @@ def load_policy(job: Job, path: str | None = None) -> nn.Module:
     torch.manual_seed(derive(job.config.seed, "initialization"))
     if policy.new is not None:
         return new_causal_lm(policy.new, job.tokenizer, device, dtype)
-    return load_causal_lm(policy, device, dtype, trainable=True)
+    model = load_causal_lm(policy, device, dtype, trainable=True)
+    if policy.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model
 
 
 def pair_sequences(pairs: list[Pair]) -> list[Sequence]:
@@ -97,7 +100,7 @@ def _reward_model(job: Job, progress: Progress) -> Trainee:
 
 
 def _grpo(job: Job, progress: Progress) -> Trainee:
-    from multiref_cli.training.grpo import build_grpo
+    from multiref_cli.training.online import build_grpo
 
     model = load_policy(job)
     algorithm = build_grpo(job, model, progress)

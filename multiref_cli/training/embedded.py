@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,24 @@ def localized(config: DictConfig, progress: Progress) -> DictConfig:
     return OmegaConf.merge(config, found)  # type: ignore[return-value]
 
 
+def stages(config: DictConfig) -> list[list[str]]:
+    """Embedded models and data sets that a config needs and this machine does not have, in stages.
+
+    Those of one stage do not depend on each other and can be made side by side; every stage needs the ones before.
+    """
+    folder, depth = build.cache_folder(config), dict[str, int]()
+
+    def visit(name: str) -> int:
+        if name not in depth:
+            depth[name] = 1 + max([visit(other) for other in _uses(name)], default=-1)
+        return depth[name]
+
+    for name in _names_in(build.plain(config)):
+        visit(name)
+    missing = {name: d for name, d in depth.items() if not _target(name, folder).is_dir()}
+    return [sorted(n for n, d in missing.items() if d == level) for level in sorted(set(missing.values()))]
+
+
 def names() -> list[str]:
     """What can stand after `toy:`."""
     return sorted(["tokenizer", "prompts", *CORPORA, *PAIRS, *_models()])
@@ -99,7 +118,7 @@ def ensure(name: str, cache: Path, progress: Progress) -> Path:
     """
     if name not in names():
         raise RequestError(f"there is no {PREFIX}{name}; allowed: {', '.join(PREFIX + n for n in names())}.")
-    target = cache / "embedded" / f"{name}-{_key(name)}"
+    target = _target(name, cache)
     if target.is_dir():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -115,7 +134,7 @@ def ensure(name: str, cache: Path, progress: Progress) -> Path:
 
 def _make(name: str, folder: Path, cache: Path, progress: Progress) -> None:
     if name == "tokenizer":
-        toy_tokenizer.toy_tokenizer().save_pretrained(str(folder))
+        toy_tokenizer.tokenizer().save_pretrained(str(folder))
     elif name == "prompts":
         for split in SPLITS:
             _write(folder / f"{split}.jsonl", toy.prompt_rows(_problems(split)))
@@ -192,20 +211,34 @@ def _recipe(name: str, run: Path) -> list[str]:
     return [f"experiment=embedded/{name}", f"run.dir={run}", "tracking=off"]
 
 
+def _target(name: str, cache: Path) -> Path:
+    return cache / "embedded" / f"{name}-{_key(name)}"
+
+
+@cache
 def _key(name: str) -> str:
     """Content hash: the world's source, the recipe, and the keys of what the recipe uses."""
-    parts: list[Any] = [_source_hash(), SPLITS]
-    if name in CORPORA or name in PAIRS:
-        parts.append(repr(CORPORA.get(name) or PAIRS[name]))
-    if name in PAIRS:
-        parts += [_key(model) for model in PAIRS[name].models]
+    recipe = repr(CORPORA.get(name) or PAIRS.get(name))
     if name in _models():
-        config = compose(_recipe(name, Path("unused")))
-        parts.append(build.config_hash(config))
-        used: list[str] = []
-        _replace(build.plain(config), lambda text: used.append(text.removeprefix(PREFIX)) or text)
-        parts += [_key(other) for other in sorted(set(used))]
+        recipe = build.config_hash(compose(_recipe(name, Path("unused"))))
+    parts = [name, _source_hash(), SPLITS, recipe, *[_key(other) for other in _uses(name)]]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+
+
+@cache
+def _uses(name: str) -> list[str]:
+    """What the recipe of an embedded model or data set is made from."""
+    if name in PAIRS:
+        return list(PAIRS[name].models)
+    if name in _models():
+        return _names_in(build.plain(compose(_recipe(name, Path("unused")))))
+    return []
+
+
+def _names_in(value: Any) -> list[str]:
+    found: list[str] = []
+    _replace(value, lambda text: found.append(text.removeprefix(PREFIX)) or text)
+    return sorted(set(found))
 
 
 def _source_hash() -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from multiref_cli.config import build
 from multiref_cli.config.check import REGULARIZED
@@ -70,7 +70,8 @@ def prepare(config: DictConfig, original: DictConfig) -> Job:
         RequestError: data, tokenizers or references that do not fit; nothing was written.
     """
     tokenizer = load_tokenizer(config.policy)
-    data = _LOADERS[config.algorithm.name](config.data, tokenizer)
+    # A plain object: reading a key of a DictConfig once a row takes longer than encoding the row.
+    data = _LOADERS[config.algorithm.name](OmegaConf.to_object(config.data), tokenizer)
     if not data.train:
         raise RequestError(f"{config.data.path} has no usable training row: {data.report.summary()}.")
     vocabulary = len(tokenizer)

@@ -9,12 +9,11 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from multiref_cli.config import build
-from multiref_cli.config.schema import Data
 from multiref_cli.data.chat import end_ids
 from multiref_cli.data.prompts import Prompt, load_prompts
 from multiref_cli.errors import RequestError, RunError
 from multiref_cli.evaluation.evaluate import Evaluator, Scorer, summary
-from multiref_cli.models.load import load_causal_lm
+from multiref_cli.models.load import load_causal_lm, load_reward_model, load_tokenizer
 from multiref_cli.references.store import ReferenceStore
 from multiref_cli.rewards.combine import build_reward
 from multiref_cli.rewards.model import RewardModelScorer
@@ -116,8 +115,10 @@ def _scorers(job: Job) -> tuple[dict[str, Scorer], list[str]]:
         known = f"{accuracy:.3f}" if accuracy is not None else "not recorded with it"
         notes.append(f"reward model {Path(config.evaluation.scorer.path).name}: held-out accuracy {known}")
         dtype = build.dtype_name(config, config.evaluation.scorer.dtype)
-        model = RewardModelScorer.load(config.evaluation.scorer, build.device_name(config), dtype)
-        scorers["reward_model"] = model.score
+        model = load_reward_model(config.evaluation.scorer, build.device_name(config), dtype)
+        tokenizer = load_tokenizer(config.evaluation.scorer)
+        template = config.evaluation.scorer.whole_template
+        scorers["reward_model"] = RewardModelScorer(model, tokenizer, whole_template=template)
     if config.evaluation.gold and config.reward is not None:
         reward = build_reward(config.reward)
         scorers[config.reward.name] = lambda samples: reward(samples).total
@@ -128,8 +129,7 @@ def _prompts(job: Job) -> list[Prompt]:
     """Prompts of the evaluation: those of the data's held-out (or training) rows, repeated prompts once."""
     rows: list[Any] = getattr(job.data, job.config.evaluation.split)
     if rows and not isinstance(rows[0], Prompt):
-        data: Data = OmegaConf.merge(job.config.data)  # the same rows, read as prompts
-        rows = getattr(load_prompts(data, job.tokenizer), job.config.evaluation.split)
+        rows = getattr(load_prompts(OmegaConf.to_object(job.config.data), job.tokenizer), job.config.evaluation.split)
     if not rows:
         raise RequestError(
             f"evaluation.split={job.config.evaluation.split} has no rows; set data.held_out above 0 or evaluation.prompts=0."
