@@ -28,6 +28,7 @@ from multiref_cli.objectives.aggregate import masked_sum, reduce
 from multiref_cli.objectives.divergence import score_is_clipped
 from multiref_cli.objectives.penalty import calibrated_threshold, clipped_penalty, k2, k3, k3_ratio, reward_penalty
 from multiref_cli.objectives.policy_gradient import clipped_surrogate, importance_ratios
+from multiref_cli.rewards.combine import RewardBatch
 from multiref_cli.rewards.sample import Sample
 from multiref_cli.rollouts.engine import Completion, Engine, sampling_of
 from multiref_cli.seeding import derive, epoch_batch
@@ -43,6 +44,7 @@ from multiref_cli.training.window import (
     padded,
     rollout_metrics,
     step_size,
+    term_metrics,
 )
 
 _IN_REWARD = (Estimator.reward, Estimator.clipped)
@@ -59,7 +61,7 @@ class Parts:
         prompts: training prompts.
         end_ids: ids that end a completion.
         engine: samples from the policy.
-        reward: B samples to B rewards.
+        reward: B samples to their rewards.
         references: frozen models; None without a penalty, or where the penalty is on stored samples.
         stored: for `states: reference`, for each reference its stored responses, prompt number -> [S] token ids.
         stored_weights: alpha of each reference with stored responses.
@@ -72,7 +74,7 @@ class Parts:
     prompts: list[Prompt]
     end_ids: list[int]
     engine: Engine
-    reward: Callable[[list[Sample]], list[float]]
+    reward: Callable[[list[Sample]], RewardBatch]
     references: LiveReferences | None = None
     stored: list[dict[int, list[list[int]]]] = field(default_factory=list)
     stored_weights: list[float] = field(default_factory=list)
@@ -162,12 +164,13 @@ class Grpo:
         rolled = time.perf_counter()
         flat = [(self.parts.prompts[row], one) for row, group in zip(rows, groups) for one in group]
         samples = [self._sample(prompt, one) for prompt, one in flat]
-        rewards = torch.tensor(self.parts.reward(samples), dtype=torch.float64).reshape(len(rows), -1)
+        judged = self.parts.reward(samples)
+        rewards = torch.tensor(judged.total, dtype=torch.float64).reshape(len(rows), -1)
         completions = [[one.ids for one in group] for group in groups]
         self._packs = self.layout.packs(self._prompt_ids(rows), completions)
         logps = padded([one.logps for _, one in flat])
         scores = self._score(samples, logps.shape)
-        metrics = rollout_metrics(rewards, samples, completions)
+        metrics = rollout_metrics(rewards, samples, completions) | term_metrics(judged)
         total = rewards
         if scores is not None and self.estimator in _IN_REWARD:
             penalty = self._reward_penalty(self._policy_sums(logps) - scores.mixed_sums, metrics)
@@ -190,7 +193,7 @@ class Grpo:
     def _sample(self, prompt: Prompt, one: Completion) -> Sample:
         ids = one.ids[:-1] if one.finished else one.ids
         text = self.parts.tokenizer.decode(ids, skip_special_tokens=True)
-        return Sample(prompt.messages, text, prompt.answer, prompt.extra, one.finished)
+        return Sample(prompt.messages, text, prompt.answer, prompt.extra, one.finished, prompt.row)
 
     def _score(self, samples: list[Sample], shape: torch.Size) -> ReferenceScores | None:
         """What the references say of every response, put together from the passes; None where the loss asks them."""

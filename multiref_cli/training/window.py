@@ -10,6 +10,7 @@ from torch import Tensor
 from multiref_cli.models.packing import Packed, micro_batches, pack, row_length, sharing_pays
 from multiref_cli.objectives.advantages import zero_spread
 from multiref_cli.objectives.aggregate import StepSize
+from multiref_cli.rewards.combine import RewardBatch
 from multiref_cli.rewards.sample import Sample
 
 
@@ -111,6 +112,15 @@ def rollout_metrics(rewards: Tensor, samples: Sequence[Sample], completions: lis
         "length": sum(lengths) / len(lengths),
         "truncated_fraction": sum(not one.finished for one in samples) / len(samples),
     }
+
+
+def term_metrics(judged: RewardBatch) -> dict[str, float]:
+    """Means of the single terms, where there are several, and how many calls took too long."""
+    found = {}
+    if len(judged.terms) > 1:
+        found = {f"reward/{name}": sum(values) / len(values) for name, values in judged.terms.items()}
+    late = sum(len(rows) for rows in judged.timeouts.values())
+    return found | ({"reward_timeouts": float(late)} if late else {})
 
 
 def padded(rows: Sequence[Sequence[float]]) -> Tensor:

@@ -1,0 +1,121 @@
+"""From a checked job to the online algorithm: engine, reward, live references, or their stored samples."""
+
+from typing import Any
+
+from torch import nn
+
+from multiref_cli.config import build
+from multiref_cli.config.schema import Estimator, Level, States
+from multiref_cli.data.chat import end_ids
+from multiref_cli.errors import RequestError
+from multiref_cli.models.decoder import honours_shared_prompts
+from multiref_cli.models.load import load_causal_lm, load_tokenizer
+from multiref_cli.references.store import ReferenceStore
+from multiref_cli.rewards.combine import build_reward
+from multiref_cli.rollouts.engine import Completion, Sampling, build_engine
+from multiref_cli.rollouts.transformers_engine import TransformersEngine
+from multiref_cli.seeding import derive, epoch_batch
+from multiref_cli.tracking.progress import Progress
+from multiref_cli.training.grpo import Grpo, Parts
+from multiref_cli.training.job import Job
+from multiref_cli.training.live_references import LiveReferences, Member
+
+
+def build_grpo(job: Job, model: nn.Module, progress: Progress) -> Grpo:
+    """The online algorithm of a job; loads only the references that it will ask.
+
+    Args:
+        job: checked.
+        model: the policy, on its device.
+        progress: told while references are loaded or sampled.
+
+    Raises:
+        RequestError: a sampling temperature of 0, or references that cannot be placed as asked.
+    """
+    config = job.config
+    if config.rollout.temperature <= 0:
+        raise RequestError("rollout.temperature is 0: greedy responses of a group are all the same; usual is 1.")
+    # Ids beyond the tokenizer's are padding of the head: never sampled, left out of every softmax.
+    parts = Parts(
+        model=model,
+        tokenizer=job.tokenizer,
+        prompts=job.data.train,
+        end_ids=end_ids(job.tokenizer),
+        engine=build_engine(config.rollout, model, 0, config.policy.path, job.vocabulary),
+        reward=build_reward(config.reward),
+        vocabulary=job.vocabulary,
+        may_share=honours_shared_prompts(model),
+    )
+    if config.beta > 0 and config.regularizer.states == States.reference:
+        parts.stored_weights = build.active_references(config)[1]
+        parts.stored = [_stored_samples(job, parts, number, progress) for number in range(len(parts.stored_weights))]
+    elif config.beta > 0:
+        parts.references = load_references(job, progress)
+        parts.may_share = parts.may_share and all(
+            honours_shared_prompts(member.model) for member in parts.references.members if member.tokenizer is None
+        )
+    return Grpo(config, parts)
+
+
+def load_references(job: Job, progress: Progress) -> LiveReferences:
+    """The references with a positive weight, frozen, where hardware.reference_device wants them.
+
+    Raises:
+        RequestError: token-level mixing needs all references on one device at once.
+    """
+    config = job.config
+    policy_device, given = build.device_name(config), config.hardware.reference_device
+    references, weights = build.active_references(config)
+    device = given or policy_device
+    together = config.regularizer.level == Level.token or build.estimator(config) == Estimator.exact
+    if together and device.split(":")[0] == "cpu" and not policy_device.startswith("cpu"):
+        raise RequestError(
+            "hardware.reference_device=cpu lets references visit the GPU one at a time, but level=token mixes all of "
+            "them at every token: leave it unset or use level=sequence."
+        )
+    if build.estimator(config) == Estimator.exact and device != policy_device:
+        raise RequestError(
+            f"estimator=exact compares policy and references over the whole vocabulary, so they share a device: leave "
+            f"hardware.reference_device unset (given {device}), or use estimator=k2."
+        )
+    members = []
+    for number, (reference, weight) in enumerate(zip(references, weights)):
+        progress.advance("load references", number, len(references))
+        loaded = load_causal_lm(reference, device, build.dtype_name(config, reference.dtype))
+        members.append(Member(reference.name, loaded, weight, _foreign_tokenizer(job, reference)))
+    return LiveReferences(config, members, (policy_device, given))
+
+
+def _foreign_tokenizer(job: Job, reference: Any) -> Any:
+    """The reference's tokenizer where its ids mean something else than the policy's, else None."""
+    tokenizer = load_tokenizer(reference)
+    return None if tokenizer.get_vocab() == job.tokenizer.get_vocab() else tokenizer
+
+
+def _stored_samples(job: Job, parts: Parts, number: int, progress: Progress) -> dict[int, list[list[int]]]:
+    """Responses of one reference to the prompts that this run reaches, drawn once per machine; prompt -> [S] ids."""
+    config = job.config
+    references, _ = build.active_references(config)
+    reference, settings = references[number], config.rollout
+    rows = _reached(job)
+    each = max(1, settings.group_size // len(references))
+    sampling = Sampling(settings.temperature, max_new_tokens=settings.max_new_tokens, end_ids=tuple(parts.end_ids))
+    prompts = [job.data.train[row].ids for row in rows]
+    seeds = [derive(0, "reference samples", job.data.train[row].row) for row in rows]
+
+    def generate(texts: list, group_size: int, how: Sampling, numbers: list[int]) -> list[list[Completion]]:
+        progress.advance(f"sample {reference.name}", 0, len(texts))
+        model = load_causal_lm(reference, build.device_name(config), build.dtype_name(config, reference.dtype))
+        engine = TransformersEngine(model, 0, settings.batch_size, job.vocabulary)
+        return engine.generate(texts, group_size, how, numbers)
+
+    groups = ReferenceStore(job.store_folder).samples(reference, prompts, each, sampling, seeds, generate)
+    return {row: [one.ids for one in group] for row, group in zip(rows, groups)}
+
+
+def _reached(job: Job) -> list[int]:
+    """Numbers of the training prompts that the run will see, ascending."""
+    settings, count = job.config.algorithm, len(job.data.train)
+    windows = -(-job.total_steps // settings.inner_iterations)
+    seen = {row for w in range(windows) for row in epoch_batch(count, settings.batch_prompts, w, job.config.seed)}
+    return sorted(seen)
