@@ -13,6 +13,7 @@ from multiref_cli.errors import RequestError
 
 T = TypeVar("T")
 SUFFIXES = (".jsonl", ".parquet")
+OPTIONS = ("name", "answer", "calculator_marks")
 
 
 class BadRow(Exception):
@@ -231,8 +232,10 @@ def load_split(
         The split; `held_out` is empty if data.held_out is 0 and no held-out source is given.
 
     Raises:
-        RequestError: data.bad_rows is `refuse` and there are bad rows, or no row is left.
+        RequestError: data.bad_rows is `refuse` and there are bad rows, no row is left, an unknown option, or a held-out
+            split of a single file.
     """
+    _check_source(data)
     name = data.options.get("name")
     source = read(data.path, data.split, data.revision, data.max_rows, name)
     train, report = _parse_rows(source, parse, data.path)
@@ -252,6 +255,17 @@ def load_split(
     if not train:
         raise RequestError(f"data.path={data.path} has no usable training row: {report.summary()}.")
     return Split(train, held_out, report, sha256)
+
+
+def _check_source(data: Data) -> None:
+    unknown = sorted(set(data.options) - set(OPTIONS))
+    if unknown and data.path != "reasoning_gym":
+        raise RequestError(f"data.options.{unknown[0]} is no option of a data set; there is {', '.join(OPTIONS)}.")
+    if data.held_out_split and not data.held_out_path and Path(data.path).suffix in SUFFIXES:
+        raise RequestError(
+            f"data.path={data.path} is one file and has no split {data.held_out_split!r}: give "
+            "data.held_out_path=FILE, or data.held_out_split=null for a random share of the rows."
+        )
 
 
 def _parse_rows(source: Rows, parse: Callable[[int, dict[str, Any]], T], path: str) -> tuple[list[T], RowReport]:

@@ -2,6 +2,8 @@
 
 import importlib
 import inspect
+import os
+import sys
 from typing import Any
 
 from multiref_cli.errors import RequestError
@@ -9,7 +11,7 @@ from multiref_cli.rewards.sample import RewardFunction
 
 
 def resolve(path: str) -> RewardFunction:
-    """Import the function that a dotted path names, such as `my_rewards.politeness`.
+    """Import the function that a dotted path names, such as `my_rewards.politeness`, also from the working directory.
 
     Args:
         path: module and name, with dots.
@@ -23,6 +25,8 @@ def resolve(path: str) -> RewardFunction:
     module, _, name = str(path).rpartition(".")
     if not module:
         raise RequestError(f"_target_={path}: give a dotted path, such as my_module.my_reward.")
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())  # an installed command does not look into the working directory by itself
     try:
         found = importlib.import_module(module)
     except ImportError as error:

@@ -1,0 +1,157 @@
+"""Scores of a trained reward model (a sequence classifier with one output), the same in every batch and padding."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multiref_cli.data.chat import Message, conversation_ids
+from multiref_cli.errors import RequestError, RunError
+from multiref_cli.rewards.sample import Sample, in_process
+
+
+def sequence_scores(model: Any, sequences: Sequence[Sequence[int]]) -> Tensor:
+    """Score whole sequences, at their last token.
+
+    The last token is known from the length. The classification heads of transformers look for it by its id and read the
+    score one token early where the pad token is also the end token; here no id has a meaning.
+
+    Args:
+        model: a sequence classifier with one output: a decoder with a `score` head (Llama, Qwen2, GPT-2, ...), or an
+            encoder, which reads its own first token.
+        sequences: B sequences of token ids.
+
+    Returns:
+        (B,) scores in float32, differentiable.
+
+    Raises:
+        RunError: an empty sequence.
+    """
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    if not len(sequences) or int(lengths.min()) == 0:
+        raise RunError("A reward model cannot score an empty sequence.")
+    device = next(model.parameters()).device
+    ids = torch.zeros(len(sequences), int(lengths.max()), dtype=torch.long)
+    for row, sequence in zip(ids, sequences):
+        row[: len(sequence)] = torch.tensor(sequence)
+    mask = torch.arange(ids.shape[1]) < lengths[:, None]
+    inputs = {"input_ids": ids.to(device), "attention_mask": mask.long().to(device)}
+    whole = model.get_base_model() if hasattr(model, "get_base_model") else model
+    head = getattr(whole, "score", None)
+    if head is None:
+        return model(**inputs).logits[:, 0].float()
+    hidden = whole.base_model(**inputs, use_cache=False).last_hidden_state
+    last = hidden[torch.arange(len(sequences), device=device), (lengths - 1).to(device)]
+    return head(last)[:, 0].float()
+
+
+class RewardModelScorer:
+    """Scores responses with a reward model under its own tokenizer and chat template."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        max_tokens: int | None = None,
+        batch_tokens: int = 16384,
+        whole_template: bool = False,
+    ) -> None:
+        """Keep a model and how to feed it.
+
+        Args:
+            model: a sequence classifier with one output, in evaluation mode.
+            tokenizer: of that model.
+            max_tokens: longer conversations lose the end of the response; default: as many positions as the model has.
+            batch_tokens: padded tokens of one forward pass.
+            whole_template: end the input with all that the chat template writes after a response (ChatML: a newline
+                after the end token), for reward models that were trained that way; else with the end token.
+
+        Raises:
+            RequestError: a model with several outputs.
+        """
+        outputs = getattr(model.config, "num_labels", 1)
+        if outputs != 1:
+            raise RequestError(f"A reward model has one output, this one has {outputs}: open it with num_labels=1.")
+        self.model, self.tokenizer = model, tokenizer
+        self.max_tokens = max_tokens or getattr(model.config, "max_position_embeddings", None)
+        self.batch_tokens, self.whole_template = batch_tokens, whole_template
+
+    @torch.no_grad()
+    def score(self, samples: Sequence[Sample]) -> list[float]:
+        """Score responses.
+
+        Args:
+            samples: (B,) responses; one that did not end by itself is scored without an end token.
+
+        Returns:
+            (B,) scores, in the order of the samples.
+        """
+        sequences = [self.encode(sample) for sample in samples]
+        order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+        scores, start = [0.0] * len(sequences), 0
+        while start < len(order):
+            # Sorted by length, the last of a batch is the longest: take as many as fit.
+            stop = start + 1
+            while stop < len(order) and (stop + 1 - start) * len(sequences[order[stop]]) <= self.batch_tokens:
+                stop += 1
+            part = order[start:stop]
+            for i, value in zip(part, sequence_scores(self.model, [sequences[i] for i in part]).tolist()):
+                scores[i] = value
+            start = stop
+        return scores
+
+    def encode(self, sample: Sample) -> list[int]:
+        """The ids of a conversation as this reward model reads them."""
+        if self.whole_template and self.tokenizer.chat_template and sample.finished:
+            turns: list[Message] = [*sample.messages, {"role": "assistant", "content": sample.completion}]
+            text = self.tokenizer.apply_chat_template(turns, tokenize=False)
+            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        else:
+            ids = conversation_ids(self.tokenizer, sample.messages, sample.completion)
+            ids = ids if sample.finished else ids[:-1]
+        return list(ids[: self.max_tokens])
+
+    __call__ = score
+
+
+@in_process
+def reward_model(
+    samples: Sequence[Sample],
+    path: str,
+    revision: str | None = None,
+    dtype: str | None = None,
+    device: str = "auto",
+    max_tokens: int | None = None,
+    batch_tokens: int = 16384,
+    whole_template: bool = False,
+) -> list[float]:
+    """A trained reward model as a reward function; the model is opened once and kept.
+
+    Args:
+        samples: (B,) responses.
+        path: Hub id or folder of a sequence classifier with one output, or `toy:<name>`.
+        revision: commit, tag or branch on the Hub.
+        dtype: float32 or bfloat16; default: the model's own.
+        device: torch device; `auto`: the GPU where there is one.
+        max_tokens: see RewardModelScorer.
+        batch_tokens: see RewardModelScorer.
+        whole_template: see RewardModelScorer.
+
+    Returns:
+        (B,) scores.
+    """
+    model, tokenizer = _open(path, revision, dtype, device)
+    return RewardModelScorer(model, tokenizer, max_tokens, batch_tokens, whole_template).score(samples)
+
+
+@lru_cache(maxsize=2)
+def _open(path: str, revision: str | None, dtype: str | None, device: str) -> tuple[Any, Any]:
+    from multiref_cli.config.schema import Model
+    from multiref_cli.models.load import load_reward_model, load_tokenizer
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    source = Model(path=path, revision=revision, dtype=dtype)
+    return load_reward_model(source, device, dtype), load_tokenizer(source)
