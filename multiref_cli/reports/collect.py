@@ -200,18 +200,6 @@ def scorers(found: Sequence[Condition]) -> list[str]:
 def write_csv(found: Sequence[Condition], path: Path) -> None:
     """Write results.csv: one row a run, its condition's settings and the mean of every metric."""
     metrics = sorted({name for condition in found for run in condition.runs for name in run.metrics})
-    settings = [
-        "condition",
-        "role",
-        "algorithm",
-        "regularizer",
-        "level",
-        "estimator",
-        "alpha",
-        "beta",
-        "seed",
-        "config_hash",
-    ]
     temporary = path.with_name(f".{path.name}.new")
     with temporary.open("w", newline="") as file:
         writer = csv.writer(file)

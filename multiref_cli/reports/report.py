@@ -51,8 +51,8 @@ def _what(condition: Condition) -> str:
         r = condition.regularizer
         facts.append(
             f"Regularizer `{r['name']}` (order of the mean {r['mean_order']:g}, of the score {r['score_order']:g}) "
-            f"at level `{condition.level}`, estimator {condition.estimator}; β = {condition.beta:g}; references {weights} "
-            f"(α = {alpha_text(run.weights)})."
+            f"at level `{condition.level}`, estimator {condition.estimator}; β = {condition.beta:g}; "
+            f"references {weights} (α = {alpha_text(run.weights)})."
         )
     return " ".join(facts)
 

@@ -215,25 +215,34 @@ def role(config: DictConfig) -> str:
 
 
 def _passes(config: DictConfig) -> list[Pass]:
-    """Embedded models and data first, then one pass for each reference that the condition uses."""
+    """Embedded models and data first, then one pass for each reference that the condition uses, then normalizers."""
     plain = build.plain(config)
     made = [Pass(_hash(["toy", name]), f"toy:{name}", name, (), plain) for name in _toy_names(plain)]
     if config.algorithm.name not in REGULARIZED or not config.references:
         return made
+    weights, needs = build.weights(config), tuple(one.id for one in made)
     found = []
-    for index, weight in enumerate(build.weights(config)):
+    for index, weight in enumerate(weights):
         if weight > 0:
             alone = config.copy()
-            alone.alpha = [float(i == index) for i in range(len(config.references))]
+            alone.alpha = [float(i == index) for i in range(len(weights))]
             title = f"{config.references[index].name} over {config.data.name}"
-            found.append(_reference_pass(build.plain(canonical(alone)), title, index, [one.id for one in made]))
+            found.append(_reference_pass(build.plain(canonical(alone)), title, [index], needs))
+    if config.algorithm.name == "dpo" and config.regularizer.level == Level.token and max(weights) < 1:
+        active = [index for index, weight in enumerate(weights) if weight > 0]
+        title = f"normalizers of {build.condition(config)} over {config.data.name}"
+        mixed = {**plain, "alpha": weights}
+        found.append(_reference_pass(mixed, title, active, (*needs, *(one.id for one in found))))
     return made + found
 
 
-def _reference_pass(plain: dict[str, Any], title: str, index: int, needs: Sequence[str]) -> Pass:
+def _reference_pass(plain: dict[str, Any], title: str, references: list[int], needs: tuple[str, ...]) -> Pass:
     regularizer = plain["regularizer"]
-    key = [plain["algorithm"]["name"], plain["policy"], plain["data"], plain["references"][index]]
-    return Pass(_hash([*key, regularizer["level"], regularizer["states"]]), title, None, tuple(needs), plain)
+    key = [plain[name] for name in ("algorithm", "policy", "data", "evaluation", "reward")]
+    key += [[plain["references"][index] for index in references], regularizer["level"], regularizer["states"]]
+    if len(references) > 1:
+        key += [regularizer["mean_order"], plain["alpha"]]
+    return Pass(_hash(key), title, None, needs, plain)
 
 
 def _toy_names(value: Any) -> list[str]:

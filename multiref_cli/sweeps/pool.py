@@ -13,12 +13,12 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from multiref_cli.errors import RunError
-from multiref_cli.sweeps.worker import Work, work_off
+from multiref_cli.sweeps.worker import OUT_OF_MEMORY_EXIT, Work, work_off
 
 TICK_SECONDS = 0.25
 # How long a worker may take to write its checkpoint after Ctrl-C, or after its parent is gone.
 GRACE_SECONDS = 120.0
-# A worker that dies this often without taking up anything has another problem than its points.
+# Workers that end so often in a row, not killed at a point, have another problem than their points.
 FRUITLESS_DEATHS = 3
 
 
@@ -32,7 +32,7 @@ def run_local(work: Work, workers: int, tick: Callable[[], None]) -> None:
 
     Raises:
         KeyboardInterrupt: Ctrl-C; the workers were asked to stop and have.
-        RunError: workers die before they take up a point.
+        RunError: the workers themselves fail, again and again.
     """
     gpus = visible_gpus()
     running = {index: _start(work, index, gpus) for index in range(workers)}
@@ -47,9 +47,10 @@ def run_local(work: Work, workers: int, tick: Callable[[], None]) -> None:
                 del running[index]
                 if process.exitcode == 0:
                     continue
-                fruitless = 0 if _took_up(work, process.pid) else fruitless + 1
+                killed = process.exitcode < 0 or process.exitcode == OUT_OF_MEMORY_EXIT
+                fruitless = 0 if killed and _took_up(work, process.pid) else fruitless + 1
                 if fruitless >= FRUITLESS_DEATHS:
-                    raise RunError(f"workers end before taking up a point; see {work.folder}/logs/worker-{index}.log.")
+                    raise RunError(f"workers cannot work; see {work.folder}/logs/worker-{index}.log.")
                 running[index] = _start(work, index, gpus)
     except BaseException:
         _stop(list(running.values()), tick)

@@ -6,7 +6,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,11 @@ class Work:
     prepare: Callable[[Pass], None]
     beat_seconds: float = BEAT_SECONDS
     environment: dict[str, str] = field(default_factory=dict)
+
+    def is_finished(self) -> bool:
+        """Whether every point is done or has failed."""
+        ledger = Ledger(self.folder)
+        return all(ledger.state(point.name, point.id) in ("done", "failed") for point in self.plan.points)
 
 
 def work_off(work: Work) -> None:
@@ -206,14 +211,14 @@ def _printing_to(path: Path) -> Iterator[None]:
     sys.stdout.flush()
     sys.stderr.flush()
     saved = os.dup(1), os.dup(2)
-    with path.open("ab") as file:
+    with path.open("a", buffering=1) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        for target, source in zip((1, 2), saved):
-            os.dup2(source, target)
-            os.close(source)
+        try:
+            # Python's streams need not be descriptors 1 and 2: submitit, Ray and notebooks put others there.
+            with redirect_stdout(file), redirect_stderr(file):
+                yield
+        finally:
+            for target, source in zip((1, 2), saved):
+                os.dup2(source, target)
+                os.close(source)

@@ -1,0 +1,148 @@
+"""Workers on other machines: jobs of a Slurm cluster through submitit, or tasks of a Ray cluster; one ledger for all.
+
+The sweep folder has to lie on a file system that all machines see.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+from multiref_cli.errors import RequestError, RunError
+from multiref_cli.sweeps.pool import GRACE_SECONDS
+from multiref_cli.sweeps.worker import Work, work_off
+
+TICK_SECONDS = 1.0
+# How often lost workers are replaced before the sweep gives up and says how to go on.
+REPLACEMENTS = 3
+
+
+class SlurmWorker:
+    """What submitit runs; on a preemption or a time limit it is queued again and the points go on from checkpoints."""
+
+    def __call__(self, work: Work) -> None:
+        """Work until nothing is left."""
+        os.environ.update(work.environment)
+        work_off(work)
+
+    def checkpoint(self, work: Work) -> Any:
+        """Submitit's question what to queue again."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self, work)
+
+
+def run_slurm(work: Work, workers: int, options: dict[str, Any], tick: Callable[[], None]) -> None:
+    """Run a sweep with submitit, one job a worker.
+
+    Args:
+        work: what to do.
+        workers: number of jobs.
+        options: `cluster` (slurm; local runs processes of this machine), everything else as submitit's
+            `update_parameters` takes it: timeout_min, gpus_per_node, cpus_per_task, mem_gb, slurm_partition, …
+        tick: called about once a second.
+
+    Raises:
+        RequestError: submitit is not installed, or refuses an option.
+        RunError: jobs end and points are left.
+    """
+    try:
+        import submitit
+    except ImportError:
+        raise RequestError("--launcher slurm needs submitit; install it with: pip install 'multiref[slurm]'.") from None
+    options = {"timeout_min": 24 * 60, "name": "multiref", **options}
+    try:
+        executor = submitit.AutoExecutor(folder=work.folder / "logs" / "slurm", cluster=options.pop("cluster", None))
+        executor.update_parameters(**options)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise RequestError(f"submitit refuses: {str(error).splitlines()[0]}") from error
+
+    def start() -> Any:
+        return executor.submit(SlurmWorker(), work)
+
+    def stop(jobs: list[Any]) -> None:
+        for job in jobs:
+            job.cancel()
+
+    _watch(work, [start() for _ in range(workers)], start, lambda job: job.done(), stop, tick)
+
+
+def run_ray(work: Work, workers: int, options: dict[str, Any], tick: Callable[[], None]) -> None:
+    """Run a sweep with Ray, one task a worker.
+
+    Args:
+        work: what to do.
+        workers: number of tasks.
+        options: `address` of a running cluster (default: $RAY_ADDRESS, else one on this machine), `num_cpus` and
+            `num_gpus` of a worker.
+        tick: called about once a second.
+
+    Raises:
+        RequestError: Ray is not installed, or the cluster cannot be reached.
+        RunError: tasks end and points are left.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise RequestError("--launcher ray needs Ray; install it with: pip install 'multiref[ray]'.") from None
+    unknown = sorted(set(options) - {"address", "num_cpus", "num_gpus"})
+    if unknown:
+        raise RequestError(f"launcher.{unknown[0]} is unknown to --launcher ray; allowed: address, num_cpus, num_gpus.")
+    try:
+        ray.init(address=options.get("address"), log_to_driver=False, ignore_reinit_error=True)
+    except (ConnectionError, ValueError) as error:
+        raise RequestError(f"Ray cannot be reached: {str(error).splitlines()[0]}") from error
+    needs = {"num_cpus": options.get("num_cpus", 1), "num_gpus": options.get("num_gpus", 0)}
+    # Retries are counted by the ledger, one a point; Ray's own would count twice.
+    task = ray.remote(max_retries=0, **needs)(_ray_worker)
+
+    def is_over(reference: Any) -> bool:
+        return bool(ray.wait([reference], timeout=0)[0])
+
+    def stop(references: list[Any]) -> None:
+        for reference in references:
+            ray.cancel(reference)
+        ray.wait(references, num_returns=len(references), timeout=GRACE_SECONDS)
+
+    try:
+        _watch(work, [task.remote(work) for _ in range(workers)], lambda: task.remote(work), is_over, stop, tick)
+    finally:
+        ray.shutdown()
+
+
+def _ray_worker(work: Work) -> None:
+    # Ray hides the GPUs that a task did not ask for; without one, a worker computes with one thread as everywhere.
+    os.environ.update({} if os.environ.get("CUDA_VISIBLE_DEVICES") else {"OMP_NUM_THREADS": "1"})
+    os.environ.update(work.environment)
+    work_off(work)
+
+
+def _watch(
+    work: Work,
+    jobs: list[Any],
+    start: Callable[[], Any],
+    is_over: Callable[[Any], bool],
+    stop: Callable[[list[Any]], None],
+    tick: Callable[[], None],
+) -> None:
+    """Wait until all points are finished; replace workers that were lost, stop them on Ctrl-C."""
+    replacements = REPLACEMENTS * len(jobs)
+    try:
+        while jobs:
+            time.sleep(TICK_SECONDS)
+            tick()
+            left = [job for job in jobs if not is_over(job)]
+            if work.is_finished():
+                jobs = left
+                continue
+            for _ in range(len(jobs) - len(left)):
+                if replacements == 0:
+                    raise RunError(
+                        f"workers end while points are left; see {work.folder}/logs, then go on with --resume."
+                    )
+                replacements -= 1
+                left.append(start())
+            jobs = left
+    except BaseException:
+        stop(jobs)
+        raise

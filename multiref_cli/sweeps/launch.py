@@ -1,0 +1,88 @@
+"""Starting a sweep on the engine that was asked for; what is run, and where it is recorded, is the same on each."""
+
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from multiref_cli.errors import RequestError
+from multiref_cli.sweeps.ledger import Ledger
+from multiref_cli.sweeps.plan import Pass, Plan, restore
+from multiref_cli.sweeps.worker import Work
+
+LAUNCHERS = ("local", "slurm", "ray")
+
+
+def run_sweep(
+    ledger: Ledger,
+    plan: Plan,
+    launcher: str,
+    workers: int,
+    options: dict[str, Any],
+    tick: Callable[[], None],
+) -> None:
+    """Run what is missing of a plan.
+
+    Args:
+        ledger: of the sweep; its plan is written.
+        plan: what to run.
+        launcher: local, slurm or ray.
+        workers: how many points run at the same time.
+        options: of the engine, `launcher.KEY=VALUE`.
+        tick: called a few times a second, to draw progress.
+
+    Raises:
+        RequestError: an unknown launcher, or an engine that is not installed.
+        RunError: the workers cannot work.
+        KeyboardInterrupt: Ctrl-C; the workers were asked to stop and have.
+    """
+    work = Work(ledger.path.resolve(), plan, uuid.uuid4().hex, train_point, prepare_pass)
+    launch(work, launcher, workers, options, tick)
+
+
+def launch(work: Work, launcher: str, workers: int, options: dict[str, Any], tick: Callable[[], None]) -> None:
+    """Hand the work to an engine; see `run_sweep`."""
+    if launcher not in LAUNCHERS:
+        raise RequestError(f"--launcher is {launcher!r}; allowed: {', '.join(LAUNCHERS)}.")
+    if launcher == "local":
+        if options:
+            raise RequestError(f"launcher.{next(iter(options))} has no meaning for --launcher local; drop it.")
+        from multiref_cli.sweeps.pool import run_local
+
+        return run_local(work, workers, tick)
+    from multiref_cli.sweeps import cluster
+
+    (cluster.run_slurm if launcher == "slurm" else cluster.run_ray)(work, workers, options, tick)
+
+
+def train_point(config: dict[str, Any], folder: Path, resume: bool, overrides: tuple[str, ...]) -> None:
+    """Train and evaluate one point, from its last checkpoint if it was begun before."""
+    from multiref_cli.training import run
+
+    if resume:
+        run.resume(folder)
+        return
+    typed = restore(config)
+    typed.run.dir = str(folder)
+    run.train(typed, overrides=overrides)
+
+
+def prepare_pass(one: Pass) -> None:
+    """Do what several points need: make an embedded model or data set, or fill the reference store."""
+    from multiref_cli.config import build
+    from multiref_cli.tracking.progress import Silent
+    from multiref_cli.training import assemble, embedded, job, scoring
+
+    config, progress = restore(one.config), Silent()
+    if one.toy is not None:
+        embedded.ensure(one.toy, build.cache_folder(config), progress)
+        return
+    ready = job.prepare(embedded.localized(config, progress), config)
+    if config.algorithm.name == "dpo":
+        for rows in (ready.data.train, ready.data.held_out):
+            assemble.stored_pairs(ready, rows, progress)
+    if config.evaluation.prompts > 0 and config.evaluation.win_rate:
+        evaluator, _ = scoring.build_evaluator(ready, progress)
+        for reference in build.active_references(config)[0]:
+            if evaluator.reference_samples is not None:
+                evaluator.reference_samples(reference.name)

@@ -1,0 +1,157 @@
+"""What a sweep is doing, read from its folder: plain data for whoever draws it."""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from multiref_cli.sweeps.ledger import Ledger
+from multiref_cli.sweeps.plan import Plan
+from multiref_cli.tracking.run_dir import RunDir
+
+# The first of these that a run logs is shown for it.
+_KEY_METRICS = ("reward", "accuracy", "loss")
+
+
+@dataclass(frozen=True)
+class Running:
+    """A point at work."""
+
+    name: str
+    step: int
+    total: int
+    phase: str
+    metric: str
+    steps_per_second: float | None
+    seconds_left: float | None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A point that failed, why, and where everything that it printed lies."""
+
+    name: str
+    reason: str
+    log: Path
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A sweep at one moment; `counts` has done, running, queued, stopped and failed."""
+
+    counts: dict[str, int]
+    running: list[Running]
+    failures: list[Failure]
+    seconds_left: float | None
+
+    @property
+    def total(self) -> int:
+        """Number of points."""
+        return sum(self.counts.values())
+
+
+class Watcher:
+    """Reads a sweep's folder again and again; finished points are read once."""
+
+    def __init__(self, ledger: Ledger, plan: Plan) -> None:
+        self.ledger, self.plan = ledger, plan
+        _, self._offset = ledger.events(0)
+        self._final: dict[str, str] = {}
+        self._failures: list[Failure] = []
+        self._first_seen: dict[str, tuple[float, int]] = {}
+        self._started, self._work_at_start = time.monotonic(), None
+
+    def snapshot(self) -> Snapshot:
+        """The state of every point now."""
+        counts = dict.fromkeys(("done", "running", "queued", "stopped", "failed"), 0)
+        running, work = [], 0.0
+        for point in self.plan.points:
+            state = self._final.get(point.id) or self.ledger.state(point.name, point.id)
+            if state == "running" and self.ledger.holder(point.name) is None:
+                state = "stopped"
+            counts[state] += 1
+            if state in ("done", "failed"):
+                work += 1
+                self._finish(point.name, point.id, state)
+            else:
+                status = RunDir(self.ledger.folder(point.name)).status()
+                work += status.get("step", 0) / max(status.get("total", 0), 1)
+                if state == "running":
+                    running.append(self._running(point.name, status))
+        return Snapshot(counts, running, self._failures, self._seconds_left(work))
+
+    def events(self) -> list[dict[str, Any]]:
+        """What happened since the last call."""
+        found, self._offset = self.ledger.events(self._offset)
+        return found
+
+    def _finish(self, name: str, identity: str, state: str) -> None:
+        if identity not in self._final:
+            self._final[identity] = state
+            if state == "failed":
+                reason = RunDir(self.ledger.folder(name)).status().get("message", "")
+                self._failures.append(Failure(name, reason, self.ledger.log_path(name)))
+
+    def _running(self, name: str, status: dict[str, Any]) -> Running:
+        step, total, now = status.get("step", 0), status.get("total", 0), time.monotonic()
+        since, first = self._first_seen.setdefault(name, (now, step))
+        speed = (step - first) / (now - since) if step > first else None
+        left = (total - step) / speed if speed else None
+        phase = str(status.get("message") or "train")
+        return Running(name, step, total, phase, self._metric(name), speed, left)
+
+    def _metric(self, name: str) -> str:
+        last = last_line(self.ledger.folder(name) / "metrics.jsonl")
+        found = next((key for key in _KEY_METRICS if last.get(key) is not None), None)
+        return f"{found} {last[found]:.3g}" if found else ""
+
+    def _seconds_left(self, work: float) -> float | None:
+        """From the work of this launch so far: a point counts one, a running one its share of steps."""
+        if self._work_at_start is None:
+            self._work_at_start = work
+        done = work - self._work_at_start
+        elapsed = time.monotonic() - self._started
+        return (len(self.plan.points) - work) * elapsed / done if done > 0 else None
+
+
+def last_line(path: Path) -> dict[str, Any]:
+    """The last whole line of a .jsonl file, read from its end; empty where there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - 16_384))
+            lines = file.read().split(b"\n")
+    except OSError:
+        return {}
+    for line in reversed(lines[:-1]):
+        try:
+            return json.loads(line)
+        except json.JSONDecodeError:
+            continue
+    return {}
+
+
+def event_line(event: dict[str, Any], counts: dict[str, int]) -> str:
+    """One plain line for one event, with the counts of the sweep where they changed."""
+    at = time.strftime("%H:%M:%S", time.localtime(event["at"]))
+    kind, name = event["kind"], event["name"]
+    if kind in ("done", "pass_done"):
+        text = f"{'done' if kind == 'done' else 'made'} {name} in {duration(event['seconds'])}"
+    elif kind in ("failed", "pass_failed"):
+        text = f"FAILED {name}: {event['message']}" + (f" (log: {event['log']})" if "log" in event else "")
+    elif kind == "pass":
+        text = f"making {name}"
+    else:
+        text = f"{kind} {name}" + (f" at step {event['step']}" if event.get("step") else "")
+    if kind in ("done", "failed"):
+        text += f" [{counts['done']} of {sum(counts.values())} done, {counts['failed']} failed]"
+    return f"{at} {text}"
+
+
+def duration(seconds: float) -> str:
+    """A duration as people read it."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
