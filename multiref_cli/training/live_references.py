@@ -10,6 +10,7 @@ from torch import Tensor
 
 from multiref_cli.config.schema import Level
 from multiref_cli.data.chat import completion_ids, prompt_ids
+from multiref_cli.models.decoder import Adapted
 from multiref_cli.models.logprobs import Mix, score_references, token_logps
 from multiref_cli.models.packing import Packed, pack
 from multiref_cli.objectives.aggregate import masked_sum
@@ -40,7 +41,7 @@ class Member:
 
     Attributes:
         name: in the metrics.
-        model: frozen.
+        model: frozen; `Adapted` where several adapters share a base.
         weight: alpha, above 0.
         tokenizer: its own, if it has another one than the policy.
     """
@@ -113,13 +114,14 @@ class LiveReferences:
 
     def _sums(self, member: Member, packed: Packed, samples: Sequence[Sample], vocabulary: int | None) -> Tensor:
         """(B,) log-probs of whole responses under one reference; it visits the device for the time of the pass."""
+        module = member.model.model if isinstance(member.model, Adapted) else member.model
         if self.visiting:
-            member.model.to(self.device)
+            module.to(self.device)
         if member.tokenizer is not None:
             packed, vocabulary = _retokenized(member.tokenizer, samples), None
         logps = token_logps(member.model, packed.to(self.device), self.temperature, vocabulary=vocabulary).logps
         if self.visiting:
-            member.model.to("cpu")
+            module.to("cpu")
         return logps.cpu().sum(-1, dtype=torch.float64)
 
 

@@ -8,8 +8,9 @@ from multiref_cli.config import build
 from multiref_cli.config.schema import Estimator, Level, States
 from multiref_cli.data.chat import end_ids
 from multiref_cli.errors import RequestError
-from multiref_cli.models.decoder import honours_shared_prompts
+from multiref_cli.models.decoder import Adapted, honours_shared_prompts
 from multiref_cli.models.load import load_causal_lm, load_tokenizer
+from multiref_cli.references.models import first_difference, load_references
 from multiref_cli.references.store import ReferenceStore
 from multiref_cli.rewards.combine import build_reward
 from multiref_cli.rollouts.engine import Completion, Sampling, build_engine
@@ -50,14 +51,14 @@ def build_grpo(job: Job, model: nn.Module, progress: Progress) -> Grpo:
         parts.stored_weights = build.active_references(config)[1]
         parts.stored = [_stored_samples(job, parts, number, progress) for number in range(len(parts.stored_weights))]
     elif config.beta > 0:
-        parts.references = load_references(job, progress)
-        parts.may_share = parts.may_share and all(
-            honours_shared_prompts(member.model) for member in parts.references.members if member.tokenizer is None
-        )
+        parts.references = live_references(job, progress)
+        own = [member.model for member in parts.references.members if member.tokenizer is None]
+        modules = [one.model if isinstance(one, Adapted) else one for one in own]
+        parts.may_share = parts.may_share and all(honours_shared_prompts(module) for module in modules)
     return Grpo(config, parts)
 
 
-def load_references(job: Job, progress: Progress) -> LiveReferences:
+def live_references(job: Job, progress: Progress) -> LiveReferences:
     """The references with a positive weight, frozen, where hardware.reference_device wants them.
 
     Raises:
@@ -78,18 +79,19 @@ def load_references(job: Job, progress: Progress) -> LiveReferences:
             f"estimator=exact compares policy and references over the whole vocabulary, so they share a device: leave "
             f"hardware.reference_device unset (given {device}), or use estimator=k2."
         )
-    members = []
-    for number, (reference, weight) in enumerate(zip(references, weights)):
-        progress.advance("load references", number, len(references))
-        loaded = load_causal_lm(reference, device, build.dtype_name(config, reference.dtype))
-        members.append(Member(reference.name, loaded, weight, _foreign_tokenizer(job, reference)))
+    progress.advance("load references", 0, len(references))
+    models = load_references(references, device, build.dtype_name(config))
+    members = [
+        Member(reference.name, model, weight, _foreign_tokenizer(job, reference))
+        for reference, model, weight in zip(references, models, weights)
+    ]
     return LiveReferences(config, members, (policy_device, given))
 
 
 def _foreign_tokenizer(job: Job, reference: Any) -> Any:
-    """The reference's tokenizer where its ids mean something else than the policy's, else None."""
+    """The reference's tokenizer where the policy's ids mean something else to it, else None."""
     tokenizer = load_tokenizer(reference)
-    return None if tokenizer.get_vocab() == job.tokenizer.get_vocab() else tokenizer
+    return None if first_difference(job.tokenizer, tokenizer) is None else tokenizer
 
 
 def _stored_samples(job: Job, parts: Parts, number: int, progress: Progress) -> dict[int, list[list[int]]]:
