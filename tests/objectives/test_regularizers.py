@@ -1,0 +1,95 @@
+"""The files of conf/regularizer: what they say, and that a new one costs one file."""
+
+import itertools
+from functools import cache
+
+import pytest
+import torch
+
+from multiref_cli.config.check import check
+from multiref_cli.config.compose import compose, conf_directory, options
+from multiref_cli.config.schema import Estimator, Level, States
+from multiref_cli.errors import RequestError
+from multiref_cli.objectives.mixing import power_mean
+from multiref_cli.objectives.preference import implicit_reward
+
+# name: orders of mean and score, level
+ORDERS = {
+    "rkl": (0, 0, "sequence"),
+    "fkl": (1, 1, "sequence"),
+    "hellinger": (0.5, 0.5, "sequence"),
+    "chi2": (-1, -1, "sequence"),
+    "power": (0.25, 0.25, "sequence"),
+    "mrpo": (-1, 0, "sequence"),
+    "mrpo_ctro": (-1, 0, "sequence"),
+    "mrpo_ctro_adaptive": (-1, 0, "sequence"),
+    "mrpo_arwc": (-1, 0, "sequence"),
+    "multi_dpo": (0, 0, "sequence"),
+    "rkl_token": (0, 0, "token"),
+    "fkl_token": (1, 1, "token"),
+    "mrpo_token": (-1, 0, "token"),
+    "rkl_paper": (0, 0, "token"),
+    "fkl_paper": (1, 1, "token"),
+    "fkl_reference_states": (1, 1, "sequence"),
+}
+
+
+@cache
+def regularizer(name: str, *overrides: str):
+    return compose([f"regularizer={name}", *overrides]).regularizer
+
+
+@pytest.mark.parametrize("name", sorted(ORDERS))
+def test_orders_level_and_name(name):
+    r = regularizer(name)
+    assert (r.mean_order, r.score_order, r.level.value) == ORDERS[name]
+    assert r.name == name
+
+
+def test_every_file_is_listed_here_and_the_base_is_no_choice():
+    assert options("regularizer") == sorted(ORDERS)
+    assert (conf_directory() / "regularizer" / "_base.yaml").is_file()
+
+
+def test_what_sets_the_variants_apart():
+    assert [n for n in ORDERS if regularizer(n).ctro] == ["mrpo_ctro", "mrpo_ctro_adaptive"]
+    assert not regularizer("mrpo_ctro").ctro.adaptive and regularizer("mrpo_ctro_adaptive").ctro.adaptive
+    assert regularizer("mrpo_ctro").ctro.epsilon == 0.1
+    assert [n for n in ORDERS if regularizer(n).arwc] == ["mrpo_arwc"]
+    assert [n for n in ORDERS if regularizer(n).multi_loss] == ["multi_dpo"]
+    assert [n for n in ORDERS if regularizer(n).states == States.reference] == ["fkl_reference_states"]
+    assert [n for n in ORDERS if regularizer(n).estimator == Estimator.k3] == ["rkl_paper", "fkl_paper"]
+    assert {regularizer(n).score_clip for n in ORDERS} == {10.0}
+
+
+def test_the_score_of_power_follows_its_mean():
+    r = regularizer("power", "regularizer.mean_order=-0.5")
+    assert (r.mean_order, r.score_order) == (-0.5, -0.5)
+
+
+def test_a_new_regularizer_is_one_file(tmp_path, monkeypatch):
+    """Order 3/4 under a name of its own; log u = log 16 has the score (1 - 1/8) / (3/4)."""
+    folder = tmp_path / "conf" / "regularizer"
+    folder.mkdir(parents=True)
+    text = "defaults: [_base, _self_]\nname: mine\nmean_order: 0.75\nscore_order: 0.75\n"
+    (folder / "mine.yaml").write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    config = compose(["regularizer=mine"])
+    check(config)
+    r = config.regularizer
+    assert (r.name, r.mean_order, r.level) == ("mine", 0.75, Level.sequence)
+    mixed = power_mean(torch.zeros(2, 1, dtype=torch.float64), torch.tensor([0.5, 0.5]), r.mean_order)
+    reward = implicit_reward(torch.tensor([16.0], dtype=torch.float64).log(), mixed, 1.0, r.score_order, r.score_clip)
+    assert reward.item() == pytest.approx((1 - 1 / 8) / 0.75, rel=1e-14)
+    (folder / "mine.yaml").write_text(text.replace("score_order: 0.75\n", ""), encoding="utf-8")
+    with pytest.raises(RequestError, match="score_order has no value"):
+        compose(["regularizer=mine"])
+
+
+def test_every_key_has_a_comment():
+    for path in sorted((conf_directory() / "regularizer").glob("*.yaml")):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        assert len(lines) > 5
+        for above, line in itertools.pairwise(lines):
+            if line.strip() and not line.lstrip().startswith(("#", "-")):
+                assert above.lstrip().startswith("#"), f"{path.name}: {line}"
