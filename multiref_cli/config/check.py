@@ -144,6 +144,11 @@ def _check_regularizer(config: DictConfig) -> None:
             r.ctro.anchor in (None, *anchors),
             f"regularizer.ctro.anchor is {r.ctro.anchor!r}; allowed: {', '.join(anchors)}",
         )
+        active = [name for name, weight in zip(anchors, simplex(config.alpha, len(anchors))) if weight > 0]
+        _require(
+            len(active) == 1 or r.ctro.anchor in (None, *active),
+            f"regularizer.ctro.anchor is {r.ctro.anchor!r}, whose alpha is 0; allowed: {', '.join(active)}",
+        )
 
 
 def _choice(key: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -73,7 +73,7 @@ def store_pairs(
         mixed = torch.zeros(len(lengths), dtype=torch.float64).index_add(0, owner, per_token)
         return StoredPairs(names, pairs, mixed.reshape(-1, 2).T.contiguous())
     region = None
-    if regularizer.ctro is not None:
+    if regularizer.ctro is not None and len(names) > 1:  # a single reference is never clipped
         anchor = names.index(regularizer.ctro.anchor or names[0])
         region = TrustRegion(anchor, regularizer.ctro.epsilon, regularizer.ctro.adaptive)
     chosen, rejected = mixed_references(
