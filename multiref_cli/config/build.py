@@ -40,13 +40,18 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 def config_hash(config: DictConfig, *, without_seed: bool = False) -> str:
     """sha256 (first 12 digits) of everything that a result depends on; without the seed it names the condition."""
-    content = {k: v for k, v in plain(config).items() if k not in _WITHOUT_EFFECT}
-    content["hardware"] = {k: config.hardware[k] for k in _HARDWARE_WITH_EFFECT}
-    if config.references:
-        content["alpha"] = weights(config)
+    return plain_hash(plain(config), without_seed=without_seed)
+
+
+def plain_hash(content: dict[str, Any], *, without_seed: bool = False) -> str:
+    """`config_hash` of a config that is already plain dictionaries, lists and numbers."""
+    kept = {k: v for k, v in content.items() if k not in _WITHOUT_EFFECT}
+    kept["hardware"] = {k: content["hardware"][k] for k in _HARDWARE_WITH_EFFECT}
+    if content["references"]:
+        kept["alpha"] = simplex(content["alpha"], len(content["references"]))
     if without_seed:
-        content.pop("seed")
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+        kept.pop("seed")
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def condition(config: DictConfig) -> str:
