@@ -116,13 +116,23 @@ def head_of(model: "nn.Module | Adapted", vocabulary: int | None = None) -> Head
 
 
 def hidden_states(model: "nn.Module | Adapted", packed: Packed) -> Tensor:
-    """The hidden states that predict the completion tokens; (N, H), differentiable."""
+    """The hidden states that predict the completion tokens; (N, H), differentiable.
+
+    Raises:
+        RequestError: prompts that are shared, and a model that does not honor the mask which that takes.
+    """
     with active(model) as inner:
-        extra = {}
-        if packed.attention_mask is not None:
-            extra = {"attention_mask": packed.attention_mask, "position_ids": packed.position_ids}
-        output = inner.get_decoder()(input_ids=packed.input_ids, use_cache=False, **extra)
-    hidden = output.last_hidden_state
+        if packed.attention_mask is not None and not honours_shared_prompts(inner):
+            kind = type(inner).__name__
+            raise RequestError(f"{kind} cannot share a prompt between responses: set algorithm.share_prompt=false")
+        return _decode(inner, packed)
+
+
+def _decode(inner: nn.Module, packed: Packed) -> Tensor:
+    extra = {}
+    if packed.attention_mask is not None:
+        extra = {"attention_mask": packed.attention_mask, "position_ids": packed.position_ids}
+    hidden = inner.get_decoder()(input_ids=packed.input_ids, use_cache=False, **extra).last_hidden_state
     device = hidden.device.type
     if torch.is_autocast_enabled(device):
         hidden = hidden.to(torch.get_autocast_dtype(device))
@@ -159,11 +169,12 @@ def honours_shared_prompts(model: nn.Module) -> bool:
     Models whose layers do not all attend to everything (sliding windows, state spaces) do not: their window is lost
     under a mask of one's own.
     """
-    if model not in _honours_masks:
-        _honours_masks[model] = _attends_fully(unwrap(model).config) and _probe_agrees(model)
-        if not _honours_masks[model]:
-            logging.getLogger(__name__).info("%s computes every prompt once per response", type(unwrap(model)).__name__)
-    return _honours_masks[model]
+    inner = unwrap(model)
+    if inner not in _honours_masks:
+        _honours_masks[inner] = _attends_fully(inner.config) and _probe_agrees(inner)
+        if not _honours_masks[inner]:
+            logging.getLogger(__name__).info("%s computes every prompt once per response", type(inner).__name__)
+    return _honours_masks[inner]
 
 
 def _attends_fully(config: Any) -> bool:
@@ -174,12 +185,12 @@ def _attends_fully(config: Any) -> bool:
     return getattr(config, "sliding_window", None) is None
 
 
-def _probe_agrees(model: nn.Module) -> bool:
-    device = next(model.parameters()).device
+def _probe_agrees(inner: nn.Module) -> bool:
+    device = next(inner.parameters()).device
     rows = [pack([_PROBE_PROMPT], [_PROBE_RESPONSES], 0, share).to(device) for share in (True, False)]
-    with _evaluating(model):
+    with _evaluating(inner):
         try:
-            shared, separate = (hidden_states(model, packed) for packed in rows)
+            shared, separate = (_decode(inner, packed) for packed in rows)
         except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
             return False  # the architecture takes no four-dimensional mask
     return bool((shared - separate).abs().max() <= _tolerance(shared) * separate.abs().max().clamp(min=1.0))

@@ -9,7 +9,7 @@ from multiref_cli.config import build
 from multiref_cli.config.schema import Level, Model
 from multiref_cli.data.preferences import Pair
 from multiref_cli.models.load import fingerprint, load_causal_lm, load_reward_model, new_causal_lm
-from multiref_cli.references.store import ReferenceStore, Sequence
+from multiref_cli.references.store import Sequence
 from multiref_cli.seeding import derive
 from multiref_cli.tracking.progress import Progress
 from multiref_cli.training.dpo import Dpo, StoredPairs, store_pairs
@@ -65,7 +65,7 @@ def pair_sequences(pairs: list[Pair]) -> list[Sequence]:
 
 def stored_pairs(job: Job, pairs: list[Pair], progress: Progress) -> StoredPairs:
     """What the references say of some pairs, from the store; computed now for what it does not hold yet."""
-    config, store = job.config, ReferenceStore(job.store_folder)
+    config, store = job.config, job.open_store()
     references, weights = build.active_references(config)
     sequences = pair_sequences(pairs)
     tokens = [store.logps(r, sequences, progress) for r in references]

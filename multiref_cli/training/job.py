@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -16,6 +15,8 @@ from multiref_cli.data.text import load_demonstrations
 from multiref_cli.errors import RequestError
 from multiref_cli.models.load import load_tokenizer
 from multiref_cli.references.models import check_compatible
+from multiref_cli.references.store import ReferenceStore, Scoring
+from multiref_cli.references.store import ReferenceStore, Scoring
 
 _LOADERS = {"dpo": load_preferences, "reward_model": load_preferences, "sft": load_demonstrations, "grpo": load_prompts}
 
@@ -53,10 +54,17 @@ class Job:
             return self.config.steps
         return max(1, math.ceil(self.config.epochs * math.ceil(len(self.data.train) / self.batch_size)))
 
-    @property
-    def store_folder(self) -> Path:
-        """Where the reference store of this machine lies."""
-        return build.cache_folder(self.config) / "store"
+    def open_store(self) -> ReferenceStore:
+        """The reference store of this machine, with what decides how this run's references score."""
+        config = self.config
+        scoring = Scoring(
+            tokenizer=self.tokenizer,
+            vocabulary=self.vocabulary,
+            truncation=(config.data.max_prompt_tokens, config.data.max_completion_tokens),
+            device=config.hardware.reference_device or build.device_name(config),
+            dtype=build.dtype_name(config),
+        )
+        return ReferenceStore(build.cache_folder(config) / "store", scoring)
 
 
 def prepare(config: DictConfig, original: DictConfig) -> Job:

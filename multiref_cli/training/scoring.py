@@ -14,7 +14,7 @@ from multiref_cli.data.prompts import Prompt, load_prompts
 from multiref_cli.errors import RequestError, RunError
 from multiref_cli.evaluation.evaluate import Evaluator, Scorer, summary
 from multiref_cli.models.load import load_causal_lm, load_reward_model, load_tokenizer
-from multiref_cli.references.store import ReferenceStore
+from multiref_cli.references.models import first_difference
 from multiref_cli.rewards.combine import build_reward
 from multiref_cli.rewards.model import RewardModelScorer
 from multiref_cli.rollouts.engine import Completion
@@ -45,7 +45,7 @@ def evaluate_policy(job: Job, trainee: Trainee, progress: Progress) -> Outcome:
     if job.config.evaluation.prompts == 0:
         return metrics, [], []
     evaluator, notes = build_evaluator(job, progress)
-    engine = TransformersEngine(trainee.model, pad_id=0, batch_size=job.config.evaluation.batch_size)
+    engine = TransformersEngine(trainee.model, 0, job.config.evaluation.batch_size, job.vocabulary)
     found, samples = evaluator.evaluate(trainee.model, engine, progress)
     return metrics | found, samples, notes
 
@@ -65,7 +65,7 @@ def build_evaluator(job: Job, progress: Progress) -> tuple[Evaluator, list[str]]
     """The evaluator of a job, and what a report must say of its scorers."""
     config, settings = job.config, job.config.evaluation
     scorers, notes = _scorers(job)
-    store = ReferenceStore(job.store_folder)
+    store = job.open_store()
     by_name = {r.name: r for r in config.references}
 
     @lru_cache(maxsize=2)
@@ -80,6 +80,7 @@ def build_evaluator(job: Job, progress: Progress) -> tuple[Evaluator, list[str]]
         scorers=scorers,
         references=list(by_name),
         open_reference=open_reference,
+        foreign_tokenizers=_foreign_tokenizers(job),
         reference_samples=None,
         weights=build.weights(config),
         vocabulary=job.vocabulary,
@@ -89,7 +90,7 @@ def build_evaluator(job: Job, progress: Progress) -> tuple[Evaluator, list[str]]
 
         def samples(name: str) -> list[list[Completion]]:
             def generate(prompts: list, group_size: int, sampling: Any, seeds: list[int]) -> list[list[Completion]]:
-                engine = TransformersEngine(open_reference(name), pad_id=0, batch_size=settings.batch_size)
+                engine = TransformersEngine(open_reference(name), 0, settings.batch_size, job.vocabulary)
                 return engine.generate(prompts, group_size, sampling, seeds)
 
             prompts = [p.ids for p in evaluator.prompts]
@@ -99,6 +100,12 @@ def build_evaluator(job: Job, progress: Progress) -> tuple[Evaluator, list[str]]
 
         evaluator.reference_samples = samples
     return evaluator, notes
+
+
+def _foreign_tokenizers(job: Job) -> dict[str, Any]:
+    """Tokenizers of the references to which the policy's ids mean something else."""
+    found = {r.name: load_tokenizer(r) for r in job.config.references}
+    return {name: tokenizer for name, tokenizer in found.items() if first_difference(job.tokenizer, tokenizer)}
 
 
 def _scorers(job: Job) -> tuple[dict[str, Scorer], list[str]]:

@@ -1,0 +1,190 @@
+"""What the reference store keeps on disk: immutable folders named by the sha256 of what they were computed from."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from multiref_cli.errors import RunError
+from multiref_cli.models.files import file_sha256, safetensors_header
+
+FORMAT = 1
+_TYPES = {"F32": np.float32, "I64": np.int64, "I32": np.int32, "U8": np.uint8}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One stored result.
+
+    Attributes:
+        folder: where it lies; its name is the address.
+        kind: logps, normalizers or samples.
+        address: the content that it was computed from, as hashed.
+        origin: where its models were found, for people and for `verify`; no part of the address.
+        sha256: of its data file.
+        rows: responses (logps, normalizers) or prompts (samples).
+        tokens: stored per-token values.
+        created: seconds since the epoch.
+        seconds: that building it took.
+    """
+
+    folder: Path
+    kind: str
+    address: dict[str, Any]
+    origin: dict[str, Any]
+    sha256: str
+    rows: int
+    tokens: int
+    created: float
+    seconds: float
+
+    @property
+    def key(self) -> str:
+        """The address as hex digits."""
+        return self.folder.name
+
+    @property
+    def bytes(self) -> int:
+        """Size on disk."""
+        return sum(path.stat().st_size for path in self.folder.iterdir())
+
+    @property
+    def used(self) -> float:
+        """When it was last opened, seconds since the epoch."""
+        return (self.folder / "entry.json").stat().st_mtime
+
+    @property
+    def names(self) -> str:
+        """The references it came from, as they were called then."""
+        return " + ".join(member["name"] for member in self.origin["references"])
+
+
+def address_key(address: Mapping[str, Any]) -> str:
+    """sha256 of an address, the name of its folder."""
+    return hashlib.sha256(json.dumps({"format": FORMAT, **address}, sort_keys=True).encode()).hexdigest()
+
+
+class EntryFolder:
+    """A folder of entries that any number of processes may read and write.
+
+    An entry is written under another name and renamed when it is whole, so a killed process leaves nothing that looks
+    like one; who builds an entry holds its lock, so others wait for it instead of building it again.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root)
+
+    def find(self, key: str) -> Entry | None:
+        """The entry at an address, if it is there."""
+        try:
+            return Entry(self.root / key, **json.loads((self.root / key / "entry.json").read_text()))
+        except FileNotFoundError:
+            return None
+
+    def read(self, entry: Entry) -> dict[str, np.ndarray]:
+        """The arrays of an entry, memory-mapped and read-only; its checksum is verified and its use noted.
+
+        Raises:
+            RunError: the file is not what was written.
+        """
+        if not self.is_whole(entry):
+            raise RunError(
+                f"the stored {entry.kind} of {entry.names} at {entry.folder} are damaged (their checksum differs): "
+                "delete that folder and start again; `multiref refs verify` checks the others."
+            )
+        with contextlib.suppress(OSError):  # a store that is only readable still serves
+            os.utime(entry.folder / "entry.json")
+        path = entry.folder / "data.safetensors"
+        header, start = safetensors_header(path)
+        if not any(np.prod(one["shape"]) for one in header.values()):
+            return {name: np.zeros(one["shape"], _TYPES[one["dtype"]]) for name, one in header.items()}
+        whole = np.asarray(np.memmap(path, np.uint8, mode="r", offset=start))
+        return {
+            name: whole[slice(*one["data_offsets"])].view(_TYPES[one["dtype"]]).reshape(one["shape"])
+            for name, one in header.items()
+        }
+
+    def is_whole(self, entry: Entry) -> bool:
+        """Whether the data file has the checksum that it was written with."""
+        path = entry.folder / "data.safetensors"
+        return path.is_file() and file_sha256(path) == entry.sha256
+
+    @contextmanager
+    def building(self, keys: list[str]) -> Iterator[list[str]]:
+        """Holds the locks of some addresses and says which of them nobody has written yet."""
+        (self.root / ".locks").mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            for key in sorted(set(keys)):  # one order for everybody: no deadlock
+                stack.enter_context(FileLock(self.root / ".locks" / f"{key}.lock"))
+            for key in keys:
+                self._sweep(key)
+            yield [key for key in keys if self.find(key) is None]
+
+    def write(
+        self, address: Mapping[str, Any], arrays: Mapping[str, np.ndarray], origin: Mapping[str, Any], seconds: float
+    ) -> Entry:
+        """Writes an entry whose lock the caller holds.
+
+        Args:
+            address: what it was computed from, with its kind.
+            arrays: name -> values; `offsets` (rows + 1,) marks the rows in the flat ones.
+            origin: where the models were found.
+            seconds: that computing it took.
+        """
+        from safetensors.numpy import save_file
+
+        key = address_key(address)
+        writing = self.root / f".writing-{key}-{os.getpid()}"
+        writing.mkdir(parents=True)
+        save_file({name: np.ascontiguousarray(values) for name, values in arrays.items()}, writing / "data.safetensors")
+        entry = {
+            "kind": address["kind"],
+            "address": dict(address),
+            "origin": dict(origin),
+            "sha256": file_sha256(writing / "data.safetensors"),
+            "rows": len(arrays["offsets"]) - 1,
+            "tokens": int(arrays["offsets"][-1]),
+            "created": time.time(),
+            "seconds": seconds,
+        }
+        (writing / "entry.json").write_text(json.dumps(entry, indent=1))
+        os.replace(writing, self.root / key)
+        return Entry(self.root / key, **entry)
+
+    def list(self) -> list[Entry]:
+        """All entries, the last used first."""
+        keys = [p.name for p in self.root.iterdir() if not p.name.startswith(".")] if self.root.is_dir() else []
+        entries = [entry for key in keys if (entry := self.find(key)) is not None]
+        return sorted(entries, key=lambda entry: -entry.used)
+
+    def remove(self, entry: Entry) -> bool:
+        """Deletes an entry unless somebody holds its lock; who has it open keeps what is mapped."""
+        try:
+            with FileLock(self.root / ".locks" / f"{entry.key}.lock", timeout=0):
+                removing = self.root / f".writing-{entry.key}-{os.getpid()}"
+                os.replace(entry.folder, removing)
+                shutil.rmtree(removing)
+        except Timeout:
+            return False
+        return True
+
+    def sweep_leftovers(self) -> None:
+        """Deletes what killed processes left half-written, unless somebody works on it."""
+        for path in self.root.glob(".writing-*"):
+            key = path.name.split("-")[1]
+            with contextlib.suppress(Timeout), FileLock(self.root / ".locks" / f"{key}.lock", timeout=0):
+                self._sweep(key)
+
+    def _sweep(self, key: str) -> None:
+        for path in self.root.glob(f".writing-{key}-*"):
+            shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,386 @@
+"""The reference store: what frozen references say of a data set, computed once and kept on disk.
+
+An entry is addressed by content alone (weights, adapter, tokenizer, chat template, truncation, type, rows), never by
+beta, alpha, a learning rate or an output folder. While entries are built one reference is in memory at a time; only the
+normalizers of token-level mixes need their K references together.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Sequence as Items
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from multiref_cli.errors import RequestError, RunError
+from multiref_cli.models.files import fingerprint
+from multiref_cli.models.load import load_causal_lm, load_tokenizer
+from multiref_cli.models.logprobs import Mix, normalizers, token_logps
+from multiref_cli.models.packing import Packed
+from multiref_cli.references.entries import Entry, EntryFolder, address_key
+from multiref_cli.references.models import (
+    first_difference,
+    load_references,
+    rescored_ids,
+    template_fingerprint,
+    tokenizer_fingerprint,
+)
+from multiref_cli.references.rows import Rows, scored_rows
+from multiref_cli.references.verify import Check, verify
+from multiref_cli.rollouts.engine import Completion
+from multiref_cli.tracking.progress import Progress, Silent
+
+# Prompts, group size, sampling, seeds -> completions [P][G]; `Engine.generate` of a loaded reference.
+Generate = Callable[[list, int, Any, list[int]], list[list[Completion]]]
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """A response to be scored: ids under the policy's tokenizer, and the text for references with another one.
+
+    Attributes:
+        prompt: ids up to where the assistant begins.
+        completion: ids, with the end token unless truncated.
+        messages: the prompt as messages.
+        text: the response, without template or special tokens.
+    """
+
+    prompt: tuple[int, ...]
+    completion: tuple[int, ...]
+    messages: list[dict[str, str]] = field(default_factory=list)
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How a run's references score.
+
+    Attributes:
+        tokenizer: of the policy; it made the ids.
+        vocabulary: ids that policy and references normalize over.
+        truncation: longest prompt and completion in tokens, as the data were cut; part of the address.
+        device: torch device; no part of the address.
+        dtype: parameter type of references that name none.
+        micro_tokens: padded tokens per forward pass; no part of the address.
+    """
+
+    tokenizer: Any
+    vocabulary: int
+    truncation: tuple[int, int] | None = None
+    device: str = "cpu"
+    dtype: str = "float32"
+    micro_tokens: int = 8192
+
+    @cached_property
+    def tokens(self) -> dict[str, Any]:
+        """The part of every address that says where ids come from."""
+        return {
+            "tokenizer": tokenizer_fingerprint(self.tokenizer),
+            "template": template_fingerprint(self.tokenizer),
+            "vocabulary": self.vocabulary,
+            "truncation": self.truncation and list(self.truncation),
+        }
+
+
+class ReferenceStore:
+    """Stored log-probabilities, token-level normalizers and samples of frozen references."""
+
+    def __init__(self, root: Path, scoring: Scoring | None = None) -> None:
+        """Opens a store.
+
+        Args:
+            root: its folder; made when something is written.
+            scoring: needed by everything that computes, not by `list`, `verify` and `prune`.
+        """
+        self.entries, self._scoring = EntryFolder(root), scoring
+
+    @property
+    def scoring(self) -> Scoring:
+        """How references score."""
+        if self._scoring is None:
+            raise ValueError("this store was opened without a Scoring, to look only")
+        return self._scoring
+
+    def logps(self, reference: Any, sequences: Items[Sequence], progress: Progress | None = None) -> list[np.ndarray]:
+        """Log-probabilities of every response under one reference, from disk or computed now.
+
+        A reference with another tokenizer reads the text under its own tokenizer and chat template; its arrays are then
+        as long as its own tokens, and only their sums can be compared with the policy's.
+
+        Args:
+            reference: schema.Reference.
+            sequences: N responses.
+            progress: told tokens done, tokens in all and tokens per second.
+
+        Returns:
+            N read-only float32 arrays (T_n,), in nats, memory-mapped.
+
+        Raises:
+            RequestError: a reference whose vocabulary does not hold the policy's ids.
+            RunError: a damaged entry, or a model that gives numbers that are not finite.
+        """
+        tokens, rows = self._rows(reference, sequences)
+        dtype = reference.dtype or self.scoring.dtype
+        address = {"kind": "logps", "model": fingerprint(reference), "dtype": dtype, "rows": rows.sha256, **tokens}
+        key = address_key(address)
+        if self.entries.find(key) is None:
+            with self.entries.building([key]) as missing:
+                if missing:
+                    self._build_logps(reference, rows, address, progress or Silent())
+        return _split(self.entries.read(self._found(key)), "values")
+
+    def sums(
+        self, reference: Any, sequences: Items[Sequence], progress: Progress | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Log-probabilities of whole responses, (N,) float64 nats, and how many tokens each had, (N,) int64."""
+        arrays = self.logps(reference, sequences, progress)
+        sums = np.array([np.sum(one, dtype=np.float64) for one in arrays])
+        return sums, np.array([len(one) for one in arrays], dtype=np.int64)
+
+    def normalizers(
+        self,
+        references: Items[Any],
+        sequences: Items[Sequence],
+        order: float,
+        weights: Items[float],
+        progress: Progress | None = None,
+    ) -> list[np.ndarray]:
+        """log F_t of one token-level mix; see `normalizers_of`."""
+        return self.normalizers_of(references, sequences, [Mix(order, tuple(weights))], progress)[0]
+
+    def normalizers_of(
+        self,
+        references: Items[Any],
+        sequences: Items[Sequence],
+        mixes: Items[Mix],
+        progress: Progress | None = None,
+    ) -> list[list[np.ndarray]]:
+        """log F_t of token-level mixes, from disk or computed now, all that are missing in one pass.
+
+        This pass has the K references in memory together: F_t sums the mixture over the whole vocabulary, which no
+        stored number of one reference can replace. Mixes of order 1, or of a single reference, have log F_t = 0.
+
+        Args:
+            references: K schema.Reference over the policy's tokenizer.
+            sequences: N responses.
+            mixes: (order, K weights) each.
+            progress: as in `logps`.
+
+        Returns:
+            For each mix N read-only float32 arrays (T_n,), in nats.
+
+        Raises:
+            RequestError, RunError: as `logps`.
+        """
+        rows = scored_rows([(one.prompt, one.completion) for one in sequences])
+        trivial = [mix.order == 1 or sum(w > 0 for w in mix.weights) == 1 for mix in mixes]
+        addresses = {i: self._mix_address(references, mix, rows) for i, mix in enumerate(mixes) if not trivial[i]}
+        keys = {i: address_key(address) for i, address in addresses.items()}
+        if any(self.entries.find(key) is None for key in keys.values()):
+            with self.entries.building(list(keys.values())) as missing:
+                wanted = [i for i, key in keys.items() if key in missing]
+                if wanted:
+                    wanted_mixes = {address_key(addresses[i]): (addresses[i], mixes[i]) for i in wanted}
+                    self._build_normalizers(references, rows, list(wanted_mixes.values()), progress or Silent())
+        zeros = [np.zeros(len(one.completion), np.float32) for one in sequences]
+        return [
+            zeros if trivial[i] else _split(self.entries.read(self._found(keys[i])), "values")
+            for i in range(len(mixes))
+        ]
+
+    def samples(
+        self,
+        reference: Any,
+        prompts: Items[Items[int]],
+        group_size: int,
+        sampling: Any,
+        seeds: Items[int],
+        generate: Generate,
+    ) -> list[list[Completion]]:
+        """Responses of one reference to some prompts, drawn once.
+
+        Args:
+            reference: schema.Reference.
+            prompts: P prompts of token ids.
+            group_size: G responses each.
+            sampling: rollouts.Sampling.
+            seeds: P seeds.
+            generate: `Engine.generate` of the reference; called only if the samples are not there.
+
+        Returns:
+            [P][G] completions.
+        """
+        address = {
+            "kind": "samples",
+            "model": fingerprint(reference),
+            "dtype": reference.dtype or (self._scoring.dtype if self._scoring else None),
+            "prompts": _sha256([list(prompt) for prompt in prompts]),
+            "group_size": group_size,
+            "sampling": asdict(sampling),
+            "seeds": list(seeds),
+        }
+        key = address_key(address)
+        if self.entries.find(key) is None:
+            with self.entries.building([key]) as missing:
+                if missing:
+                    start = time.monotonic()
+                    groups = generate([list(prompt) for prompt in prompts], group_size, sampling, list(seeds))
+                    arrays = _sample_arrays([one for group in groups for one in group])
+                    self.entries.write(address, arrays, _origin([reference]), time.monotonic() - start)
+        arrays = self.entries.read(self._found(key))
+        columns = zip(_split(arrays, "ids"), _split(arrays, "values"), arrays["finished"])
+        flat = [Completion(ids.tolist(), logps.tolist(), bool(finished)) for ids, logps, finished in columns]
+        return [flat[start : start + group_size] for start in range(0, len(flat), group_size)]
+
+    def verify(self, rows: int = 3, device: str = "cpu", progress: Progress | None = None) -> list[Check]:
+        """Verifies every checksum, and recomputes a few random responses of every entry whose models are at hand.
+
+        Args:
+            rows: responses recomputed per entry; 0 verifies checksums only.
+            device: torch device to recompute on.
+            progress: told entries done.
+        """
+        return verify(self.entries, rows, device, progress or Silent())
+
+    def prune(
+        self, older_than: float | None = None, keep: Iterable[str] = (), everything: bool = False, dry_run: bool = False
+    ) -> list[Entry]:
+        """Deletes entries, and whatever killed processes left half-written.
+
+        Args:
+            older_than: those not used for so many days.
+            keep: addresses that stay in any case.
+            everything: all others.
+            dry_run: only says which.
+
+        Returns:
+            The entries deleted; one that is being built or read under its lock stays.
+        """
+        if not dry_run:
+            self.entries.sweep_leftovers()
+        limit = time.time() - 86400 * older_than if older_than is not None else float("-inf")
+        kept = set(keep)
+        old = [e for e in self.list() if e.key not in kept and (everything or e.used < limit)]
+        return [entry for entry in old if dry_run or self.entries.remove(entry)]
+
+    def _rows(self, reference: Any, sequences: Items[Sequence]) -> tuple[dict[str, Any], Rows]:
+        """Where the ids come from and the ids: the policy's own, or the text under the reference's tokenizer."""
+        own = load_tokenizer(reference)
+        if first_difference(self.scoring.tokenizer, own) is None:
+            return self.scoring.tokens, scored_rows([(one.prompt, one.completion) for one in sequences])
+        other = Scoring(own, max(own.get_vocab().values()) + 1, self.scoring.truncation)
+        return other.tokens, scored_rows([rescored_ids(one, self.scoring.tokenizer, own) for one in sequences])
+
+    def _mix_address(self, references: Items[Any], mix: Mix, rows: Rows) -> dict[str, Any]:
+        members = sorted(
+            [fingerprint(r), r.dtype or self.scoring.dtype, float(w)] for r, w in zip(references, mix.weights) if w > 0
+        )
+        address = {"kind": "normalizers", "order": float(mix.order), "members": members, "rows": rows.sha256}
+        return address | self.scoring.tokens
+
+    def _build_logps(self, reference: Any, rows: Rows, address: Mapping[str, Any], progress: Progress) -> None:
+        start = time.monotonic()
+        model = load_causal_lm(reference, self.scoring.device, address["dtype"])
+        check_size(model, reference.name, address["vocabulary"])
+
+        def compute(packed: Packed) -> list[Any]:
+            return [token_logps(model, packed, vocabulary=address["vocabulary"]).logps]
+
+        report = _reporter(progress, f"reference {reference.name}")
+        (values,) = rows.compute([model], compute, self.scoring.micro_tokens, report)
+        _refuse_infinite(values, rows, reference.name)
+        self.entries.write(address, {**rows.arrays(), "values": values}, _origin([reference]), time.monotonic() - start)
+
+    def _build_normalizers(
+        self, references: Items[Any], rows: Rows, wanted: list[tuple[dict[str, Any], Mix]], progress: Progress
+    ) -> None:
+        start, scoring = time.monotonic(), self.scoring
+        needed = [i for i in range(len(references)) if any(mix.weights[i] > 0 for _, mix in wanted)]
+        members = [references[i] for i in needed]
+        models = load_references(members, scoring.device, scoring.dtype)
+        for model, reference in zip(models, members):
+            check_size(model, reference.name, scoring.vocabulary)
+        mixes = [Mix(mix.order, tuple(mix.weights[i] for i in needed)) for _, mix in wanted]
+
+        def compute(packed: Packed) -> list[Any]:
+            return normalizers(models, packed, mixes, vocabulary=scoring.vocabulary)
+
+        report = _reporter(progress, "normalizers of " + " + ".join(r.name for r in members))
+        for (address, mix), values in zip(wanted, rows.compute(models, compute, scoring.micro_tokens, report)):
+            _refuse_infinite(values, rows, "the mixed references")
+            origin = _origin([r for r, w in zip(references, mix.weights) if w > 0])
+            origin["weights"] = [w for w in mix.weights if w > 0]
+            self.entries.write(address, {**rows.arrays(), "values": values}, origin, time.monotonic() - start)
+
+    def _found(self, key: str) -> Entry:
+        entry = self.entries.find(key)
+        if entry is None:
+            raise RunError("a stored result was deleted while it was being read: start again.")
+        return entry
+
+    def list(self) -> list[Entry]:
+        """What is stored, the last used first."""
+        return self.entries.list()
+
+
+def check_size(model: Any, name: str, vocabulary: int) -> None:
+    """Checks that a reference has a logit for every id.
+
+    Raises:
+        RequestError: its output head is narrower than the vocabulary.
+    """
+    from multiref_cli.models.decoder import head_of
+
+    size = head_of(model).weight.shape[0]
+    if size < vocabulary:
+        raise RequestError(
+            f"reference {name} has {size} output ids, the policy's tokenizer {vocabulary}: use another one."
+        )
+
+
+def _refuse_infinite(values: np.ndarray, rows: Rows, name: str) -> None:
+    bad = ~np.isfinite(values)
+    if bad.any():
+        row = int(np.searchsorted(rows.offsets, np.flatnonzero(bad)[0], side="right")) - 1
+        raise RunError(f"{name} gives a log-probability that is not finite for response {row}: try dtype=float32.")
+
+
+def _reporter(progress: Progress, phase: str) -> Callable[[int, int, float], None]:
+    def report(done: int, total: int, tokens_per_second: float) -> None:
+        progress.advance(phase, done, total, tokens_per_second=tokens_per_second)
+
+    return report
+
+
+def _origin(references: Items[Any]) -> dict[str, Any]:
+    names = ("name", "path", "revision", "adapter", "dtype", "trust_remote_code")
+    members = [{name: getattr(r, name) for name in names} for r in references]
+    for member in members:  # a relative folder would mean another one from elsewhere
+        for name in ("path", "adapter"):
+            if member[name] and Path(member[name]).is_dir():
+                member[name] = str(Path(member[name]).resolve())
+    return {"references": members}
+
+
+def _split(arrays: Mapping[str, np.ndarray], name: str) -> list[np.ndarray]:
+    offsets = arrays["offsets"].tolist()
+    return [arrays[name][start:stop] for start, stop in pairwise(offsets)]
+
+
+def _sample_arrays(completions: Items[Completion]) -> dict[str, np.ndarray]:
+    return {
+        "offsets": np.cumsum([0, *(len(one.ids) for one in completions)]).astype(np.int64),
+        "ids": np.array([i for one in completions for i in one.ids], dtype=np.int32),
+        "values": np.array([p for one in completions for p in one.logps], dtype=np.float32),
+        "finished": np.array([one.finished for one in completions], dtype=np.uint8),
+    }
+
+
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

@@ -1,0 +1,293 @@
+"""The store on disk: right values, built once, whole or absent, found by content alone."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from multiref_cli.errors import RequestError, RunError
+from multiref_cli.models.load import load_causal_lm, load_tokenizer
+from multiref_cli.models.logprobs import Mix
+from multiref_cli.objectives.mixing import power_mean
+from multiref_cli.references import store as store_module
+from multiref_cli.references.models import rescored_ids
+from multiref_cli.references.store import ReferenceStore, Scoring
+from multiref_cli.rollouts.engine import Completion, Sampling
+
+
+def distributions(reference, prompt, completion, size):
+    """(T, V) of the model's own logits, cut to the shared ids."""
+    logits = load_causal_lm(reference)(torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1, :size]
+    return logits.log_softmax(-1)
+
+
+def expected(reference, sequences, size):
+    return [
+        distributions(reference, one.prompt, one.completion, size).gather(1, torch.tensor(one.completion)[:, None])[
+            :, 0
+        ]
+        for one in sequences
+    ]
+
+
+def forbid_models(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(store_module, "load_causal_lm", refuse)
+    monkeypatch.setattr(store_module, "load_references", refuse)
+
+
+def test_values_equal_the_plain_way(store, references, sequences, tokenizer):
+    """Also with a head padded beyond the tokenizer (second) and another family (third)."""
+    for reference in references:
+        values = store.logps(reference, sequences)
+        for given, plain in zip(values, expected(reference, sequences, len(tokenizer)), strict=True):
+            assert given.dtype == np.float32
+            np.testing.assert_allclose(given, plain.numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_second_look_loads_no_model_and_maps_the_file(store, references, sequences, monkeypatch):
+    first = store.logps(references[0], sequences)
+    forbid_models(monkeypatch)
+    again = store.logps(references[0], sequences)
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not again[0].flags.writeable
+    base = again[0]
+    while isinstance(base.base, np.ndarray):
+        base = base.base
+    assert isinstance(base, np.memmap)
+
+
+def test_the_address_is_content_alone(tmp_path, references, sequences, tokenizer, monkeypatch):
+    """Name, folder, device and batch size do not matter; rows, truncation, type and weights do."""
+    scoring = Scoring(tokenizer, len(tokenizer), truncation=(64, 32))
+    root = tmp_path / "store"
+    ReferenceStore(root, scoring).logps(references[0], sequences)
+    shutil.copytree(references[0].path, tmp_path / "copy")
+    moved = replace(references[0], name="renamed", path=str(tmp_path / "copy"))
+    with monkeypatch.context() as patch:
+        forbid_models(patch)
+        ReferenceStore(root, replace(scoring, micro_tokens=100)).logps(moved, sequences)
+    others = [
+        (scoring, references[0], sequences[:-1]),
+        (replace(scoring, truncation=(64, 33)), references[0], sequences),
+        (replace(scoring, dtype="bfloat16"), references[0], sequences),
+        (scoring, references[2], sequences),
+    ]
+    for count, (one, reference, rows) in enumerate(others, 2):
+        ReferenceStore(root, one).logps(reference, rows)
+        assert len(ReferenceStore(root).list()) == count
+
+
+def test_batches_change_nothing_beyond_rounding(tmp_path, references, sequences, tokenizer):
+    values = [
+        ReferenceStore(tmp_path / str(size), Scoring(tokenizer, len(tokenizer), micro_tokens=size)).logps(
+            references[0], sequences
+        )
+        for size in (20, 4096)
+    ]
+    for small, large in zip(*values, strict=True):
+        np.testing.assert_allclose(small, large, rtol=1e-5, atol=1e-5)
+
+
+def test_another_tokenizer_scores_the_text_under_its_own(store, foreign, sequences, tokenizer):
+    own = load_tokenizer(foreign)
+    sums, counts = store.sums(foreign, sequences)
+    for number, one in enumerate(sequences):
+        prompt, completion = rescored_ids(one, tokenizer, own)
+        plain = distributions(foreign, prompt, completion, len(own)).gather(1, torch.tensor(completion)[:, None])
+        assert counts[number] == len(completion) != len(one.completion)
+        np.testing.assert_allclose(sums[number], float(plain.sum()), rtol=1e-5, atol=1e-4)
+
+
+def test_normalizers_equal_the_plain_way_and_new_weights_touch_nothing(store, references, sequences, tokenizer):
+    weights = (0.5, 0.2, 0.3)
+    values = store.normalizers(references, sequences, 0.0, weights)
+    for given, one in zip(values, sequences, strict=True):
+        frozen = [distributions(r, one.prompt, one.completion, len(tokenizer)).detach() for r in references]
+        plain = power_mean(torch.stack(frozen), torch.tensor(weights), 0.0).logsumexp(-1)
+        np.testing.assert_allclose(given, plain.numpy(), rtol=1e-5, atol=1e-5)
+    (before,) = store.list()
+    content = (before.folder / "data.safetensors").stat().st_mtime_ns
+    store.normalizers_of(references, sequences, [Mix(0.0, weights), Mix(0.0, (0.1, 0.1, 0.8)), Mix(-1.0, weights)])
+    assert len(store.list()) == 3
+    assert (before.folder / "data.safetensors").stat().st_mtime_ns == content
+
+
+def test_normalizers_do_not_depend_on_the_order_of_the_references(store, references, sequences, monkeypatch):
+    given = store.normalizers(references[:2], sequences, 0.0, (0.3, 0.7))
+    forbid_models(monkeypatch)
+    turned = store.normalizers(references[1::-1], sequences, 0.0, (0.7, 0.3))
+    with_idle = store.normalizers(references, sequences, 0.0, (0.3, 0.7, 0.0))
+    for a, b, c in zip(given, turned, with_idle, strict=True):
+        assert np.array_equal(a, b) and np.array_equal(a, c)
+
+
+def test_mixes_without_a_normalizer_load_nothing(store, references, sequences, monkeypatch):
+    forbid_models(monkeypatch)
+    arithmetic, corner = store.normalizers_of(references[:2], sequences, [Mix(1.0, (0.5, 0.5)), Mix(0.0, (0.0, 1.0))])
+    assert all((values == 0).all() for values in (*arithmetic, *corner))
+    assert [len(values) for values in arithmetic] == [len(one.completion) for one in sequences]
+    assert store.list() == []
+
+
+def test_samples_are_drawn_once(store, references):
+    prompts, drawn = [[5, 6], [7]], []
+
+    def generate(given, group_size, sampling, seeds):
+        drawn.append((given, group_size, sampling, seeds))
+        return [[Completion([10 * p + g], [-0.5 * g], g == 0) for g in range(group_size)] for p in range(len(given))]
+
+    sampling = Sampling(max_new_tokens=4, end_ids=(2,))
+    first = store.samples(references[0], prompts, 3, sampling, [1, 2], generate)
+    assert store.samples(references[0], prompts, 3, sampling, [1, 2], generate) == first
+    assert first == generate(prompts, 3, None, None)
+    assert drawn[:1] == [(prompts, 3, sampling, [1, 2])] and len(drawn) == 2
+    store.samples(references[0], prompts, 3, replace(sampling, temperature=0.5), [1, 2], generate)
+    assert len(drawn) == 3
+
+
+def test_a_reference_without_logits_for_every_id_is_refused(tmp_path, references, sequences, tokenizer):
+    store = ReferenceStore(tmp_path / "store", Scoring(tokenizer, len(tokenizer) + 1))
+    with pytest.raises(RequestError, match="reference first has 89 output ids, the policy's tokenizer 90"):
+        store.logps(references[0], sequences)
+
+
+def test_numbers_that_are_not_finite_are_refused(tmp_path, store, references, sequences):
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(references[0].path, tmp_path / "broken")
+    weights = load_file(tmp_path / "broken" / "model.safetensors")
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, tmp_path / "broken" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises((RunError, RequestError)):
+        store.logps(replace(references[0], path=str(tmp_path / "broken")), sequences)
+    assert store.list() == []
+
+
+def test_damage_is_noticed_at_opening(store, references, sequences):
+    store.logps(references[0], sequences)
+    path = store.list()[0].folder / "data.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(RunError, match="checksum differs"):
+        store.logps(references[0], sequences)
+    (check,) = store.verify()
+    assert not check.good
+
+
+def test_verify_recomputes(store, references, sequences):
+    store.logps(references[0], sequences)
+    store.normalizers(references, sequences, -1.0, (0.5, 0.2, 0.3))
+    checks = store.verify(rows=4)
+    assert all(check.good and "4 responses recomputed" in check.text for check in checks), checks
+
+
+def test_verify_finds_values_that_the_model_does_not_give(store, references, sequences):
+    from multiref_cli.models.files import file_sha256, write_json
+
+    values = store.logps(references[0], sequences)
+    entry = store.list()[0]
+    arrays = {name: np.array(one) for name, one in store.entries.read(entry).items()}
+    arrays["values"] += 0.01
+    shutil.rmtree(entry.folder)
+    store.entries.write(entry.address, arrays, entry.origin, 0.0)
+    (check,) = store.verify(rows=2)
+    assert not check.good and "wrong" in check.text
+    assert len(values) == len(sequences)
+    assert write_json and file_sha256
+
+
+def test_verify_says_when_the_model_is_gone(tmp_path, store, references, sequences):
+    shutil.copytree(references[0].path, tmp_path / "short_lived")
+    store.logps(replace(references[0], path=str(tmp_path / "short_lived")), sequences)
+    shutil.rmtree(tmp_path / "short_lived")
+    (check,) = store.verify()
+    assert check.good and "not here" in check.text
+
+
+def test_prune(store, references, sequences):
+    for reference in references:
+        store.logps(reference, sequences)
+    newest, middle, oldest = store.list()
+    for days, entry in ((5, middle), (30, oldest)):
+        os.utime(entry.folder / "entry.json", (time.time() - days * 86400,) * 2)
+    assert store.prune() == []
+    assert [e.key for e in store.prune(older_than=10, dry_run=True)] == [oldest.key]
+    assert len(store.list()) == 3
+    assert [e.key for e in store.prune(older_than=10)] == [oldest.key]
+    assert [e.key for e in store.prune(everything=True, keep=[newest.key])] == [middle.key]
+    assert [e.key for e in store.list()] == [newest.key] and newest.bytes > 0
+
+
+def test_reading_counts_as_use(store, references, sequences):
+    store.logps(references[0], sequences)
+    (entry,) = store.list()
+    os.utime(entry.folder / "entry.json", (0, 0))
+    store.logps(references[0], sequences)
+    assert time.time() - entry.used < 60
+
+
+def test_concurrent_writers_build_once(store, references, sequences, tokenizer, monkeypatch):
+    built, load = [], store_module.load_causal_lm
+    monkeypatch.setattr(store_module, "load_causal_lm", lambda *a, **k: built.append(1) or load(*a, **k))
+    found = []
+
+    def work():
+        own = ReferenceStore(store.entries.root, Scoring(tokenizer, len(tokenizer)))
+        found.append(own.logps(references[0], sequences))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(built) == 1 and len(found) == 4
+    assert all(np.array_equal(a, b) for one in found for a, b in zip(one, found[0], strict=True))
+
+
+def test_a_killed_build_leaves_nothing_visible(tmp_path):
+    """A process dies between writing the data and the rename; the next one starts over and cleans up."""
+    script = """
+import os, sys, signal
+import numpy as np
+from pathlib import Path
+from multiref_cli.references import entries
+entries.os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+folder = entries.EntryFolder(Path(sys.argv[1]))
+address = {"kind": "logps"}
+with folder.building([entries.address_key(address)]):
+    folder.write(address, {"offsets": np.array([0, 1]), "values": np.zeros(1, np.float32)}, {"references": []}, 0.0)
+"""
+    root = tmp_path / "store"
+    done = subprocess.run([sys.executable, "-c", script, str(root)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert len(list(root.glob(".writing-*"))) == 1
+    store = ReferenceStore(root)
+    assert store.list() == []
+    store.prune()
+    assert list(root.glob(".writing-*")) == []
+
+
+def test_progress_counts_tokens(store, references, sequences):
+    told = []
+
+    class Listener:
+        def note(self, text):
+            pass
+
+        def advance(self, phase, done, total, **figures):
+            told.append((phase, done, total, figures["tokens_per_second"]))
+
+    store.logps(references[0], sequences, Listener())
+    assert told[-1][0] == "reference first" and told[-1][1] == told[-1][2] > 0 and told[-1][3] > 0
