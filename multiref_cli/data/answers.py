@@ -14,6 +14,7 @@ _VALUE = re.compile(
 )
 _LATEX_FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
 _LATEX_TEXT = re.compile(r"\\(?:text|mathrm|mbox|textbf|mathbf)\s*\{([^{}]*)\}")
+_IN_WORD = re.compile(r"(?<!\d)[^\W\d]\w*\d\w*|(?<=\d)(?!e[-+]?\d)[^\W\d]+\d\w*", re.IGNORECASE)
 _CURRENCY = re.compile(r"\\?[$€£¥₹]|\b(?:USD|EUR|GBP)\b")
 _HASH = re.compile(r"####[ \t]*([^\n#]+)")
 _XML = re.compile(r"<answer>(.*?)(?:</answer>|<answer>|$)", re.DOTALL)
@@ -39,7 +40,7 @@ def parse_number(text: str) -> Fraction | None:
     text = _LATEX_TEXT.sub(r" \1 ", _LATEX_FRACTION.sub(r" \1/\2 ", text))
     text = _CURRENCY.sub("", text).rpartition("=")[2]
     # A digit inside a word (m2, x1) belongs to a unit or a name, not to the answer.
-    text = re.sub(r"[^\W\d][\w^]*\d\w*", " ", re.sub(r"\^\{?\d\}?", "", text))
+    text = _IN_WORD.sub(" ", re.sub(r"\^\{?\d\}?", "", text))
     found = list(_VALUE.finditer(text))
     return _value(found[0]) if len(found) == 1 else None
 

@@ -22,10 +22,10 @@ def toy_correct(samples: Sequence[Sample]) -> list[float]:
 @in_process
 def toy_gold(
     samples: Sequence[Sample],
-    correct: float = 1.0,
-    complete: float = 1.5,
+    correct: float = 1.5,
+    complete: float = 2.0,
     steps: float = 2.0,
-    courtesy: float = 1.5,
+    courtesy: float = 2.0,
     repeated: float = -1.5,
     words: float = -0.1,
     words_over: int = 18,

@@ -1,0 +1,161 @@
+"""Preference rows in the forms that TRL users have them, and every kind of bad row."""
+
+import pytest
+
+from multiref_cli.data.preferences import load_preferences
+
+USER = {"role": "user", "content": "Sky?"}
+BLUE, GREEN = {"role": "assistant", "content": "Blue."}, {"role": "assistant", "content": "Green."}
+HH = "\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: Sky?\n\nAssistant: "
+FORMS = {
+    "plain": {"prompt": "Sky?", "chosen": "Blue.", "rejected": "Green."},
+    "conversational": {"prompt": [USER], "chosen": [BLUE], "rejected": [GREEN]},
+    "implicit": {"chosen": [USER, BLUE], "rejected": [USER, GREEN]},
+    "implicit with a copy of the prompt": {"prompt": "Sky?", "chosen": [USER, BLUE], "rejected": [USER, GREEN]},
+    "one message": {"prompt": "Sky?", "chosen": BLUE, "rejected": GREEN},
+    "from and value": {
+        "chosen": [{"from": "human", "value": "Sky?"}, {"from": "gpt", "value": "Blue."}],
+        "rejected": [{"from": "human", "value": "Sky?"}, {"from": "gpt", "value": "Green."}],
+    },
+    "text parts": {
+        "prompt": [{"role": "user", "content": [{"type": "text", "text": "Sky?"}]}],
+        "chosen": [BLUE],
+        "rejected": [GREEN],
+    },
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_is_one_pair(form, write, config, chatml):
+    split = load_preferences(config(write([FORMS[form]])), chatml)
+    (pair,) = split.train
+    assert pair.messages == [USER]
+    assert (pair.chosen_text, pair.rejected_text) == ("Blue.", "Green.")
+    assert chatml.decode(pair.prompt) == "<|im_start|>user\nSky?<|im_end|>\n<|im_start|>assistant\n"
+    assert chatml.decode(pair.chosen) == "Blue.<|im_end|>" and chatml.decode(pair.rejected) == "Green.<|im_end|>"
+
+
+def test_old_dialogues_become_turns(write, config, chatml):
+    row = {"chosen": HH + "Blue.\n\nMostly.", "rejected": HH + "Green."}
+    (pair,) = load_preferences(config(write([row])), chatml).train
+    assert [(turn["role"], turn["content"]) for turn in pair.messages] == [
+        ("user", "Hi"),
+        ("assistant", "Hello!"),
+        ("user", "Sky?"),
+    ]
+    assert pair.chosen_text == "Blue.\n\nMostly."
+
+
+def test_old_dialogue_as_a_prompt(write, config, chatml):
+    row = {"prompt": HH, "chosen": "Blue.", "rejected": "Green."}
+    (pair,) = load_preferences(config(write([row])), chatml).train
+    assert [turn["role"] for turn in pair.messages] == ["user", "assistant", "user"]
+
+
+def test_plain_texts_share_their_beginning_up_to_a_space(write, config, chatml):
+    row = {"chosen": "The sky is blue.", "rejected": "The sky is black."}
+    (pair,) = load_preferences(config(write([row])), chatml).train
+    assert (pair.messages[0]["content"], pair.chosen_text, pair.rejected_text) == ("The sky is ", "blue.", "black.")
+
+
+def test_columns_system_prompt_template_and_extra(write, config, chatml):
+    row = {"q": {"text": "Sky?"}, "good": "Blue.", "bad": "Green.", "scores": {"good": 9}}
+    data = config(
+        write([row]),
+        columns={"prompt": "q.text", "chosen": "good", "rejected": "bad"},
+        system_prompt="Be brief.",
+        prompt_template="Q: {prompt} {really}",
+    )
+    (pair,) = load_preferences(data, chatml).train
+    assert pair.messages == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Q: Sky? {really}"},
+    ]
+    assert pair.extra["scores"] == {"good": 9}
+
+
+BAD = [
+    ({"prompt": "Sky?", "chosen": "Blue."}, "missing rejected"),
+    ({"chosen": "Blue.", "rejected": "Green."}, "missing prompt: chosen and rejected share no beginning"),
+    ({"prompt": " ", "chosen": "Blue.", "rejected": "Green."}, "empty prompt"),
+    ({"prompt": "Sky?", "chosen": "", "rejected": "Green."}, "empty chosen"),
+    ({"prompt": "Sky?", "chosen": "Blue.", "rejected": "\n"}, "empty rejected"),
+    ({"prompt": 7, "chosen": "Blue.", "rejected": "Green."}, "prompt has the wrong type: int"),
+    ({"prompt": "Sky?", "chosen": 7, "rejected": "Green."}, "chosen has the wrong type: int"),
+    ({"prompt": "Sky?", "chosen": ["Blue."], "rejected": ["Green."]}, "chosen has the wrong type: a turn is str"),
+    ({"prompt": "Sky?", "chosen": "Blue.", "rejected": "Blue. "}, "chosen equals rejected"),
+    ({"chosen": [USER, BLUE], "rejected": [USER, BLUE]}, "chosen equals rejected"),
+    ({"chosen": HH + "Blue.", "rejected": HH + "Blue."}, "chosen equals rejected"),
+    (
+        {"chosen": [USER, BLUE, USER, BLUE], "rejected": [USER, GREEN]},
+        "chosen and rejected part before their last turn",
+    ),
+    ({"chosen": [BLUE], "rejected": [GREEN]}, "missing prompt: chosen and rejected share no turn"),
+    ({"prompt": [USER, BLUE], "chosen": [BLUE], "rejected": [GREEN]}, "prompt ends with a turn of the assistant"),
+    ({"prompt": "Sky?" * 30, "chosen": "Blue.", "rejected": "Green."}, "prompt over 100 tokens: 139"),
+    (
+        {"prompt": "Sky?", "chosen": "a" * 50 + "b", "rejected": "a" * 50 + "c"},
+        "chosen equals rejected in its first max_completion_tokens",
+    ),
+    ('{"prompt": "Sky?", ', "not JSON"),
+    ('["Sky?"]', "not a JSON object"),
+]
+
+
+@pytest.mark.parametrize("row, reason", BAD, ids=[reason for _, reason in BAD])
+def test_bad_row_is_named_with_its_line(row, reason, write, config, chatml):
+    data = config(write([FORMS["plain"], row]), max_prompt_tokens=100, max_completion_tokens=40)
+    split = load_preferences(data, chatml)
+    assert split.report.problems == [(2, reason)]
+    assert (split.report.total, split.report.kept, len(split.train)) == (2, 1, 1)
+
+
+def test_truncated_completions_lose_their_end_and_are_counted(write, config, chatml):
+    rows = [
+        {"prompt": "Sky?", "chosen": "x" * 9, "rejected": "y" * 10},
+        {"prompt": "Sea?", "chosen": "x" * 11, "rejected": "z" * 30},
+    ]
+    split = load_preferences(config(write(rows), max_completion_tokens=10), chatml)
+    end = chatml.eos_token_id
+    assert [pair.chosen[-1] == end for pair in split.train] == [True, False]
+    assert [pair.rejected[-1] == end for pair in split.train] == [False, False]
+    assert all(len(pair.rejected) == 10 for pair in split.train)
+    assert split.report.truncated == 3 and "3 completions cut" in split.report.summary()
+    assert split.train[0].rejected_text == "y" * 10
+
+
+def test_a_template_that_refuses_a_row_drops_it(write, config):
+    from .conftest import byte_tokenizer
+
+    tokenizer = byte_tokenizer("{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}x<|im_end|>")
+    system = {"prompt": [{"role": "system", "content": "Brief."}, USER], "chosen": "Blue.", "rejected": "Green."}
+    split = load_preferences(config(write([system, FORMS["plain"]])), tokenizer)
+    assert len(split.train) == 1 and split.report.counts == {"refused": 1}
+
+
+def test_ultrafeedback_loads(shared, config, words):
+    data = config(str(shared / "ultrafeedback-sample/train_clean.jsonl"), held_out=0.1, max_prompt_tokens=4096)
+    split = load_preferences(data, words)
+    report = split.report
+    assert report.total == 1000 and report.kept == len(split.train) + len(split.held_out)
+    assert report.counts == {"chosen equals rejected": 4, "empty rejected": 1, "empty chosen": 1}
+    assert len(split.held_out) == round(0.1 * report.kept)
+    assert isinstance(split.train[0].extra["metadata"]["score_chosen"], (int, float))
+
+
+def test_helpful_dialogues_load(shared, config, words):
+    data = config(
+        str(shared / "hh-helpful/helpful-base-test.jsonl"), max_prompt_tokens=8192, max_completion_tokens=4096
+    )
+    split = load_preferences(data, words)
+    assert split.report.total == 2352 and split.report.kept > 2300
+    assert set(split.report.counts) <= {
+        "chosen and rejected part before their last turn",
+        "empty rejected",
+        "empty chosen",
+        "empty prompt",
+        "chosen equals rejected",
+    }
+    for pair in split.train:
+        assert pair.messages[-1]["role"] == "user"
+        assert "\n\nHuman:" not in pair.chosen_text and "\n\nAssistant:" not in pair.messages[-1]["content"]
