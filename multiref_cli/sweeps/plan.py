@@ -4,23 +4,27 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from multiref_cli.config import build
-from multiref_cli.config.check import REGULARIZED, check
-from multiref_cli.config.compose import compose, compose_plain, expand_axes, typed
-from multiref_cli.config.schema import ALGORITHMS, Experiment, Level
+from multiref_cli.config.check import REGULARIZED, check, simplex
+from multiref_cli.config.compose import compose, expand_axes, typed
+from multiref_cli.config.schema import ALGORITHMS, Experiment
 from multiref_cli.errors import RequestError
 from multiref_cli.sweeps.request import Request, key_of
 
 # A reference alone is the same under every mean: these names stand for it (see `canonical`).
 _EXACT_NAMES = {0.0: "rkl", 1.0: "fkl", 0.5: "hellinger", -1.0: "chi2"}
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+
+# A config as JSON-ready dictionaries, lists and numbers: copies and hashes of it cost nothing beside OmegaConf's.
+Plain = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class Point:
     role: str
     overrides: tuple[str, ...]
     passes: tuple[str, ...]
-    config: dict[str, Any] = field(repr=False)
+    config: Plain = field(repr=False)
 
     def line(self) -> dict[str, Any]:
         """What plan.jsonl holds of the point; its config is in the run folder."""
@@ -53,7 +57,7 @@ class Pass:
     title: str
     toy: str | None
     needs: tuple[str, ...]
-    config: dict[str, Any] = field(repr=False)
+    config: Plain = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -86,19 +90,19 @@ def make_plan(request: Request) -> Plan:
         RequestError: an override or a combination of values is wrong; one sentence naming the point.
     """
     composer = _Composer()
-    conditions: dict[str, tuple[DictConfig, tuple[str, ...]]] = {}
+    conditions: dict[str, tuple[Plain, tuple[str, ...]]] = {}
     for overrides in condition_overrides(request):
         config = composer.compose(overrides)
         for one, given in [(config, overrides), *(_baselines(config, overrides) if request.baselines else ())]:
             one = canonical(one)
             conditions.setdefault(_same_result(one), (one, given))
-    points, passes = [], {}
-    for seed in request.seeds:
-        for config, overrides in conditions.values():
-            needed = _passes(config)
-            passes |= {one.id: one for one in needed}
-            points.append(_point(config, seed, overrides, [one.id for one in needed]))
-    return Plan(tuple(points), tuple(passes.values()))
+    needed = {identity: _passes(config) for identity, (config, _) in conditions.items()}
+    points = [
+        _point(config, seed, overrides, tuple(one.id for one in needed[identity]))
+        for seed in request.seeds
+        for identity, (config, overrides) in conditions.items()
+    ]
+    return Plan(tuple(points), tuple({one.id: one for passes in needed.values() for one in passes}.values()))
 
 
 def condition_overrides(request: Request) -> list[tuple[str, ...]]:
@@ -111,21 +115,19 @@ def condition_overrides(request: Request) -> list[tuple[str, ...]]:
     return list(found)
 
 
-def canonical(config: DictConfig) -> DictConfig:
+def canonical(config: Plain) -> Plain:
     """Give a single-reference condition one name whatever mean it was asked under: every mean of one is that one."""
-    r = config.regularizer
-    if r is None or not config.references or max(build.weights(config)) < 1 or r.mean_order == r.score_order:
+    r = config["regularizer"]
+    if r is None or not config["references"] or max(_weights(config)) < 1 or r["mean_order"] == r["score_order"]:
         return config
-    name = _EXACT_NAMES.get(float(r.score_order))
-    if name is None or r.ctro is not None or r.arwc or r.multi_loss:
+    name = _EXACT_NAMES.get(float(r["score_order"]))
+    if name is None or r["ctro"] is not None or r["arwc"] or r["multi_loss"]:
         return config
-    config = config.copy()
-    config.regularizer.mean_order = r.score_order
-    config.regularizer.name = name if r.level == Level.sequence else f"{name}_token"
-    return config
+    name = name if r["level"] == "sequence" else f"{name}_token"
+    return {**config, "regularizer": {**r, "mean_order": r["score_order"], "name": name}}
 
 
-def restore(config: dict[str, Any]) -> DictConfig:
+def restore(config: Plain) -> DictConfig:
     """The typed config of a point from its plain values."""
     return typed(OmegaConf.create(config), Experiment(algorithm=ALGORITHMS[config["algorithm"]["name"]]()))
 
@@ -136,113 +138,121 @@ class _Composer:
     def __init__(self) -> None:
         self._composed: dict[tuple[str, ...], DictConfig] = {}
 
-    def compose(self, overrides: tuple[str, ...]) -> DictConfig:
+    def compose(self, overrides: tuple[str, ...]) -> Plain:
         """Compose, type and check one condition; an error names its overrides."""
         try:
-            config = self._fast(overrides) or compose(list(overrides))
-            check(config)
+            found = self._fast(overrides)
+            if found is None:
+                config = compose(list(overrides))
+                check(config)
+                found = build.plain(config)
         except RequestError as error:
             raise RequestError(f"{error} (in the point {' '.join(overrides) or 'of the defaults'})") from error
-        return config
+        return found
 
-    def _fast(self, overrides: tuple[str, ...]) -> DictConfig | None:
+    def _fast(self, overrides: tuple[str, ...]) -> Plain | None:
         numbers = [text for text in overrides if _is_number(text)]
         rest = tuple(text for text in overrides if not _is_number(text))
+        if rest not in self._composed:
+            self._composed[rest] = compose(list(rest))
+        config, before = self._composed[rest], {}
         try:
-            if rest not in self._composed:
-                self._composed[rest] = compose_plain(list(rest))
-            plain = self._composed[rest].copy()
             for text in numbers:
                 key, _, value = text.partition("=")
-                OmegaConf.update(plain, key, OmegaConf.create(f"v: {value}").v, force_add=False)
-            return typed(plain, Experiment(algorithm=ALGORITHMS[plain.algorithm.name]()))
-        except (RequestError, OmegaConfBaseException, KeyError):
+                before[key] = OmegaConf.select(config, key)
+                OmegaConf.update(config, key, OmegaConf.create(f"v: {value}").v, force_add=False)
+            check(config)
+            return build.plain(config)
+        except OmegaConfBaseException:
             return None  # compose() says in one sentence what is wrong
+        finally:
+            for key, value in before.items():
+                OmegaConf.update(config, key, value, force_add=False)
 
 
 def _is_number(override: str) -> bool:
-    """Whether an override sets a number or a list of numbers by its plain key."""
+    """Whether an override sets a number or a list of numbers that nothing else in the config is made from."""
     key, _, value = override.partition("=")
     items = value[1:-1].split(",") if value[:1] == "[" and value[-1:] == "]" else [value]
-    return bool(re.fullmatch(r"[A-Za-z_][\w.]*", key)) and all(_NUMBER.fullmatch(item.strip()) for item in items)
+    return key in ("alpha", "beta", "optimizer.learning_rate") and all(_NUMBER.fullmatch(i.strip()) for i in items)
 
 
-def _baselines(config: DictConfig, overrides: tuple[str, ...]) -> Iterable[tuple[DictConfig, tuple[str, ...]]]:
+def _baselines(config: Plain, overrides: tuple[str, ...]) -> Iterable[tuple[Plain, tuple[str, ...]]]:
     """The same condition with each reference of the set alone."""
-    count = len(config.references)
-    if config.algorithm.name not in REGULARIZED or count < 2 or config.beta == 0:
+    count = len(config["references"])
+    if config["algorithm"]["name"] not in REGULARIZED or count < 2 or config["beta"] == 0:
         return
     for index in range(count):
-        alpha = [float(i == index) for i in range(count)]
-        alone = config.copy()
-        alone.alpha = alpha
-        text = "alpha=[" + ",".join(f"{a:g}" for a in alpha) + "]"
-        yield alone, (*(o for o in overrides if key_of(o) != "alpha"), text)
+        text = "alpha=[" + ",".join(f"{float(i == index):g}" for i in range(count)) + "]"
+        yield _alone(config, index), (*(o for o in overrides if key_of(o) != "alpha"), text)
 
 
-def _same_result(config: DictConfig) -> str:
+def _alone(config: Plain, index: int) -> Plain:
+    return {**config, "alpha": [float(i == index) for i in range(len(config["references"]))]}
+
+
+def _weights(config: Plain) -> list[float]:
+    return simplex(config["alpha"], len(config["references"])) if config["references"] else []
+
+
+def _same_result(config: Plain) -> str:
     """Hash of what a condition's result depends on: with beta 0 the references and the regularizer do not matter."""
-    if config.regularizer is not None and config.algorithm.name in REGULARIZED and config.beta == 0:
-        content = {k: v for k, v in build.plain(config).items() if k not in ("regularizer", "alpha", "seed")}
-        return _hash(content)
-    return build.config_hash(config, without_seed=True)
+    if role(config) == "beta0":
+        return _hash({k: v for k, v in config.items() if k not in ("regularizer", "alpha", "seed", "run", "tracking")})
+    return build.plain_hash(config, without_seed=True)
 
 
-def _point(config: DictConfig, seed: int, overrides: tuple[str, ...], passes: Sequence[str]) -> Point:
-    config = config.copy()
-    config.seed = seed
-    condition, identity = build.condition(config), build.config_hash(config)
+def _point(config: Plain, seed: int, overrides: tuple[str, ...], passes: tuple[str, ...]) -> Point:
+    config = {**config, "seed": seed}
+    identity = build.plain_hash(config)
+    # build.condition reads attributes; an OmegaConf would cost a hundred times as much as this view.
+    condition = build.condition(json.loads(json.dumps(config), object_hook=lambda values: SimpleNamespace(**values)))
     return Point(
         id=identity,
         name=f"{condition}-s{seed}-{identity[:6]}",
         condition=condition,
-        condition_id=build.config_hash(config, without_seed=True),
+        condition_id=build.plain_hash(config, without_seed=True),
         seed=seed,
         role=role(config),
         overrides=(*(o for o in overrides if key_of(o) != "seed"), f"seed={seed}"),
-        passes=tuple(passes),
-        config=build.plain(config),
+        passes=passes,
+        config=config,
     )
 
 
-def role(config: DictConfig) -> str:
-    """What a condition is in a comparison: beta0, single (one reference alone) or grid."""
-    if config.algorithm.name not in REGULARIZED or not config.references:
+def role(config: Plain) -> str:
+    """What a condition is in a comparison: beta0, single (one reference of several alone) or grid."""
+    if config["algorithm"]["name"] not in REGULARIZED or not config["references"]:
         return "grid"
-    if config.beta == 0:
+    if config["beta"] == 0:
         return "beta0"
-    return "single" if len(config.references) > 1 and max(build.weights(config)) == 1 else "grid"
+    return "single" if len(config["references"]) > 1 and max(_weights(config)) == 1 else "grid"
 
 
-def _passes(config: DictConfig) -> list[Pass]:
+def _passes(config: Plain) -> list[Pass]:
     """Embedded models and data first, then one pass for each reference that the condition uses, then normalizers."""
-    plain = build.plain(config)
-    made = [Pass(_hash(["toy", name]), f"toy:{name}", name, (), plain) for name in _toy_names(plain)]
-    if config.algorithm.name not in REGULARIZED or not config.references:
+    made = [Pass(_hash(["toy", name]), f"toy:{name}", name, (), config) for name in _toy_names(config)]
+    if config["algorithm"]["name"] not in REGULARIZED or not config["references"]:
         return made
-    weights, needs = build.weights(config), tuple(one.id for one in made)
-    found = []
-    for index, weight in enumerate(weights):
-        if weight > 0:
-            alone = config.copy()
-            alone.alpha = [float(i == index) for i in range(len(weights))]
-            title = f"{config.references[index].name} over {config.data.name}"
-            found.append(_reference_pass(build.plain(canonical(alone)), title, [index], needs))
-    if config.algorithm.name == "dpo" and config.regularizer.level == Level.token and max(weights) < 1:
-        active = [index for index, weight in enumerate(weights) if weight > 0]
-        title = f"normalizers of {build.condition(config)} over {config.data.name}"
-        mixed = {**plain, "alpha": weights}
-        found.append(_reference_pass(mixed, title, active, (*needs, *(one.id for one in found))))
+    needs, data = tuple(one.id for one in made), config["data"]["name"]
+    active = [index for index, weight in enumerate(_weights(config)) if weight > 0]
+    found = [
+        _reference_pass(canonical(_alone(config, i)), f"{config['references'][i]['name']} over {data}", [i], needs)
+        for i in active
+    ]
+    if config["algorithm"]["name"] == "dpo" and config["regularizer"]["level"] == "token" and len(active) > 1:
+        order = config["regularizer"]["mean_order"]
+        title = f"normalizers of order {order:g}, weights {_weights(config)}, over {data}"
+        found.append(_reference_pass(config, title, active, (*needs, *(one.id for one in found))))
     return made + found
 
 
-def _reference_pass(plain: dict[str, Any], title: str, references: list[int], needs: tuple[str, ...]) -> Pass:
-    regularizer = plain["regularizer"]
-    key = [plain[name] for name in ("algorithm", "policy", "data", "evaluation", "reward")]
-    key += [[plain["references"][index] for index in references], regularizer["level"], regularizer["states"]]
+def _reference_pass(config: Plain, title: str, references: list[int], needs: tuple[str, ...]) -> Pass:
+    key = [config[name] for name in ("algorithm", "policy", "data", "evaluation", "reward")]
+    key += [[config["references"][index] for index in references], config["regularizer"]["states"]]
     if len(references) > 1:
-        key += [regularizer["mean_order"], plain["alpha"]]
-    return Pass(_hash(key), title, None, needs, plain)
+        key += [config["regularizer"]["mean_order"], _weights(config)]
+    return Pass(_hash(key), title, None, needs, config)
 
 
 def _toy_names(value: Any) -> list[str]:

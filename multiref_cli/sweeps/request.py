@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,8 +54,8 @@ def parse_request(overrides: Sequence[str]) -> Request:
     if "seeds" in own and "seed" in own:
         raise RequestError("give seeds=NUMBER or seed=LIST, not both.")
     replaced = {key_of(text) for text in rest}
-    common = [text for text in file.get("common", ()) if key_of(text) not in replaced] + rest
-    grids = [[text for text in grid if key_of(text) not in replaced] for grid in file.get("grids") or [[]]]
+    common = [text for text in shlex.split(file.get("common", "")) if key_of(text) not in replaced] + rest
+    grids = [[t for t in shlex.split(grid) if key_of(t) not in replaced] for grid in file.get("grids") or [""]]
     launcher = {**file.get("launcher", {}), **{k.partition(".")[2]: v for k, v in own.items() if "launcher." in k}}
     return Request(
         common=tuple(common),
@@ -81,6 +82,11 @@ def _read_file(name: str) -> dict[str, Any]:
     unknown = [key for key in content if key not in _FILE_KEYS]
     if unknown:
         raise RequestError(f"{path}: there is no key {unknown[0]!r}; allowed: {', '.join(_FILE_KEYS)}.")
+    texts = [content.get("common", ""), *(content.get("grids") or ())]
+    if not all(isinstance(text, str) for text in texts):
+        raise RequestError(
+            f"{path}: common and each of grids are texts as on the command line: 'beta=1 alpha=0.3,0.5'."
+        )
     return content
 
 

@@ -1,0 +1,131 @@
+"""Requests become the right points: axes, baselines, seeds, one hash for one result."""
+
+from pathlib import Path
+
+import pytest
+
+from multiref_cli.config import build
+from multiref_cli.config.compose import compose
+from multiref_cli.errors import RequestError
+from multiref_cli.sweeps.plan import canonical, make_plan, restore
+from multiref_cli.sweeps.request import parse_request
+
+BASE = ["experiment=offline_toy"]
+
+
+def _plan(*overrides: str):
+    return make_plan(parse_request([*BASE, *overrides]))
+
+
+def _names(plan) -> list[str]:
+    return list(dict.fromkeys(point.condition for point in plan.points))
+
+
+def test_axes_baselines_and_seeds() -> None:
+    """2 regularizers x 2 alphas, one pair of baselines (rkl and mrpo share theirs), 2 seeds: 12 points."""
+    plan = _plan("regularizer=rkl,mrpo", "alpha=0.3,0.7", "seeds=2")
+    assert len(plan.points) == 12 and len({p.id for p in plan.points}) == 12
+    assert len({p.name for p in plan.points}) == 12
+    assert plan.count("grid") == 4 and plan.count("single") == 2
+    assert [p.seed for p in plan.points] == [0] * 6 + [1] * 6
+    assert {p.condition for p in plan.points if p.role == "single"} == {
+        "dpo-rkl-single_instruct-b1",
+        "dpo-rkl-single_instruct_large-b1",
+    }
+    assert _plan("regularizer=rkl,mrpo", "alpha=0.3,0.7", "baselines=false").count("single") == 0
+
+
+def test_points_are_what_train_would_run() -> None:
+    for point in _plan("regularizer=fkl", "alpha=0.3", "beta=0.1,2", "optimizer.learning_rate=1e-4").points:
+        config = compose(list(point.overrides))
+        assert build.config_hash(config) == point.id == build.config_hash(restore(point.config))
+        assert build.config_hash(config, without_seed=True) == point.condition_id
+        assert build.condition(config) == point.condition and config.seed == point.seed
+
+
+def test_alone_is_alone_under_every_mean() -> None:
+    config = build.plain(compose([*BASE, "regularizer=mrpo", "alpha=1"]))
+    assert canonical(config) == build.plain(compose([*BASE, "regularizer=rkl", "alpha=1"]))
+    for kept in ("regularizer=mrpo_ctro", "regularizer=multi_dpo", "regularizer=fkl"):
+        config = build.plain(compose([*BASE, kept, "alpha=1"]))
+        assert canonical(config) == config
+
+
+def test_a_corner_of_the_grid_is_the_baseline() -> None:
+    assert len(_plan("alpha=0,0.5,1").points) == 3
+
+
+def test_lists_of_weights() -> None:
+    plan = _plan("references=toy_trio", "alpha=[0.2,0.3,0.5],[0.5,0.25,0.25]")
+    assert plan.count("grid") == 2 and plan.count("single") == 3
+    assert "dpo-rkl-a0.2_0.3_0.5-b1" in _names(plan)
+
+
+def test_passes_are_shared() -> None:
+    """Two references under every regularizer, alpha and seed: two passes, after the embedded models."""
+    plan = _plan("regularizer=rkl,fkl,mrpo", "alpha=0.3,0.7", "seeds=3")
+    references = [one for one in plan.passes if one.toy is None]
+    assert [one.title for one in references] == ["instruct over toy_preferences", "instruct_large over toy_preferences"]
+    made = {one.id for one in plan.passes if one.toy is not None}
+    assert made and all(set(one.needs) == made for one in references)
+    for point in plan.points:
+        expected = {"dpo-rkl-single_instruct-b1": 1, "dpo-fkl-single_instruct-b1": 1}.get(point.condition)
+        alone = point.role == "single"
+        assert len(set(point.passes) - made) == (1 if alone else 2), expected
+
+
+def test_normalizers_are_planned_once_for_each_mix() -> None:
+    plan = _plan("regularizer=rkl_token", "alpha=0.3,0.7", "seeds=2")
+    titles = [one.title for one in plan.passes if one.title.startswith("normalizers")]
+    assert len(titles) == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "seeds"),
+    [(["seeds=3"], (0, 1, 2)), (["seeds=5,7"], (5, 7)), (["seed=4"], (4,)), (["seed=range(2,4)"], (2, 3)), ([], (0,))],
+)
+def test_seeds(overrides: list[str], seeds: tuple[int, ...]) -> None:
+    assert parse_request(overrides).seeds == seeds
+
+
+def test_folder_is_the_same_when_values_of_an_axis_change() -> None:
+    one = parse_request([*BASE, "alpha=0.1,0.2"]).folder
+    assert parse_request([*BASE, "alpha=0.1,0.2,0.5", "seeds=3"]).folder == one
+    assert parse_request([*BASE, "alpha=0.1,0.2", "beta=2"]).folder != one
+    assert parse_request([*BASE, "alpha=0.1,0.2", "run.name=mine"]).folder == Path("runs/mine")
+    assert parse_request(["sweep=smoke"]).folder == Path("runs/smoke")
+
+
+def test_sweep_file_is_overridden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "conf" / "sweep").mkdir(parents=True)
+    text = "common: experiment=offline_toy beta=2\ngrids:\n  - regularizer=rkl alpha=0.2,0.4\n"
+    text += "  - regularizer=fkl beta=0.5\nseeds: 2\nbaselines: false\n"
+    (tmp_path / "conf" / "sweep" / "mine.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    plan = make_plan(parse_request(["sweep=mine"]))
+    assert _names(plan) == ["dpo-rkl-a0.2-b2", "dpo-rkl-a0.4-b2", "dpo-fkl-a0.5-b0.5"] and len(plan.points) == 6
+    plan = make_plan(parse_request(["sweep=mine", "alpha=0.9", "seeds=1"]))
+    assert _names(plan) == ["dpo-rkl-a0.9-b2", "dpo-fkl-a0.9-b0.5"]
+    (tmp_path / "conf" / "sweep" / "wrong.yaml").write_text("grid: []\n")
+    with pytest.raises(RequestError, match="no key 'grid'"):
+        parse_request(["sweep=wrong"])
+    (tmp_path / "conf" / "sweep" / "list.yaml").write_text("grids: [[alpha=0.1]]\n")
+    with pytest.raises(RequestError, match="as on the command line"):
+        parse_request(["sweep=list"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["regularizer=rkl,rlk"], "regularizer has no option 'rlk'.*did you mean 'rkl'.*in the point"),
+        (["alpha=0.5,1.5"], r"alpha is 1.5.*alpha=1.5"),
+        (["optimizer.lr=1,2"], "no key"),
+        (["sweep=nothing"], "sweep has no option 'nothing'"),
+        (["seeds=many"], "seeds is 'many'"),
+        (["seeds=2", "seed=1"], "not both"),
+        (["baselines=maybe"], "baselines is 'maybe'"),
+    ],
+)
+def test_wrong_requests(overrides: list[str], sentence: str) -> None:
+    with pytest.raises(RequestError, match=sentence):
+        _plan(*overrides)
