@@ -1,6 +1,6 @@
 """Evaluation: sample held-out prompts from a policy, score the responses, measure its distance to the references."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,8 @@ from multiref_cli.evaluation.statistics import bootstrap_interval
 from multiref_cli.models.logprobs import Mix, normalizers, token_logps
 from multiref_cli.models.packing import Packed, micro_batches, pack
 from multiref_cli.objectives.mixing import power_mean
+from multiref_cli.references.models import rescored_ids
+from multiref_cli.references.store import Sequence
 from multiref_cli.rewards.sample import Sample
 from multiref_cli.rollouts.engine import Completion, Engine, Sampling
 from multiref_cli.seeding import derive
@@ -35,6 +37,7 @@ class Evaluator:
         scorers: metric name -> scorer (reward model, gold reward).
         references: names of the references to measure, in the order of the config.
         open_reference: name -> frozen model, loaded for as long as the caller holds it.
+        foreign_tokenizers: name -> tokenizer of a reference that reads the text in tokens of its own.
         reference_samples: name -> completions of that reference for the same prompts, [P][S]; None: no win rates.
         weights: alpha of each reference; zeros allowed.
         vocabulary: ids shared by policy and references.
@@ -46,6 +49,7 @@ class Evaluator:
     scorers: dict[str, Scorer]
     references: list[str]
     open_reference: Callable[[str], Any]
+    foreign_tokenizers: dict[str, Any]
     reference_samples: Callable[[str], list[list[Completion]]] | None
     weights: list[float]
     vocabulary: int | None
@@ -110,6 +114,7 @@ class Evaluator:
                         answer=prompt.answer,
                         extra=prompt.extra,
                         finished=one.finished,
+                        row=prompt.row,
                     )
                 )
         return rows
@@ -118,58 +123,57 @@ class Evaluator:
         """kl/<reference> = E[log pi - log pi_i] of whole responses in nats, and kl/mixed against the unnormalized mean."""
         if not self.references or self.config.evaluation.temperature != 1.0 or self.config.evaluation.top_p != 1.0:
             return {}
-        prompts, groups = [p.ids for p in self.prompts], [[c.ids for c in group] for group in completions]
         device = next(policy.parameters()).device
-        own = self._whole(policy, prompts, groups, device)
+        samples, ids = self.samples(completions), [one.ids for group in completions for one in group]
+        each = len(ids) // len(self.prompts)
+        sequences = [
+            Sequence(tuple(self.prompts[i // each].ids), tuple(ids[i]), sample.messages, sample.completion)
+            for i, sample in enumerate(samples)
+        ]
+        own = _sums(self._tokens(policy, sequences, device))
         tokens: dict[str, list[Tensor]] = {}
         for number, name in enumerate(self.references):
             progress.advance(f"evaluate: kl/{name}", number, len(self.references))
-            tokens[name] = self._tokens(self.open_reference(name), prompts, groups, device)
-        sums = torch.stack([torch.stack([t.sum() for t in tokens[name]]) for name in self.references])
+            tokens[name] = self._tokens(self.open_reference(name), sequences, device, self.foreign_tokenizers.get(name))
+        sums = torch.stack([_sums(tokens[name]) for name in self.references])
         found = {f"kl/{name}": own - sums[i] for i, name in enumerate(self.references)}
         if self.config.regularizer is not None:
-            found["kl/mixed"] = own - self._mixed(sums, tokens, prompts, groups, device)
+            found["kl/mixed"] = own - self._mixed(sums, tokens, sequences, device)
         return {name: v.reshape(len(completions), -1).mean(1).numpy() for name, v in found.items()}
 
-    def _mixed(
-        self, sums: Tensor, tokens: dict[str, list[Tensor]], prompts: Sequence, groups: Sequence, device: Any
-    ) -> Tensor:
+    def _mixed(self, sums: Tensor, tokens: dict[str, list[Tensor]], sequences: list[Sequence], device: Any) -> Tensor:
         regularizer, weights = self.config.regularizer, torch.tensor(self.weights, dtype=torch.float64)
         if regularizer.level == Level.sequence:
             return power_mean(sums, weights, regularizer.mean_order)
         active = [name for name, w in zip(self.references, self.weights) if w > 0]
         models = [self.open_reference(name) for name in active]
         mix = Mix(regularizer.mean_order, tuple(w for w in self.weights if w > 0))
-        log_f = self._each(
-            prompts, groups, device, lambda packed: normalizers(models, packed, [mix], vocabulary=self.vocabulary)[0]
-        )
-        flat = [torch.cat(tokens[name]) for name in self.references]
-        per_token = power_mean(torch.stack(flat), weights, regularizer.mean_order) - torch.cat(log_f)
-        lengths = [len(t) for t in log_f]
-        return torch.stack([part.sum() for part in per_token.split(lengths)])
+        ids = [(one.prompt, one.completion) for one in sequences]
+        log_f = self._each(ids, device, lambda rows: normalizers(models, rows, [mix], vocabulary=self.vocabulary)[0])
+        flat = torch.stack([torch.cat(tokens[name]) for name in self.references])
+        per_token = power_mean(flat, weights, regularizer.mean_order)
+        if regularizer.normalized:
+            per_token = per_token - torch.cat(log_f)
+        return _sums(list(per_token.split([len(t) for t in log_f])))
 
-    def _whole(self, model: Any, prompts: Sequence, groups: Sequence, device: Any) -> Tensor:
-        return torch.stack([t.sum() for t in self._tokens(model, prompts, groups, device)])
-
-    def _tokens(self, model: Any, prompts: Sequence, groups: Sequence, device: Any) -> list[Tensor]:
-        return self._each(
-            prompts, groups, device, lambda packed: token_logps(model, packed, vocabulary=self.vocabulary).logps
-        )
+    def _tokens(self, model: Any, sequences: list[Sequence], device: Any, foreign: Any = None) -> list[Tensor]:
+        """log-probabilities of every response's tokens, under the model's own tokenizer where that is another one."""
+        ids: list[tuple[Any, Any]] = [(one.prompt, one.completion) for one in sequences]
+        if foreign is not None:
+            ids = [rescored_ids(one, self.tokenizer, foreign) for one in sequences]
+        vocabulary = self.vocabulary if foreign is None else None
+        return self._each(ids, device, lambda packed: token_logps(model, packed, vocabulary=vocabulary).logps)
 
     @torch.no_grad()
-    def _each(
-        self, prompts: Sequence, groups: Sequence, device: Any, compute: Callable[[Packed], Tensor]
-    ) -> list[Tensor]:
-        """Per-token results of every response in order, float64, on CPU."""
-        sequences = [(p, c) for p, group in zip(prompts, groups) for c in group]
-        lengths = [len(p) + len(c) for p, c in sequences]
-        size = self.config.evaluation.batch_size
-        found: list[Tensor] = [torch.empty(0)] * len(sequences)
-        for part in micro_batches(lengths, max_tokens=size * max(lengths)):
-            packed = pack([sequences[i][0] for i in part], [(sequences[i][1],) for i in part], 0, share_prompt=True)
+    def _each(self, ids: list[tuple[Any, Any]], device: Any, compute: Callable[[Packed], Tensor]) -> list[Tensor]:
+        """Per-token results of every (prompt, response) in order, float64, on CPU."""
+        lengths = [len(prompt) + len(response) for prompt, response in ids]
+        found: list[Tensor] = [torch.empty(0)] * len(ids)
+        for part in micro_batches(lengths, max_tokens=self.config.evaluation.batch_size * max(lengths)):
+            packed = pack([ids[i][0] for i in part], [(ids[i][1],) for i in part], 0, share_prompt=True)
             values = compute(packed.to(device)).double().cpu()
             for row, i in enumerate(part):
-                found[i] = values[row, : len(sequences[i][1])]
+                found[i] = values[row, : len(ids[i][1])]
         return found
 
     def _objectives(self, values: dict[str, np.ndarray], scores: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -215,6 +219,11 @@ def summary(values: np.ndarray, resamples: int) -> dict[str, float]:
     """
     interval = bootstrap_interval(values, resamples=resamples)
     return {"mean": interval.mean, "ci_low": interval.low, "ci_high": interval.high, "n": interval.n}
+
+
+def _sums(tokens: list[Tensor]) -> Tensor:
+    """Log-probabilities of whole responses, (B,), from those of their tokens."""
+    return torch.stack([one.sum() for one in tokens])
 
 
 def _per_prompt(completions: list[list[Completion]], value: Callable[[Completion], float]) -> np.ndarray:

@@ -11,7 +11,6 @@ from multiref_cli.errors import RequestError
 from multiref_cli.models.decoder import Adapted, honours_shared_prompts
 from multiref_cli.models.load import load_causal_lm, load_tokenizer
 from multiref_cli.references.models import first_difference, load_references
-from multiref_cli.references.store import ReferenceStore
 from multiref_cli.rewards.combine import build_reward
 from multiref_cli.rollouts.engine import Completion, Sampling, build_engine
 from multiref_cli.rollouts.transformers_engine import TransformersEngine
@@ -111,7 +110,7 @@ def _stored_samples(job: Job, parts: Parts, number: int, progress: Progress) -> 
         engine = TransformersEngine(model, 0, settings.batch_size, job.vocabulary)
         return engine.generate(texts, group_size, how, numbers)
 
-    groups = ReferenceStore(job.store_folder).samples(reference, prompts, each, sampling, seeds, generate)
+    groups = job.store.samples(reference, prompts, each, sampling, seeds, generate)
     return {row: [one.ids for one in group] for row, group in zip(rows, groups)}
 
 

@@ -33,7 +33,13 @@ def test_every_experiment_composes_and_passes_the_checks(name):
 
 @pytest.mark.parametrize("group", ["algorithm", "regularizer", "references", "policy", "data", "reward", "rollout"])
 def test_every_option_of_a_group_is_typed(group):
-    needed = {"pair": ["first=a/b", "second=c/d"], "folder": ["policy.path=a/b"], "lora": ["policy.path=a/b"]}
+    needed = {
+        "pair": ["first=a/b", "second=c/d"],
+        "folder": ["policy.path=a/b"],
+        "lora": ["policy.path=a/b"],
+        "jsonl": ["data.path=a/b"],
+        "custom": ["reward.terms.mine.function._target_=mine.function"],
+    }
     for name in options(group):
         compose([f"{group}={name}", *needed.get(name, [])])
 
