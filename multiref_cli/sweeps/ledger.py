@@ -60,9 +60,9 @@ class Ledger:
         """
         if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / "sweep.yaml").is_file():
             raise RequestError(f"{self.path} exists and is not a sweep folder; choose another run.name or run.dir.")
-        for name in ("points", "claims", "logs"):
+        for name in (".sweep/claims", "logs"):
             (self.path / name).mkdir(parents=True, exist_ok=True)
-        with FileLock(self.path / "claims" / "plan.lock"):
+        with FileLock(self.path / ".sweep" / "plan.lock"):
             before = self.description().get("history", [])
             entry = {"at": _now(), "overrides": list(request.overrides)}
             if not before or before[-1]["overrides"] != entry["overrides"]:
@@ -90,7 +90,7 @@ class Ledger:
 
     def folder(self, name: str) -> Path:
         """The run folder of a point."""
-        return self.path / "points" / name
+        return self.path / name
 
     def log_path(self, name: str) -> Path:
         """Where everything that a point prints goes."""
@@ -135,7 +135,7 @@ class Ledger:
             name: of the point or pass.
             launch: id of this launch; deaths are counted within one.
         """
-        path = self.path / "claims" / f"{name}.json"
+        path = self.path / ".sweep" / "claims" / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path.with_suffix(".lock"))
         try:
@@ -155,13 +155,13 @@ class Ledger:
 
     def beat(self, name: str) -> None:
         """Say that the holder of a point is alive."""
-        path = self.path / "claims" / f"{name}.json"
+        path = self.path / ".sweep" / "claims" / f"{name}.json"
         if path.is_file():
             os.utime(path)
 
     def holder(self, name: str) -> Holder | None:
         """Who holds a point, dead or alive."""
-        content = read_json(self.path / "claims" / f"{name}.json")
+        content = read_json(self.path / ".sweep" / "claims" / f"{name}.json")
         return Holder(**content) if content else None
 
     def clear(self, name: str) -> None:

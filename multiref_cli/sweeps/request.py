@@ -84,9 +84,7 @@ def _read_file(name: str) -> dict[str, Any]:
         raise RequestError(f"{path}: there is no key {unknown[0]!r}; allowed: {', '.join(_FILE_KEYS)}.")
     texts = [content.get("common", ""), *(content.get("grids") or ())]
     if not all(isinstance(text, str) for text in texts):
-        raise RequestError(
-            f"{path}: common and each of grids are texts as on the command line: 'beta=1 alpha=0.3,0.5'."
-        )
+        raise RequestError(f"{path}: common and each of grids are texts as on the command line, not lists.")
     return content
 
 

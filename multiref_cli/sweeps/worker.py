@@ -80,7 +80,7 @@ def _work_on_points(work: Work, ledger: Ledger, points: list[Point]) -> bool:
 
 def pass_marker(ledger: Ledger, one: Pass) -> Path:
     """The file that says how a pass of the sweep ended."""
-    return ledger.path / "passes" / f"{one.id}.json"
+    return ledger.path / ".sweep" / "passes" / f"{one.id}.json"
 
 
 def _try_pass(work: Work, ledger: Ledger, one: Pass) -> bool:

@@ -110,7 +110,7 @@ def test_sweep_file_is_overridden(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(RequestError, match="no key 'grid'"):
         parse_request(["sweep=wrong"])
     (tmp_path / "conf" / "sweep" / "list.yaml").write_text("grids: [[alpha=0.1]]\n")
-    with pytest.raises(RequestError, match="as on the command line"):
+    with pytest.raises(RequestError, match="not lists"):
         parse_request(["sweep=list"])
 
 

@@ -25,7 +25,7 @@ from multiref_cli.tracking.run_dir import RunDir, read_json, write_json
 
 
 def _results(folder: Path) -> dict[str, object]:
-    return {path.parent.name: read_json(path) for path in sorted(folder.glob("points/*/results.json"))}
+    return {path.parent.name: read_json(path) for path in sorted(folder.glob("*/results.json"))}
 
 
 def _kinds(folder: Path, name: str) -> list[str]:
@@ -35,12 +35,12 @@ def _kinds(folder: Path, name: str) -> list[str]:
 def test_points_run_once_and_a_second_launch_does_nothing(tmp_path: Path) -> None:
     points = [fake_points.point(f"p{i}", steps=2) for i in range(3)]
     work_off(fake_points.work(tmp_path, points))
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("points/*/*")}
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("p?/*")}
     work_off(fake_points.work(tmp_path, points))
-    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("points/*/*")}
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("p?/*")}
     assert len(_results(tmp_path)) == 3 and _kinds(tmp_path, "p0") == ["started", "done"]
     assert "running id-p1" in (tmp_path / "logs" / "p1.log").read_text()
-    assert not list(tmp_path.glob("claims/*.json"))
+    assert not list(tmp_path.glob(".sweep/claims/*.json"))
 
 
 def test_failure_is_recorded_and_others_go_on(tmp_path: Path) -> None:
@@ -80,14 +80,14 @@ def test_failed_pass_fails_its_points_only(tmp_path: Path) -> None:
     broken = Pass("a", "reference a", None, (), {"count": str(tmp_path / "count"), "fail": True})
     points = [fake_points.point("needs", passes=("a",)), fake_points.point("free")]
     work_off(fake_points.work(tmp_path, points, (broken,)))
-    status = RunDir(tmp_path / "points" / "needs").status()
+    status = RunDir(tmp_path / "needs").status()
     assert status["state"] == "failed" and status["message"] == "reference a could not be made: no such reference"
     assert Ledger(tmp_path).state("free", "id-free") == "done"
 
 
 def test_remains_of_a_run_killed_at_birth_are_cleared(tmp_path: Path) -> None:
-    (tmp_path / "points" / "p" / "logs").mkdir(parents=True)
-    (tmp_path / "points" / "p" / "config.yaml").write_text("half")
+    (tmp_path / "p" / "logs").mkdir(parents=True)
+    (tmp_path / "p" / "config.yaml").write_text("half")
     work_off(fake_points.work(tmp_path, [fake_points.point("p")]))
     assert Ledger(tmp_path).state("p", "id-p") == "done"
 
@@ -105,8 +105,8 @@ def test_claims_exclude_each_other(tmp_path: Path) -> None:
 
 
 def test_holder_on_another_machine_is_believed_while_it_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ledger, path = Ledger(tmp_path), tmp_path / "claims" / "p.json"
-    path.parent.mkdir()
+    ledger, path = Ledger(tmp_path), tmp_path / ".sweep" / "claims" / "p.json"
+    path.parent.mkdir(parents=True)
     write_json(path, {"host": "elsewhere", "pid": 1, "launch": "launch", "deaths": 0})
     with ledger.claim("p", "launch") as holder:
         assert holder is None
@@ -136,7 +136,7 @@ def test_killed_worker_costs_one_retry(tmp_path: Path) -> None:
 
 def test_workers_that_cannot_work_end_the_sweep(tmp_path: Path) -> None:
     work = fake_points.work(tmp_path, [fake_points.point("p")])
-    (tmp_path / "points").write_text("a file where a folder should be")
+    (tmp_path / "p").write_text("a file where a folder should be")
     with pytest.raises(RunError, match="workers cannot work"):
         run_local(work, 1, lambda: None)
 
@@ -150,7 +150,7 @@ def _sweep_process(folder: Path, points: int, steps: int, seconds: float, worker
 
 
 def _live_claims(folder: Path) -> list[int]:
-    holders = [Ledger(folder).holder(path.stem) for path in folder.glob("claims/*.json")]
+    holders = [Ledger(folder).holder(path.stem) for path in folder.glob(".sweep/claims/*.json")]
     return [h.pid for h in holders if h is not None and _alive(h.pid)]
 
 
@@ -190,21 +190,21 @@ def test_random_kills_of_workers_and_parent(tmp_path: Path) -> None:
     work_off(fake_points.work(undisturbed, [fake_points.point(p.name, 40) for p in points]))
     assert _results(folder) == _results(undisturbed)
     for p in points:
-        metrics = [(r / p.name / "metrics.jsonl").read_text() for r in (folder / "points", undisturbed / "points")]
+        metrics = [(r / p.name / "metrics.jsonl").read_text() for r in (folder, undisturbed)]
         assert metrics[0] == metrics[1]
 
 
 def test_interrupt_stops_workers_with_a_checkpoint(tmp_path: Path) -> None:
     process = _sweep_process(tmp_path, 4, 200, 0.05, 2)
     deadline = time.monotonic() + 30
-    while len(list(tmp_path.glob("points/*/status.json"))) < 2 and time.monotonic() < deadline:
+    while len(list(tmp_path.glob("p*/status.json"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.1)
     workers = _live_claims(tmp_path)
     process.send_signal(signal.SIGINT)
     process.wait(timeout=30)
     assert workers and not any(_alive(pid) for pid in workers)
-    states = [RunDir(path.parent).status()["state"] for path in tmp_path.glob("points/*/status.json")]
-    assert states == ["stopped", "stopped"] and not list(tmp_path.glob("claims/*.json"))
+    states = [RunDir(path.parent).status()["state"] for path in tmp_path.glob("p*/status.json")]
+    assert states == ["stopped", "stopped"] and not list(tmp_path.glob(".sweep/claims/*.json"))
 
 
 def test_workers_stop_when_their_parent_is_killed(tmp_path: Path) -> None:
