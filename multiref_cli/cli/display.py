@@ -114,3 +114,71 @@ def progress(plain: bool) -> Iterator[PlainProgress | LiveProgress]:
     live = LiveProgress()
     with Live(live, console=_console, refresh_per_second=4):
         yield live
+
+
+class PlainSweep:
+    """A sweep as one line an event."""
+
+    def event(self, text: str, important: bool) -> None:
+        """Print the line."""
+        print(text, flush=True)
+
+    def update(self, snapshot: Any) -> None:
+        """Nothing: events say everything."""
+
+
+class LiveSweep:
+    """A sweep redrawn in place: counts, the points at work, the newest failures, however many points there are."""
+
+    def __init__(self, most_running: int = 16, most_failures: int = 4) -> None:
+        self.most_running, self.most_failures, self._snapshot = most_running, most_failures, None
+
+    def event(self, text: str, important: bool) -> None:
+        """Print failures above the table; everything else shows in it."""
+        if important:
+            _console.print(Text(text, style="red"))
+
+    def update(self, snapshot: Any) -> None:
+        """Draw this state from now on (a `sweeps.watch.Snapshot`)."""
+        self._snapshot = snapshot
+
+    def __rich__(self) -> Group:
+        """The table as rich draws it."""
+        if self._snapshot is None:
+            return Group()
+        now = self._snapshot
+        bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        left = f", about {clock(now.seconds_left)} left" if now.seconds_left is not None else ""
+        counts = ", ".join(f"{count} {state}" for state, count in now.counts.items() if count)
+        bar.add_task(f"{counts}{left}", total=now.total, completed=now.counts["done"])
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for header in ("point", "step", "phase", "metric", "steps/s", "left"):
+            table.add_column(header, justify="left" if header in ("point", "phase") else "right")
+        for row in now.running[: self.most_running]:
+            speed = f"{row.steps_per_second:.3g}" if row.steps_per_second else ""
+            left = clock(row.seconds_left) if row.seconds_left is not None else ""
+            cells = (row.name, f"{row.step}/{row.total}", row.phase, row.metric, speed, left)
+            table.add_row(*[Text(cell) for cell in cells])
+        hidden = len(now.running) - self.most_running
+        parts = [bar, table] + ([Text(f"… and {hidden} more at work")] if hidden > 0 else [])
+        failures = [Text(f"{f.name}: {f.reason} ({f.log})", style="red") for f in now.failures[-self.most_failures :]]
+        return Group(*parts, *failures)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss or m:ss."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
+
+
+@contextmanager
+def sweep_progress(plain: bool) -> Iterator[PlainSweep | LiveSweep]:
+    """A live table on a terminal, one plain line an event when piped or asked for."""
+    if plain or not sys.stdout.isatty():
+        yield PlainSweep()
+        return
+    from rich.live import Live
+
+    live = LiveSweep()
+    with Live(live, console=_console, refresh_per_second=2):
+        yield live

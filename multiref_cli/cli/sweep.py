@@ -1,0 +1,135 @@
+"""`multiref sweep`: plan a grid, run what is missing of it, compare."""
+
+import dataclasses
+import shlex
+from pathlib import Path
+
+from multiref_cli.cli import display
+from multiref_cli.errors import RequestError, RunError
+from multiref_cli.sweeps.ledger import Ledger
+from multiref_cli.sweeps.plan import Plan, make_plan
+from multiref_cli.sweeps.request import Request, parse_request
+from multiref_cli.sweeps.watch import Snapshot, Watcher, duration, event_line
+
+# More rows than this say nothing on a terminal; plan.jsonl has them all.
+_SHOWN = 40
+
+
+def sweep(
+    overrides: list[str],
+    *,
+    dry_run: bool,
+    resume: str | None,
+    retry_failed: bool,
+    workers: int | None,
+    launcher: str,
+    plain: bool,
+) -> None:
+    """Run a sweep, go on with one, or print its plan.
+
+    Raises:
+        RequestError: the request is wrong; nothing was written.
+        RunError: some points failed; the others are done and reported.
+        KeyboardInterrupt: stopped; its text says how to go on.
+    """
+    from multiref_cli.sweeps.launch import LAUNCHERS, run_sweep
+    from multiref_cli.sweeps.pool import default_workers
+
+    if launcher not in LAUNCHERS:
+        raise RequestError(f"--launcher is {launcher!r}; allowed: {', '.join(LAUNCHERS)}.")
+    request = _request(overrides, resume)
+    plan = make_plan(request)
+    workers = workers or default_workers(len(plan.points), plan.points[0].config["hardware"]["device"])
+    ledger = Ledger(request.folder)
+    watcher = Watcher(ledger, plan)
+    _show(request, plan, watcher.snapshot(), workers, launcher, dry_run)
+    if dry_run:
+        return _show_one_point(plan, workers)
+    from multiref_cli.tracking.provenance import git_state, versions
+
+    ledger.write_plan(request, plan, {"git": git_state(), "versions": versions(), "command": _command(request)})
+    if retry_failed:
+        ledger.forget_failures((point.name, point.id) for point in plan.points)
+        watcher = Watcher(ledger, plan)
+    try:
+        with display.sweep_progress(plain) as progress:
+
+            def tick() -> None:
+                snapshot = watcher.snapshot()
+                for event in watcher.events():
+                    progress.event(event_line(event, snapshot.counts), important="failed" in event["kind"])
+                progress.update(snapshot)
+
+            run_sweep(ledger, plan, launcher, workers, request.launcher, tick)
+            tick()
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted; go on with: multiref sweep --resume {request.folder}") from None
+    _finish(ledger, watcher.snapshot())
+
+
+def _request(overrides: list[str], resume: str | None) -> Request:
+    if resume is None:
+        return parse_request(overrides)
+    if overrides:
+        raise RequestError(f"--resume goes on with the sweep as it was asked for; drop {overrides[0]}.")
+    ledger = Ledger.open(Path(resume))
+    return dataclasses.replace(parse_request(ledger.description()["overrides"]), folder=Path(resume))
+
+
+def _command(request: Request) -> str:
+    return shlex.join(["multiref", "sweep", *request.overrides])
+
+
+def _show(request: Request, plan: Plan, now: Snapshot, workers: int, launcher: str, whole: bool) -> None:
+    """Print the plan: what is compared, how often, what is shared, what is done already."""
+    grid, single, zero = (plan.count(role) for role in ("grid", "single", "beta0"))
+    parts = [f"{grid} of the grid", f"{single} single-reference baselines", f"{zero} without penalty"]
+    conditions = " + ".join(part for part, count in zip(parts, (grid, single, zero)) if count)
+    seeds = len(request.seeds)
+    rows = [
+        ["folder", str(request.folder)],
+        ["conditions", f"{len(plan.conditions)}: {conditions}"],
+        ["points", f"{len(plan.points)}, {seeds} seed{'s' * (seeds > 1)} each"],
+        ["done, failed, begun", f"{now.counts['done']}, {now.counts['failed']}, {now.counts['stopped']}"],
+        ["workers", f"{workers} ({launcher})"],
+    ]
+    display.table("sweep", ["what", "value"], rows)
+    made = ", ".join(one.title for one in plan.passes)
+    if made:
+        display.line(f"made once, before the points that need it: {made}")
+    if whole:
+        points = plan.points[:_SHOWN]
+        display.table(
+            "points", ["name", "role", "overrides"], [[p.name, p.role, " ".join(p.overrides)] for p in points]
+        )
+        if len(plan.points) > _SHOWN:
+            display.line(f"… and {len(plan.points) - _SHOWN} more")
+
+
+def _show_one_point(plan: Plan, workers: int) -> None:
+    """Print what one point costs and, from it, the whole sweep."""
+    from multiref_cli.sweeps.plan import restore
+    from multiref_cli.training.plan import plan as plan_run
+
+    found = plan_run(restore(plan.points[0].config))
+    display.table(f"one point: {plan.points[0].name}", ["what", "value"], found.rows)
+    display.line(f"the sweep is {len(plan.points)} such points on {workers} workers")
+
+
+def _finish(ledger: Ledger, snapshot: Snapshot) -> None:
+    """Write results.csv and the report; end with an error if points failed."""
+    from multiref_cli.reports.report import write_report
+
+    folder = ledger.path
+    if snapshot.counts["done"]:
+        display.line(f"report: {write_report([folder])}")
+    seconds = sum(event.get("seconds", 0) for event in ledger.events()[0] if event["kind"] == "done")
+    display.line(f"{snapshot.counts['done']} of {snapshot.total} points done, {duration(seconds)} of work")
+    if snapshot.failures:
+        shown = "\n".join(f"  {f.name}: {f.reason} (log: {f.log})" for f in snapshot.failures[:10])
+        raise RunError(
+            f"{len(snapshot.failures)} of {snapshot.total} points failed; after mending, go on with: "
+            f"multiref sweep --resume {folder} --retry-failed\n{shown}"
+        )
+    if snapshot.counts["done"] < snapshot.total:
+        raise RunError(f"some points are not done; go on with: multiref sweep --resume {folder}")
