@@ -72,8 +72,10 @@ def parse_math(text: str, anywhere: bool = False) -> list:
     from math_verify import parse
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)
-    whole = text if anywhere or "\\boxed" in text else f"\\boxed{{{text}}}"
-    return parse(whole, parsing_timeout=None)
+    whole = text if anywhere or "\\boxed" in text else f"${text.strip().strip('$')}$"
+    found = parse(whole, parsing_timeout=None)
+    # What it cannot parse it hands back as the text alone, which would make any gold answer a good one.
+    return found if any(not isinstance(reading, str) for reading in found) else []
 
 
 def final_answer(text: str, forms: Sequence[str] = ("hash", "boxed", "xml")) -> str | None:

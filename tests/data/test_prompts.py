@@ -44,7 +44,7 @@ BAD = [
     ({"prompt": "Q"}, "number", "missing answer"),
     ({"prompt": "Q", "answer": " "}, "auto", "empty answer"),
     ({"prompt": "Q", "answer": [1]}, "auto", "answer has the wrong type: list"),
-    ({"prompt": "Q", "answer": "nothing to parse"}, "math", "the gold answer does not parse: 'nothing to parse'"),
+    ({"prompt": "Q", "answer": "\\frac{1}{}"}, "math", "the gold answer does not parse: " + repr("\\frac{1}{}")),
     ({"prompt": ""}, "auto", "empty prompt"),
     ({"prompt": None}, "auto", "missing prompt"),
     ({"text": "Q"}, "auto", "missing prompt: there is text"),

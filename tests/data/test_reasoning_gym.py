@@ -27,7 +27,7 @@ SUM = {"task": "chain_sum", "size": 20, "min_digits": 1, "max_digits": 1}
 
 @pytest.mark.parametrize("options", [SUM, {"task": "gsm_symbolic", "size": 20}], ids=lambda o: o["task"])
 def test_problems_and_their_scorers(gym, options, config, chatml):
-    data = config("reasoning_gym", held_out=0.25, options=options, prompt_template="{prompt} Use <answer></answer>.")
+    data = config("reasoning_gym", held_out=0.25, options=options, max_prompt_tokens=2000)
     split = load_prompts(data, chatml)
     assert len(split.train) + len(split.held_out) + split.report.duplicates == split.report.kept == 20
     assert len(split.held_out) >= 4
