@@ -184,7 +184,7 @@ class Evaluator:
         return {f"objective/{name}": score - self.config.beta * penalty for name, score in scores.items()}
 
     def _win_rates(self, scores: dict[str, np.ndarray], progress: Progress) -> dict[str, np.ndarray]:
-        """Share of prompts on which the policy's score is above a reference's, ties counting half."""
+        """Share of prompts on which the policy's score is above a reference's, ties counting half; its score too."""
         if self.reference_samples is None or not scores:
             return {}
         found = {}
@@ -193,6 +193,7 @@ class Evaluator:
             for name, scorer in self.scorers.items():
                 theirs = np.asarray(scorer(samples), dtype=float).reshape(len(self.prompts), -1).mean(1)
                 found[f"win_rate/{name}/{reference}"] = (scores[name] > theirs) + 0.5 * (scores[name] == theirs)
+                found[f"reference/{name}/{reference}"] = theirs
         return found
 
     def _rows(self, completions: list[list[Completion]], values: dict[str, np.ndarray]) -> list[dict[str, Any]]:
