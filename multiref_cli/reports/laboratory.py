@@ -56,9 +56,7 @@ def _lines(axes: Any, panel: Panel) -> None:
         color = _draw_line(axes, line, x, y)
         shown = np.flatnonzero(np.isfinite(y) & ((y > 0) if panel.y_scale == "log" else np.ones(len(y), bool)))
         if line.at_peak:
-            top = int(np.argmax(y))
-            axes.annotate(line.label, (x[top], y[top]), (0, 4), textcoords="offset points", ha="center", va="bottom",
-                          color=color, fontsize=8.5, fontweight="bold")  # fmt: skip
+            _label_peak(axes, line.label, x, y, color)
         elif line.label and len(shown):
             ends.append((x[shown[-1]], y[shown[-1]], line.label, color))
     axes.set(xscale=panel.x_scale, yscale=panel.y_scale, xlabel=panel.x_label, ylabel=panel.y_label)
@@ -70,8 +68,40 @@ def _lines(axes: Any, panel: Panel) -> None:
     if any(line.at_peak for line in panel.lines):
         axes.margins(y=0.12)  # room for the names above the peaks
     axes.autoscale_view()
+    if panel.x_scale == "log":
+        _plain_ticks(axes.xaxis, *axes.get_xlim())
+    if panel.y_scale == "log":
+        _plain_ticks(axes.yaxis, *axes.get_ylim())
     low, high = axes.get_ylim()
     style.label_ends(axes, [(x, min(max(y, low), high), text, color) for x, y, text, color in ends], gap=0.085)
+
+
+def _label_peak(axes: Any, label: str, x: np.ndarray, y: np.ndarray, color: str) -> None:
+    top = int(np.argmax(np.abs(y)))
+    aligned = ("left", "center", "right")[min(2, 3 * top // len(x))]
+    above = y[top] >= 0
+    axes.annotate(
+        label,
+        (x[top], y[top]),
+        (0, 5 if above else -5),
+        textcoords="offset points",
+        ha=aligned if top in (0, len(x) - 1) else "center",
+        va="bottom" if above else "top",
+        color=color,
+        fontsize=8.5,
+        fontweight="bold",
+        bbox={"facecolor": style.PAPER, "edgecolor": "none", "alpha": 0.75, "pad": 0.8},
+    )
+
+
+def _plain_ticks(axis: Any, low: float, high: float) -> None:
+    # Over less than two decades powers of ten say little: 0.5, 1, 2, 5 are read at a glance.
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_minor_formatter(NullFormatter())
+    if high / low < 150:
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _draw_line(axes: Any, line: Line, x: np.ndarray, y: np.ndarray) -> str:
@@ -83,7 +113,7 @@ def _draw_line(axes: Any, line: Line, x: np.ndarray, y: np.ndarray) -> str:
     elif line.kind == "bound":
         axes.plot(x, y, color=look.color, linestyle=(0, (5, 2)), linewidth=1.6)
     elif line.kind == "predicted":
-        axes.plot(x, y, color=style.INK, linewidth=0.9, zorder=1.5)
+        axes.plot(x, y, color=style.INK, linewidth=1.2, zorder=1.5)
         return style.INK
     else:
         axes.plot(x, y, color=look.color, linestyle=look.linestyle, linewidth=1.9)
