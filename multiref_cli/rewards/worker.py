@@ -11,6 +11,7 @@ import select
 import struct
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Sequence
@@ -87,6 +88,9 @@ class Worker:
             raise RunError(
                 f"The process of the reward functions died with code {code}; see its output above."
             ) from error
+        except BaseException:
+            self.close()  # its answer would otherwise be taken for that of the next request
+            raise
         if kind == "raised":
             raise RewardError(*answer)
         return answer[0]
@@ -115,14 +119,27 @@ def _read(stream: BinaryIO, end: float | None = None) -> bytes:
 def _read_exactly(stream: BinaryIO, length: int, end: float | None) -> bytes:
     data = b""
     while len(data) < length:
-        if end is not None and not select.select([stream], [], [], max(0.0, end - time.monotonic()))[0]:
+        if end is not None and not _readable(stream, end - time.monotonic()):
             raise TimeoutError
-        # Straight from the descriptor: what a buffered reader holds back, select does not see.
+        # Straight from the descriptor: what a buffered reader holds back, poll does not see.
         part = os.read(stream.fileno(), length - len(data))
         if not part:
             raise EOFError
         data += part
     return data
+
+
+def _readable(stream: BinaryIO, seconds: float) -> bool:
+    poll = select.poll()
+    poll.register(stream, select.POLLIN)
+    return bool(poll.poll(max(0.0, seconds) * 1000))
+
+
+def _end_with(parent: int) -> None:
+    """End this process when the one that started it is gone, also in the middle of a function that hangs."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
 
 
 def _answer(request: tuple) -> tuple:
@@ -140,6 +157,7 @@ def main() -> None:
     requests, answers = os.fdopen(os.dup(0), "rb", 0), os.fdopen(os.dup(1), "wb", 0)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     while True:
         try:
             request = pickle.loads(_read(requests))

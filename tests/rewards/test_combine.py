@@ -1,6 +1,7 @@
 """The combined reward: weights, users' own functions, hanging and failing ones."""
 
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from multiref_cli.config.schema import Reward, RewardTerm
 from multiref_cli.errors import RequestError, RunError
+from multiref_cli.rewards import worker as worker_module
 from multiref_cli.rewards.combine import HANGING_ROWS, build_reward
 from multiref_cli.rewards.sample import Sample
 
@@ -131,6 +133,50 @@ def test_value_that_is_not_finite():
 def test_process_that_dies():
     with pytest.raises(RunError, match="died with code 3"):
         build_reward(mine("dies"))(samples("a"))
+
+
+def test_worker_ends_with_the_process_that_started_it():
+    program = f"""
+import os, sys, threading
+sys.path.insert(0, {str(HERE)!r})
+from multiref_cli.rewards.sample import Sample
+from multiref_cli.rewards.worker import Worker
+worker = Worker()
+print(int(worker.call("user_rewards.process", [Sample([], "a")], {{}}, 30)[0]), flush=True)
+threading.Timer(0.5, lambda: os._exit(0)).start()
+worker.call("user_rewards.hangs_on_x", [Sample([], "x")], {{}}, 30)
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=60, cwd=HERE.parents[1])
+    worker, end = int(done.stdout), time.monotonic() + 10
+    while _runs(worker) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not _runs(worker)
+
+
+def _runs(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    # A process that nobody waits for stays as a zombie, which runs no longer.
+    stat = Path(f"/proc/{process}/stat")
+    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_interrupted_call_does_not_answer_the_next_one(monkeypatch):
+    worker = worker_module.Worker()
+    assert worker.call("user_rewards.length", samples("abc"), {}, 30) == [3.0]
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker_module, "_read", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            worker.call("user_rewards.length", samples("abcd"), {}, 30)
+    assert worker.call("user_rewards.length", samples("ab"), {}, 30) == [2.0]
+    worker.close()
 
 
 def test_math_verify_in_the_worker():
