@@ -73,6 +73,13 @@ def test_score_goes_on_linearly_beyond_the_clip(order):
     assert not score_is_clipped(-x, order, 10.0).any() and not score_is_clipped(x, order, 0.0).any()
 
 
+def test_a_clip_below_one_nat():
+    """Order 1, clip 1/2: at -1, 1 - e^0.5 - e^0.5 / 2 = 1 - 1.5 e^0.5."""
+    x = torch.tensor([-1.0], dtype=torch.float64)
+    assert score(x, 1.0, clip=0.5).item() == pytest.approx(1 - 1.5 * math.exp(0.5), rel=1e-14)
+    assert score_is_clipped(x, 1.0, 0.5).all()
+
+
 def test_order_zero_is_never_clipped():
     x = torch.tensor([-400.0, 400.0])
     assert torch.equal(score(x, 0.0, clip=10.0), x)

@@ -187,6 +187,19 @@ def test_gradient(order):
     assert torch.autograd.gradcheck(lambda x: power_mean(x, weights, order), logps.requires_grad_(), atol=1e-7)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_tiny_weight_on_the_likeliest_reference(dtype):
+    """w = (1e-17, 1), p = (e^-1, e^-101): log M_1 = -1 + log(1e-17 + e^-100) = -1 + log 1e-17, all from the first.
+
+    The sum of w_i expm1 rounds to -1 there, whose log1p is infinite.
+    """
+    logps = torch.tensor([-1.0, -101.0], dtype=dtype, requires_grad=True)
+    mixed = power_mean(logps, torch.tensor([1e-17, 1.0], dtype=torch.float64), 1.0)
+    assert mixed.item() == pytest.approx(-1 - 17 * math.log(10), rel=1e-6)
+    mixed.backward()
+    assert logps.grad.tolist() == pytest.approx([1.0, 0.0], abs=1e-6)
+
+
 def test_gradient_is_the_posterior_over_references():
     """Arithmetic mean of (0.2, 0.6) with (1/4, 3/4): shares 0.05 and 0.45 of 0.5, that is 0.1 and 0.9."""
     logps = torch.tensor([0.2, 0.6], dtype=torch.float64).log().requires_grad_()
