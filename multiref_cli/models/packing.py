@@ -14,6 +14,8 @@ from torch import Tensor
 # How many times longer one masked pair of positions takes than one pair under the plain causal kernel, which skips the
 # upper triangle (measured on CPU by tests/bench/bench_sharing.py; a GPU's fused kernels lose more under a mask).
 MASKED_ATTENTION_COST = 2.0
+# Padding that a batch of some size may hold, as a part of its real tokens; a smaller batch costs more than its padding.
+PADDING, SMALL_BATCH = 0.15, 512
 
 
 @dataclass(frozen=True)
@@ -158,10 +160,14 @@ def micro_batches(lengths: Sequence[int], max_tokens: int, rows: int = 1) -> lis
         Lists of item numbers, longest first; every item is in exactly one of them.
     """
     batches: list[list[int]] = []
+    real = 0
     for item in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        real += rows * lengths[item]
         # The first item of a batch is its longest, so it fixes the padded width.
-        if batches and (len(batches[-1]) + 1) * rows * lengths[batches[-1][0]] <= max_tokens:
+        padded = (len(batches[-1]) + 1) * rows * lengths[batches[-1][0]] if batches else 0
+        if batches and padded <= max_tokens and padded <= max(SMALL_BATCH, (1 + PADDING) * real):
             batches[-1].append(item)
         else:
             batches.append([item])
+            real = rows * lengths[item]
     return batches

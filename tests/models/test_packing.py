@@ -86,6 +86,12 @@ def test_an_oversized_item_has_its_own_batch():
     assert micro_batches([5, 100, 4], max_tokens=10) == [[1], [0, 2]]
 
 
+def test_lengths_that_differ_much_are_not_put_together():
+    """By hand: 1000 + 900 pads 2000 over 1900, adding 300 would pad 3000 over 2200; small ones go together anyway."""
+    assert micro_batches([1000, 900, 300, 200], max_tokens=8192) == [[0, 1], [2], [3]]
+    assert micro_batches([250, 10], max_tokens=8192) == [[0, 1]]
+
+
 def test_sharing_pays_for_long_prompts_and_not_for_short_ones():
     assert sharing_pays([256], [[64] * 8], hidden_size=320)
     assert sharing_pays([256], [[256, 256]], hidden_size=320)
