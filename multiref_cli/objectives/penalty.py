@@ -14,7 +14,8 @@ the policy to the one that sampled. All on responses sampled from the policy; M 
 
 `exact` lives in models/logprobs.py (`token_divergence`), where the logits are. For A = 0, `k2` and `k3` are Schulman's
 estimators, and `k3_ratio` is the importance-weighted k3 that TRL calls bias correction. For A = 1, `k2` is k3: the very
-function that GRPO descends, here under the divergence whose gradient it has.
+function that GRPO descends, here under the divergence whose gradient it has. On the policy that sampled, `k2` and
+`k3_ratio` have the same gradient sample by sample, s_A(x) grad log pi; they differ in value and off that policy.
 
 "States given": with a loss at each token, a token is not charged for the states that it leads to; for A = 0 the sum
 over tokens has KL(pi‖M) as its value, but not all of its gradient. `reward` charges the whole response and is complete.
