@@ -27,11 +27,11 @@ def generate(options: Mapping[str, Any]) -> Rows:
         RequestError: the package is missing, or it has no such task or setting.
     """
     gym = import_gym()
-    task = options.get("task")
+    task = str(options.get("task"))
     if task not in gym.factory.DATASETS:
         import difflib
 
-        near = difflib.get_close_matches(str(task), list(gym.factory.DATASETS), n=3)
+        near = difflib.get_close_matches(task, list(gym.factory.DATASETS), n=3)
         hint = ", ".join(near) if near else "chain_sum, gsm_symbolic, ..."
         raise RequestError(f"data.options.task={task} is no task of reasoning-gym; there is {hint}.")
     settings = {key: value for key, value in options.items() if key not in OURS}

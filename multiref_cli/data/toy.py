@@ -120,7 +120,7 @@ def problems(
         n problems with different texts, none of them in `exclude`.
     """
     generator = random.Random(f"mini-gsm/{seed}")
-    seen, found = set(exclude), []
+    seen, found = set(exclude), list[Problem]()
     while len(found) < n:
         problem = _draw_problem(generator, verbs, 2 if generator.random() < two_steps else 1)
         if problem.text not in seen:
@@ -152,7 +152,7 @@ def parse_problem(text: str) -> Problem:
     """
     match = _PROBLEM.fullmatch(text.strip())
     steps = tuple((verb, int(amount)) for verb, amount in _STEP.findall(match["steps"])) if match else ()
-    if not steps or any(verb not in ALL for verb, _ in steps):
+    if match is None or not steps or any(verb not in ALL for verb, _ in steps):
         raise ValueError(f"not a mini-GSM problem: {text!r}")
     return Problem(match["name"], match["thing"], int(match["start"]), steps)
 
