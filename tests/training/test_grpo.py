@@ -207,7 +207,7 @@ def test_resume_is_bitwise_at_every_step_and_inside_a_window(name):
 
 
 def test_rollouts_are_a_function_of_the_seed_and_the_window():
-    """Sweep points with other weights, beta and regularizers see the same prompts and, at the start, the same samples."""
+    """Sweep points with other weights, beta, regularizers see the same prompts and, at the start, the same samples."""
     base = algorithm_of(config_of())
     other = algorithm_of(config_of(regularizer=ALL["exact"], alpha=[0.9, 0.1], beta=2.0))
     reseeded = algorithm_of(config_of(seed=4))

@@ -70,7 +70,7 @@ def problem():
 
 @pytest.mark.parametrize("name", ORDERS)
 def test_exact_expectations_reach_the_optimum(name):
-    """All leaves weighted by their probability: the surrogate's gradient is that of J, and the regret falls below 1e-8."""
+    """All leaves weighted by their probability: the surrogate has the gradient of J, and the regret falls under 1e-8."""
     order, (references, _, reward) = ORDERS[name], problem()
     mixed, policy = power_mean(references.log(), WEIGHTS, order), TabularLM(4)
     mask = torch.ones(LEAVES, LENGTH, dtype=torch.bool)
@@ -182,7 +182,7 @@ def test_samples_reach_the_optimum(name):
 
 @pytest.mark.parametrize("estimator", ["exact", "k2", "k3", "k3_ratio"])
 def test_token_level_estimators_through_the_algorithm(estimator):
-    """With no reward, the sampled gradient is that of the divergence at each state, weighted by how often it is reached.
+    """With no reward, the sampled gradient is that of the divergence at each state, weighted by its visits.
 
     For k3 it is the gradient of the forward KL under the reverse-KL regularizer.
     """
