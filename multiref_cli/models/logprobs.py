@@ -169,24 +169,26 @@ def token_divergence(
 
 
 @torch.no_grad()
-def normalizers(
+def score_references(
     references: Sequence[Any],
     packed: Packed,
     mixes: Sequence[Mix],
     temperature: float = 1.0,
     vocabulary: int | None = None,
-) -> list[Tensor]:
-    """log F_t = log sum_v M_A(v | y_<t) of every token-level mix, all in one pass over the references.
+) -> tuple[Tensor, list[Tensor]]:
+    """Log-probabilities of the completion tokens under K references, and log F_t of every mix, in one pass.
+
+    log F_t = log sum_v M_A(v | y_<t), at most 0 for A <= 0 and exactly 0 for A = 1.
 
     Args:
         references: K models over the same ids.
         packed: rows on the models' device.
-        mixes: the (order, weights) wanted; weights of 0 are allowed here.
+        mixes: the (order, K weights) wanted; weights of 0 are allowed here.
         temperature: logits are divided by it.
         vocabulary: ids of the tokenizer, shared by all.
 
     Returns:
-        One (B, T) float32 tensor per mix, in nats, 0 where masked.
+        (K, B, T) log-probabilities and for each mix (B, T) log F_t, in nats, 0 where masked.
     """
     constants = _reference_heads(references, packed, vocabulary)
     device = packed.targets.device
@@ -195,36 +197,17 @@ def normalizers(
     parts = []
     for rows in _slices(len(packed.targets), chunk):
         logps = _reference_chunk(constants, rows, temperature)
-        parts.append(torch.stack([_mixed(logps, mix, weight)[1] for mix, weight in zip(mixes, weights)]))
-    return [_spread(values, packed.mask) for values in torch.cat(parts, 1)]
+        picked = [_pick(one, packed.targets[rows]) for one in logps]
+        parts.append(torch.stack([*picked, *(_mixed(logps, mix, weight)[1] for mix, weight in zip(mixes, weights))]))
+    results = [_spread(values, packed.mask) for values in torch.cat(parts, 1)]
+    return torch.stack(results[: len(references)]), results[len(references) :]
 
 
-@torch.no_grad()
-def score_references(
-    references: Sequence[Any], packed: Packed, mix: Mix, temperature: float = 1.0, vocabulary: int | None = None
-) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of the completion tokens under K references, and log F_t of their mix, in one pass.
-
-    Args:
-        references: K models over the same ids.
-        packed: rows on the models' device.
-        mix: order of the mean and the K weights.
-        temperature: logits are divided by it.
-        vocabulary: ids of the tokenizer, shared by all.
-
-    Returns:
-        (K, B, T) log-probabilities and (B, T) log F_t, in nats, 0 where masked.
-    """
-    constants = _reference_heads(references, packed, vocabulary)
-    weights = torch.tensor(mix.weights, device=packed.targets.device)
-    picked, log_normalizers = [], []
-    chunk = _default_chunk(constants[0][0], packed.targets.device, 2 * (len(references) + 1))
-    for rows in _slices(len(packed.targets), chunk):
-        logps = _reference_chunk(constants, rows, temperature)
-        picked.append(torch.stack([_pick(one, packed.targets[rows]) for one in logps]))
-        log_normalizers.append(_mixed(logps, mix, weights)[1])
-    columns = torch.cat(picked, 1)
-    return torch.stack([_spread(c, packed.mask) for c in columns]), _spread(torch.cat(log_normalizers), packed.mask)
+def normalizers(
+    references: Sequence[Any], packed: Packed, mixes: Sequence[Mix], vocabulary: int | None = None
+) -> list[Tensor]:
+    """log F_t alone, (B, T) for each mix; see `score_references`."""
+    return score_references(references, packed, mixes, vocabulary=vocabulary)[1]
 
 
 def _mixed(logps: Tensor, mix: Mix, weights: Tensor) -> tuple[Tensor, Tensor]:

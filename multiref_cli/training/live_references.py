@@ -99,7 +99,7 @@ class LiveReferences:
             sums = torch.stack([self._sums(member, packed, samples, vocabulary) for member in self.members])
             return ReferenceScores(sums, power_mean(sums, self.weights, self.mix.order), None, None)
         models, rows = self.models, packed.to(self.device)
-        logps, log_normalizers = score_references(models, rows, self.mix, self.temperature, vocabulary)
+        logps, (log_normalizers,) = score_references(models, rows, [self.mix], self.temperature, vocabulary)
         logps, log_normalizers = logps.cpu(), log_normalizers.cpu()
         sums = logps.sum(-1, dtype=torch.float64)
         if self.regularizer.level == Level.sequence:

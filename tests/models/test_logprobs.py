@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from multiref_cli.models.decoder import check_head, honours_shared_prompts
-from multiref_cli.models.logprobs import Mix, normalizers, token_divergence, token_logps
+from multiref_cli.models.logprobs import Mix, normalizers, score_references, token_divergence, token_logps
 from multiref_cli.models.packing import pack
 from multiref_cli.objectives.divergence import amari_divergence
 from multiref_cli.objectives.mixing import power_mean
@@ -169,8 +169,11 @@ def test_normalizers_of_a_list_of_mixes(make_model):
         Mix(1.0, (0.5, 0.5)),
         Mix(0.0, (0.0, 1.0)),
     ]
-    given = normalizers(references, packed, mixes, vocabulary=61)
+    logps, given = score_references(references, packed, mixes, vocabulary=61)
+    assert all(torch.equal(a, b) for a, b in zip(given, normalizers(references, packed, mixes, 61), strict=True))
     frozen = torch.stack([plain_distributions(r, size=61).detach() for r in references])
+    sampled = frozen.gather(2, targets()[None, :, None].expand(2, -1, 1))[..., 0]
+    torch.testing.assert_close(logps[:, packed.mask], sampled, rtol=1e-5, atol=1e-5)
     for values, mix in zip(given, mixes, strict=True):
         expected = power_mean(frozen, torch.tensor(mix.weights), mix.order).logsumexp(-1)
         torch.testing.assert_close(values[packed.mask], expected, rtol=1e-5, atol=1e-5)
