@@ -7,7 +7,7 @@ from typing import Any
 from multiref_cli.config.schema import Data
 from multiref_cli.data.chat import Message, completion_ids, prompt_ids
 from multiref_cli.data.messages import column, conversation, prompt_messages, split_pair, text_of
-from multiref_cli.data.rows import BadRow, Split, load_split
+from multiref_cli.data.rows import BadRow, Split, load_split, plain_data
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ def load_preferences(data: Data, tokenizer: Any) -> Split[Pair]:
     Raises:
         RequestError: nothing to read, nothing left, or bad rows that the config refuses.
     """
+    data = plain_data(data)
     split = load_split(data, lambda number, row: parse_pair(number, row, data, tokenizer), prompt_key)
     split.report.truncated = sum(pair.truncated for pair in (*split.train, *split.held_out))
     return split

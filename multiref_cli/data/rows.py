@@ -20,6 +20,14 @@ class BadRow(Exception):
     """One row cannot be used; the message is the reason."""
 
 
+def plain_data(data: Any) -> Data:
+    """The data part of a config as a plain object: attribute access of a DictConfig is slow, and rows are many."""
+    from omegaconf import OmegaConf
+
+    found = OmegaConf.to_object(data) if OmegaConf.is_config(data) else data
+    return Data(**found) if isinstance(found, dict) else found  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True)
 class Rows:
     """What a file, a folder or the Hub holds.

@@ -9,7 +9,7 @@ from multiref_cli.data.chat import Message, completion_ids
 from multiref_cli.data.messages import column, conversation, prompt_messages, text_of
 from multiref_cli.data.preferences import bounded_prompt, parse_pair, prompt_key, truncate
 from multiref_cli.data.prompts import question
-from multiref_cli.data.rows import BadRow, Split, load_split
+from multiref_cli.data.rows import BadRow, Split, load_split, plain_data
 
 COMPLETIONS = ("completion", "response", "output", "answer")
 _CALCULATOR = re.compile(r"<<[^<>\n]*>>")
@@ -52,6 +52,7 @@ def load_demonstrations(data: Data, tokenizer: Any) -> Split[Demonstration]:
     Raises:
         RequestError: nothing to read, nothing left, or bad rows that the config refuses.
     """
+    data = plain_data(data)
     split = load_split(data, lambda number, row: parse_demonstration(number, row, data, tokenizer), prompt_key)
     split.report.truncated = sum(row.truncated for row in (*split.train, *split.held_out))
     return split

@@ -15,6 +15,15 @@ def test_gsm8k_row(write, config, chatml):
     assert chatml.decode(prompt.ids).endswith("How many?<|im_end|>\n<|im_start|>assistant\n")
 
 
+def test_composed_configs_load_as_well(write, config, chatml):
+    from omegaconf import OmegaConf
+
+    data = config(write([{"q": "Q", "answer": "5"}]), columns={"prompt": "q"}, options={"answer": "number"})
+    plain = OmegaConf.create({"name": "test", "path": data.path, "held_out": 0.0, "columns": {"prompt": "q"}})
+    for composed in (OmegaConf.structured(data), plain):
+        assert load_prompts(composed, chatml).train[0].answer == "5"
+
+
 @pytest.mark.parametrize(
     "row, text, answer",
     [
