@@ -110,7 +110,7 @@ def _stored_samples(job: Job, parts: Parts, number: int, progress: Progress) -> 
         engine = TransformersEngine(model, 0, settings.batch_size, job.vocabulary)
         return engine.generate(texts, group_size, how, numbers)
 
-    groups = job.store.samples(reference, prompts, each, sampling, seeds, generate)
+    groups = job.open_store().samples(reference, prompts, each, sampling, seeds, generate)
     return {row: [one.ids for one in group] for row, group in zip(rows, groups)}
 
 

@@ -70,7 +70,7 @@ def problem():
 
 @pytest.mark.parametrize("name", ORDERS)
 def test_exact_expectations_reach_the_optimum(name):
-    """All leaves weighted by their probability: the surrogate has the gradient of J, and the regret falls under 1e-8."""
+    """All leaves, weighted by probability: the surrogate has the gradient of J and the regret falls under 1e-8."""
     order, (references, _, reward) = ORDERS[name], problem()
     mixed, policy = power_mean(references.log(), WEIGHTS, order), TabularLM(4)
     mask = torch.ones(LEAVES, LENGTH, dtype=torch.bool)

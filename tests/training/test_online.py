@@ -1,0 +1,152 @@
+"""The online algorithm assembled from a job on disk: which references are loaded, where they go, stored samples."""
+
+import json
+
+import pytest
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from multiref_cli.config.compose import compose
+from multiref_cli.data.toy import problems, prompt_rows
+from multiref_cli.data.toy_tokenizer import tokenizer as toy_tokenizer
+from multiref_cli.errors import RequestError
+from multiref_cli.tracking.progress import Silent
+from multiref_cli.training import online
+from multiref_cli.training.assemble import load_policy
+from multiref_cli.training.job import prepare
+from multiref_cli.training.online import build_grpo
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Three tiny models with the embedded tokenizer, and 24 prompts."""
+    root, tokenizer = tmp_path_factory.mktemp("world"), toy_tokenizer()
+    for seed, name in enumerate(("policy", "first", "second")):
+        torch.manual_seed(seed)
+        sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+        config = Qwen2Config(vocab_size=len(tokenizer) + 7, num_key_value_heads=1, max_position_embeddings=128, **sizes)
+        Qwen2ForCausalLM(config).save_pretrained(root / name)
+        tokenizer.save_pretrained(root / name)
+    rows = prompt_rows(problems(0, 24))
+    (root / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return root
+
+
+def job_of(world, tmp_path, *overrides):
+    """A job over the tiny world."""
+    config = compose(
+        [
+            "algorithm=grpo",
+            "references=pair",
+            f"first={world / 'first'}",
+            f"second={world / 'second'}",
+            "policy=folder",
+            f"policy.path={world / 'policy'}",
+            "data=jsonl",
+            f"data.path={world / 'prompts.jsonl'}",
+            "reward=toy_verifier",
+            "rollout=toy",
+            "rollout.max_new_tokens=6",
+            "rollout.group_size=4",
+            "algorithm.batch_prompts=3",
+            "steps=4",
+            f"hardware.cache_dir={tmp_path}",
+            "hardware.device=cpu",
+            *overrides,
+        ]
+    )
+    return prepare(config, config)
+
+
+def test_padded_heads_are_cut_and_weight_zero_is_never_loaded(world, tmp_path, monkeypatch):
+    """Sampling stays inside the tokenizer's ids; alpha = 1 loads the first reference only and says so."""
+    asked = []
+    load = online.load_references
+    monkeypatch.setattr(
+        online, "load_references", lambda refs, *rest: asked.append([r.name for r in refs]) or load(refs, *rest)
+    )
+    job = job_of(world, tmp_path, "alpha=1.0")
+    model = load_policy(job)
+    algorithm = build_grpo(job, model, Silent())
+    batch = algorithm.batch(0)
+    names = [r.name for r in job.config.references]
+    assert asked == [names[:1]]
+    assert any(names[1] in note for note in algorithm.notes)
+    assert algorithm.parts.vocabulary == job.vocabulary < model.config.vocab_size
+    assert max(i for group in algorithm.window.completions for one in group for i in one) < job.vocabulary
+    assert set(batch.metrics) >= {"reward", "penalty"}
+
+
+def test_beta_zero_loads_nothing(world, tmp_path, monkeypatch):
+    """No reference is opened at all."""
+    monkeypatch.setattr(online, "load_references", lambda *_: pytest.fail("a reference was loaded"))
+    job = job_of(world, tmp_path, "beta=0")
+    algorithm = build_grpo(job, load_policy(job), Silent())
+    algorithm.batch(0)
+    assert algorithm.parts.references is None and "no reference is loaded" in algorithm.notes[0]
+
+
+def test_reference_samples_are_drawn_once_and_shared_by_sweep_points(world, tmp_path, monkeypatch):
+    """The second point, with another weight and beta, opens no reference and gets the same responses."""
+    first = job_of(world, tmp_path, "regularizer=fkl_reference_states", "alpha=0.3")
+    drawn = build_grpo(first, load_policy(first), Silent())
+    monkeypatch.setattr(online, "load_causal_lm", lambda *_: pytest.fail("a reference was loaded"))
+    second = job_of(world, tmp_path, "regularizer=fkl_reference_states", "alpha=0.7", "beta=0.5")
+    again = build_grpo(second, load_policy(second), Silent())
+    assert drawn.parts.stored == again.parts.stored
+    assert again.parts.stored_weights == pytest.approx([0.7, 0.3])
+    assert all(len(group) == 2 for one in drawn.parts.stored for group in one.values())
+    model = again.parts.model
+    for micro in again.batch(0).micros:
+        again.loss(model, micro)[0].backward()
+    assert model.lm_head.weight.grad.abs().max() > 0
+
+
+def test_impossible_placements_and_greedy_training_are_refused(world, tmp_path, monkeypatch):
+    """Token-level mixing cannot swap references, `exact` cannot span devices, greedy groups are all alike."""
+    greedy = job_of(world, tmp_path, "rollout.temperature=0")
+    with pytest.raises(RequestError, match="temperature"):
+        build_grpo(greedy, torch.nn.Linear(1, 1), Silent())
+    monkeypatch.setattr(online.build, "device_name", lambda config: "cuda")
+    token = job_of(world, tmp_path, "regularizer=rkl_token", "hardware.reference_device=cpu")
+    with pytest.raises(RequestError, match="level=sequence"):
+        online.live_references(token, Silent())
+    apart = job_of(world, tmp_path, "regularizer=rkl_token", "hardware.reference_device=cuda:1")
+    with pytest.raises(RequestError, match="estimator=exact"):
+        online.live_references(apart, Silent())
+
+
+def test_references_that_visit_one_at_a_time_say_the_same(world, tmp_path):
+    """Moving each model in and out changes no sum; only the disagreement is not seen."""
+    job = job_of(world, tmp_path)
+    algorithm = build_grpo(job, load_policy(job), Silent())
+    algorithm.batch(0)
+    together, references = algorithm.window, algorithm.parts.references
+    moves = []
+    for member in references.members:
+        member.model.to = lambda device, name=member.name: moves.append((name, str(device)))
+    references.visiting = True
+    algorithm.window = None
+    algorithm.batch(0)
+    torch.testing.assert_close(algorithm.window.sums, together.sums, atol=1e-5, rtol=1e-6)
+    assert algorithm.window.log_normalizers is None and together.log_normalizers is not None
+    names = references.names
+    assert moves == [(names[0], "cpu"), (names[0], "cpu"), (names[1], "cpu"), (names[1], "cpu")]
+
+
+def test_two_adapters_of_one_base_share_it(world, tmp_path):
+    """Two LoRA references on the policy's base: one base in memory, two different voices."""
+    peft = pytest.importorskip("peft")
+    for seed, name in enumerate(("one", "two")):
+        torch.manual_seed(seed)
+        base = Qwen2ForCausalLM.from_pretrained(world / "first")
+        adapted = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+        adapted.save_pretrained(tmp_path / name)
+    job = job_of(world, tmp_path, f"second={world / 'first'}")
+    for reference, name in zip(job.config.references, ("one", "two")):
+        reference.adapter = str(tmp_path / name)
+    algorithm = build_grpo(job, load_policy(job), Silent())
+    first, second = algorithm.parts.references.models
+    assert first.model is second.model
+    algorithm.batch(0)
+    assert (algorithm.window.sums[0] - algorithm.window.sums[1]).abs().max() > 1e-4
