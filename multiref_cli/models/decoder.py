@@ -177,6 +177,11 @@ def honours_shared_prompts(model: nn.Module) -> bool:
     return _honours_masks[inner]
 
 
+def sharing_width(model: nn.Module) -> int | None:
+    """The hidden size, by which `sharing_pays` weighs tokens; None for a model whose prompts cannot be shared."""
+    return unwrap(model).config.get_text_config().hidden_size if honours_shared_prompts(model) else None
+
+
 def _attends_fully(config: Any) -> bool:
     config = config.get_text_config()
     kinds = getattr(config, "layer_types", None)

@@ -126,7 +126,9 @@ def row_length(prompt_length: int, completion_lengths: Sequence[int], share_prom
     return prompt_length + (sum(inputs) if share_prompt else max(inputs, default=0))
 
 
-def sharing_pays(prompt_lengths: Sequence[int], completion_lengths: Sequence[Sequence[int]], hidden_size: int) -> bool:
+def sharing_pays(
+    prompt_lengths: Sequence[int], completion_lengths: Sequence[Sequence[int]], hidden_size: int | None
+) -> bool:
     """Whether one row per prompt costs less than one row per sequence.
 
     Per layer, a token costs about 24 H^2 operations in the linear maps and 4 H for every position it attends to: 6 H
@@ -136,8 +138,10 @@ def sharing_pays(prompt_lengths: Sequence[int], completion_lengths: Sequence[Seq
     Args:
         prompt_lengths: (P,) tokens.
         completion_lengths: for each prompt the tokens of its responses.
-        hidden_size: H of the model.
+        hidden_size: H of the model; None for one that cannot share prompts (`decoder.sharing_width`).
     """
+    if hidden_size is None:
+        return False
     shared = unshared = 0.0
     for prompt, group in zip(prompt_lengths, completion_lengths, strict=True):
         row = row_length(prompt, group, True)

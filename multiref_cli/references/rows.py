@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from multiref_cli.models.decoder import Adapted, honours_shared_prompts
+from multiref_cli.models.decoder import Adapted, sharing_width
 from multiref_cli.models.packing import Packed, micro_batches, pack, row_length, sharing_pays
 
 # Responses that share one row at most: attention grows with the square of the row.
@@ -82,7 +82,8 @@ class Rows:
         prompt_lengths = [len(self.prompt(group[0])) for group in groups]
         lengths = [[len(self.completion(i)) for i in group] for group in groups]
         inner = [model.model if isinstance(model, Adapted) else model for model in models]
-        share = sharing_pays(prompt_lengths, lengths, _width(inner)) and all(map(honours_shared_prompts, inner))
+        widths = [sharing_width(model) for model in inner]
+        share = None not in widths and sharing_pays(prompt_lengths, lengths, widths[0])
         if not share:
             groups = [[i] for group in groups for i in group]
             prompt_lengths = [len(self.prompt(group[0])) for group in groups]
@@ -129,7 +130,3 @@ def scored_rows(sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Row
 def stored_rows(arrays: Mapping[str, np.ndarray]) -> Rows:
     """Rows as an entry keeps them, in memory."""
     return Rows(**{name: np.array(arrays[name]) for name in _ARRAYS})
-
-
-def _width(models: Sequence[Any]) -> int:
-    return models[0].config.get_text_config().hidden_size

@@ -8,6 +8,7 @@ from torch import nn
 from multiref_cli.config import build
 from multiref_cli.config.schema import Level, Model
 from multiref_cli.data.preferences import Pair
+from multiref_cli.models.decoder import sharing_width
 from multiref_cli.models.load import fingerprint, load_causal_lm, load_reward_model, new_causal_lm
 from multiref_cli.references.store import Sequence
 from multiref_cli.seeding import derive
@@ -79,7 +80,7 @@ def _dpo(job: Job, progress: Progress) -> Trainee:
     stored = stored_pairs(job, job.data.train, progress)
     model = load_policy(job)
     start = _own_reference(job)
-    algorithm = Dpo(job.config, job.data.train, stored, model.config.hidden_size, start)
+    algorithm = Dpo(job.config, job.data.train, stored, sharing_width(model), start)
     notes = []
     if start is None:
         notes.append(

@@ -95,7 +95,7 @@ class Dpo:
     """-log sigmoid of the difference of implicit rewards beta s_A(log pi - log M_A) (arXiv 2502.01203, Eq. 60, 61)."""
 
     def __init__(
-        self, config: DictConfig, pairs: list[Pair], stored: StoredPairs, hidden_size: int, start: int | None
+        self, config: DictConfig, pairs: list[Pair], stored: StoredPairs, hidden_size: int | None, start: int | None
     ) -> None:
         self.config, self.pairs, self.stored, self.start = config, pairs, stored, start
         self.settings, self.regularizer = config.algorithm, config.regularizer

@@ -13,6 +13,7 @@ from multiref_cli.data.chat import end_ids
 from multiref_cli.data.prompts import Prompt, load_prompts
 from multiref_cli.errors import RequestError, RunError
 from multiref_cli.evaluation.evaluate import Evaluator, Scorer, summary
+from multiref_cli.models.decoder import sharing_width
 from multiref_cli.models.load import load_causal_lm, load_reward_model, load_tokenizer
 from multiref_cli.references.models import first_difference
 from multiref_cli.rewards.combine import build_reward
@@ -147,7 +148,7 @@ def _prompts(job: Job) -> list[Prompt]:
 def _preference_accuracies(job: Job, model: nn.Module, progress: Progress) -> np.ndarray:
     """(N,) 1 where the implicit reward of the chosen response is the higher one, for held-out pairs."""
     held_out = Dpo(
-        job.config, job.data.held_out, stored_pairs(job, job.data.held_out, progress), model.config.hidden_size, None
+        job.config, job.data.held_out, stored_pairs(job, job.data.held_out, progress), sharing_width(model), None
     )
     return held_out.accuracies(model)
 

@@ -6,7 +6,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from multiref_cli.models.decoder import check_head, honours_shared_prompts
+from multiref_cli.errors import RequestError
+from multiref_cli.models.decoder import check_head, honours_shared_prompts, sharing_width
 from multiref_cli.models.logprobs import Mix, normalizers, score_references, token_divergence, token_logps
 from multiref_cli.models.packing import pack
 from multiref_cli.objectives.divergence import amari_divergence
@@ -235,8 +236,10 @@ def test_the_exact_divergence_needs_little_more_memory_than_the_sampled_path(mak
 
 def test_models_with_windows_are_not_shared(make_model):
     """A sliding window is lost under a mask of one's own, so such a model computes its prompts separately."""
-    assert honours_shared_prompts(make_model("qwen2"))
-    assert not honours_shared_prompts(make_model("gemma2"))
+    model = make_model("gemma2")
+    assert (sharing_width(make_model("qwen2")), sharing_width(model)) == (32, None)
+    with pytest.raises(RequestError, match="share_prompt=false"):
+        token_logps(model, pack(PROMPTS, COMPLETIONS, 0, share_prompt=True))
 
 
 def test_a_model_that_ignores_masks_is_found_out(make_model):
@@ -247,8 +250,6 @@ def test_a_model_that_ignores_masks_is_found_out(make_model):
 
 
 def test_an_unknown_transformation_of_the_logits_is_refused(make_model):
-    from multiref_cli.errors import RequestError
-
     model = make_model("cohere")
     model.logit_scale = 0.5  # not what its config says
     with pytest.raises(RequestError, match="transforms its logits"):

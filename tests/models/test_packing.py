@@ -97,3 +97,4 @@ def test_sharing_pays_for_long_prompts_and_not_for_short_ones():
     assert sharing_pays([256], [[256, 256]], hidden_size=320)
     assert not sharing_pays([2], [[512] * 8], hidden_size=64)
     assert not sharing_pays([100], [[100]], hidden_size=320)
+    assert not sharing_pays([256], [[64] * 8], hidden_size=None)
