@@ -99,7 +99,7 @@ def compose_plain(overrides: list[str], folder: str = "") -> DictConfig:
     try:
         with _hydra_alone(), initialize_config_dir(version_base="1.3", config_dir=str(conf_directory() / folder)):
             return hydra_compose("config", overrides=[*searchpath, *overrides])
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra raises ValueError for group=null
         raise RequestError(_sentence(error, folder)) from error
 
 
@@ -111,7 +111,7 @@ def typed(plain: DictConfig, root: Any) -> DictConfig:
         OmegaConf.resolve(config)
         missing = missing or sorted(OmegaConf.missing_keys(config))
     except OmegaConfBaseException as error:
-        raise RequestError(_sentence(error, "")) from error
+        raise RequestError(_sentence(error, "", plain.get("algorithm", {}).get("name"))) from error
     if missing:
         raise RequestError(f"{missing[0]} has no value; give it as {missing[0]}=VALUE.")
     return config
@@ -193,7 +193,7 @@ def _hydra_alone():
         logging.root.handlers[:] = handlers
 
 
-def _sentence(error: Exception, folder: str) -> str:
+def _sentence(error: Exception, folder: str, algorithm: str | None = None) -> str:
     """One sentence out of Hydra's or OmegaConf's message, with the nearest valid name."""
     text = str(error).strip()
     lone = re.search(r"Error parsing override '([^']*)'", text)
@@ -211,7 +211,7 @@ def _sentence(error: Exception, folder: str) -> str:
         return f"{group} has no option {option!r}{_nearest(option, options(os.path.join(folder, group)))}."
     key = _unknown_key(error, text)
     if key:
-        return f"there is no key {key!r}{_nearest(key, sorted(known_keys()))}."
+        return f"there is no key {key!r}{_nearest(key, sorted(known_keys(algorithm)))}."
     first = text.splitlines()[0].rstrip(".") if text else type(error).__name__
     full_key = getattr(error, "full_key", None)
     return f"{full_key}: {first}." if full_key and full_key not in first else f"{first}."
@@ -229,11 +229,11 @@ def _unknown_key(error: Exception, text: str) -> str | None:
 
 
 @cache
-def known_keys() -> set[str]:
-    """Dotted keys of the whole schema, and the groups."""
+def known_keys(algorithm: str | None = None) -> set[str]:
+    """Dotted keys of the schema, and the groups; of all algorithms unless one is named."""
     found: set[str] = set(groups())
-    for algorithm in ALGORITHMS.values():
-        _walk(OmegaConf.structured(Experiment(algorithm=algorithm(), **_OPTIONAL)), "", found)
+    for kind in [ALGORITHMS[algorithm]] if algorithm else ALGORITHMS.values():
+        _walk(OmegaConf.structured(Experiment(algorithm=kind(), **_OPTIONAL)), "", found)
     return found
 
 

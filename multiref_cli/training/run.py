@@ -99,11 +99,9 @@ def _guarded(job: Job, run: RunDir, progress: Progress) -> Path:
     except Exception as error:  # every fault leaves its traceback in logs/ and one sentence in status.json
         (run.path / "logs" / "error.txt").write_text("".join(traceback.format_exception(error)))
         run.write_status("failed", heartbeat.step, heartbeat.total, str(error) or type(error).__name__)
-        if isinstance(error, (RequestError, RunError)):
-            raise
-        raise RunError(
-            f"{type(error).__name__}: {error} (see {run.path}/logs/error.txt; then: multiref train --resume {run.path})"
-        ) from error
+        text = str(error) if isinstance(error, (RequestError, RunError)) else f"{type(error).__name__}: {error}"
+        hint = f"(see {run.path}/logs/error.txt; go on with: multiref train --resume {run.path})"
+        raise RunError(f"{text.rstrip('.')} {hint}") from error
     return run.path
 
 

@@ -1,0 +1,73 @@
+"""A tiny world for end-to-end tests: random models of 20 k parameters over the embedded tokenizer, real files, no network."""
+
+import json
+import os
+import random
+
+import pytest
+import torch
+
+from multiref_cli.cli.app import app, run_guarded
+from multiref_cli.data import toy, toy_tokenizer
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
+SPEC = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """Folders `one`, `two` (language models), `judge` (reward model) and the files pairs.jsonl, prompts.jsonl."""
+    from multiref_cli.models.load import new_causal_lm, save_policy
+
+    folder = tmp_path_factory.mktemp("world")
+    tokenizer = toy_tokenizer.tokenizer()
+    for seed, name in enumerate(("one", "two")):
+        torch.manual_seed(seed)
+        model = new_causal_lm({"architecture": "qwen2", "max_position_embeddings": 128, **SPEC}, tokenizer)
+        with torch.no_grad():  # far enough apart for the mixed reference to differ from both
+            for parameter in model.parameters():
+                parameter.mul_(3.0)
+        save_policy(model, tokenizer, folder / name)
+    save_policy(_classifier(folder / "one"), tokenizer, folder / "judge")
+    generator, problems = random.Random(0), toy.problems(0, 40)
+    good, bad = toy.Style(), toy.Style(slip=0.9, repeat=0.5)
+    pairs = [
+        {"prompt": p.text, "chosen": toy.solve(p, good, generator), "rejected": toy.solve(p, bad, generator)} for p in problems
+    ]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in toy.prompt_rows(problems)))
+    return folder
+
+
+def _classifier(folder):
+    from multiref_cli.config.schema import Model
+    from multiref_cli.models.load import load_reward_model
+
+    torch.manual_seed(2)
+    return load_reward_model(Model(path=str(folder)), trainable=True)
+
+
+@pytest.fixture
+def place(world, tmp_path, monkeypatch):
+    """An empty working directory and an own cache; returns the world's folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MULTIREF_CACHE", str(tmp_path / "cache"))
+    return world
+
+
+@pytest.fixture
+def multiref():
+    """The command line, in process: arguments in, exit code out."""
+    return lambda *arguments: run_guarded(lambda: app([str(a) for a in arguments], standalone_mode=True))
+
+
+@pytest.fixture
+def offline(world):
+    """Overrides of a small offline run on the tiny world."""
+    return [
+        "policy=folder", f"policy.path={world}/one", "references=pair", f"first={world}/one", f"second={world}/two",
+        "data=jsonl", f"data.path={world}/pairs.jsonl", "data.held_out=0.2", "reward=toy_gold", "hardware=cpu", "tracking=off",
+        "algorithm.batch_pairs=8", "steps=5", "beta=0.3", "optimizer.learning_rate=1e-3", "evaluation.prompts=6",
+        "evaluation.max_new_tokens=8", f"evaluation.scorer.path={world}/judge", "evaluation.bootstrap=50",
+    ]  # fmt: skip
