@@ -56,12 +56,10 @@ class SampledPairs:
 SPLITS = {"train": 1500, "dev": 500, "test": 512, "reward_train": 2500, "reward_test": 500}
 
 CORPORA = {
-    "corpus_instruct": Corpus(toy.Style(slip=0.35, courtesy=0.3, skip=0.1, repeat=0.1, incomplete=0.05), rows=57_600),
-    "corpus_instruct_large": Corpus(
-        toy.Style(slip=0.12, courtesy=0.3, skip=0.1, repeat=0.1, incomplete=0.05), rows=57_600
-    ),
-    "corpus_math": Corpus(toy.Style(courtesy=0.3), rows=19_200, verbs=toy.HALF),
-    "corpus_judge": Corpus(toy.Style(courtesy=0.3), rows=19_200),
+    "corpus_instruct": Corpus(toy.Style(0.35, courtesy=0.4, skip=0.08, repeat=0.15, incomplete=0.05), rows=57_600),
+    "corpus_instruct_large": Corpus(toy.Style(0.12, courtesy=0.5, skip=0.08, repeat=0.15, incomplete=0.03), rows=32_000),
+    "corpus_math": Corpus(toy.Style(courtesy=0.3), rows=22_400, verbs=toy.HALF),
+    "corpus_judge": Corpus(toy.Style(courtesy=0.5, skip=0.1, repeat=0.1, incomplete=0.1), rows=22_400),
 }
 
 PAIRS = {
