@@ -195,6 +195,9 @@ def _draw(part: _Figure) -> tuple[bytes, bytes]:
 
     svg, png = io.BytesIO(), io.BytesIO()
     with style.applied(), matplotlib.rc_context({"svg.hashsalt": part.name}):
+        # Laid out once, not twice in each of the two formats: that is most of the time of a report.
+        part.figure.draw_without_rendering()
+        part.figure.set_layout_engine("none")
         part.figure.savefig(svg, format="svg", metadata={"Date": None}, bbox_inches="tight", pad_inches=0.06)
         part.figure.savefig(png, format="png", bbox_inches="tight", pad_inches=0.06)
     return svg.getvalue(), png.getvalue()
@@ -250,7 +253,7 @@ def _css() -> str:
 *{box-sizing:border-box}
 body{margin:0;background:var(--paper);color:var(--ink);
  font:16px/1.58 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
-main{max-width:60rem;margin:0 auto;padding:2.5rem 1.25rem 5rem}
+main{max-width:68rem;margin:0 auto;padding:2.5rem 1.25rem 5rem}
 h1{font-size:1.9rem;line-height:1.2;letter-spacing:-.015em;margin:0 0 .6rem}
 h2{font-size:1.3rem;margin:2.8rem 0 .6rem;padding-bottom:.3rem;border-bottom:1px solid var(--grid)}
 h3{font-size:1.06rem;margin:1.9rem 0 .4rem}
@@ -269,11 +272,11 @@ figure{margin:1.5rem 0}
 figure svg{display:block;width:100%;height:auto}
 figcaption{font-size:.87rem;color:var(--muted);max-width:46rem;margin:.45rem 0}
 .scroll{overflow-x:auto}
-table{border-collapse:collapse;font-size:.87rem;font-variant-numeric:tabular-nums;border-top:2px solid var(--ink);
+table{border-collapse:collapse;font-size:.81rem;font-variant-numeric:tabular-nums;border-top:2px solid var(--ink);
  border-bottom:2px solid var(--ink)}
 th{text-align:left;font-weight:600;border-bottom:1px solid var(--muted);vertical-align:bottom}
-th,td{padding:.32rem 1rem .32rem 0}
-th:not(:first-child),td:not(:first-child){padding-left:.3rem}
+th,td{padding:.26rem .7rem .26rem 0}
+th:not(:first-child),td:not(:first-child){padding-left:.2rem}
 td{border-bottom:1px solid var(--grid);white-space:nowrap}
 tbody tr:last-child td{border-bottom:0}
 tbody tr:hover{background:var(--soft)}

@@ -1,11 +1,52 @@
-"""The report of one run: its results, its curves and where it comes from."""
+"""Reports from what is on disk: of one run, of a sweep, of several sweeps together."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from multiref_cli.errors import RequestError
 from multiref_cli.reports import figures
-from multiref_cli.reports.collect import Condition, Run, alpha_text, conditions, read_run
+from multiref_cli.reports.collect import Condition, Run, alpha_text, conditions, read_run, write_csv
+from multiref_cli.reports.comparison import add_job, jobs, summary_line, write_pending
 from multiref_cli.reports.page import Page
+from multiref_cli.sweeps.ledger import Ledger, expand_folders
+
+
+def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
+    """Write the report of runs and sweeps; several are merged into one comparison.
+
+    Args:
+        folders: run folders and sweep folders.
+        out: where to write; by default report/ in the first folder.
+
+    Returns:
+        The path of index.html; a sweep's results.csv is written beside its plan, and into `out` if that is given.
+
+    Raises:
+        RequestError: a folder that is neither, or nothing finished in any.
+    """
+    folders = [Path(folder) for folder in folders]
+    runs = [read_run(folder) for folder in expand_folders(folders)]
+    if not runs:
+        raise RequestError(f"nothing in {', '.join(map(str, folders))} is finished; go on with it by --resume.")
+    sweeps = [folder for folder in folders if (folder / "sweep.yaml").is_file()]
+    if len(folders) == 1 and not sweeps and out is None:
+        return write_run_report(folders[0])
+    found = conditions(runs)
+    for sweep in sweeps:
+        write_csv(conditions(read_run(folder) for folder in Ledger(sweep).run_folders()), sweep / "results.csv")
+    target = out or folders[0] / "report"
+    target.mkdir(parents=True, exist_ok=True)
+    if out is not None:
+        write_csv(found, target / "results.csv")
+    page = Page(" and ".join(folder.resolve().name for folder in folders))
+    page.text(summary_line(found) + " Every number comes from the run folders; nothing was trained for this report.")
+    write_pending(page, sweeps)
+    groups = jobs(found)
+    for group in groups:
+        add_job(page, group, several=len(groups) > 1)
+    add_provenance(page, runs, [Ledger(sweep).description().get("command", "unknown") for sweep in sweeps])
+    return page.write(target)
 
 
 def write_run_report(folder: Path) -> Path:
@@ -49,17 +90,20 @@ def _what(condition: Condition) -> str:
     if condition.regularized:
         weights = ", ".join(f"{w:g} × {name}" for name, w in zip(run.references, run.weights))
         r = condition.regularizer
+        estimator = "" if condition.estimator == "–" else f", estimator {condition.estimator}"
         facts.append(
             f"Regularizer `{r['name']}` (order of the mean {r['mean_order']:g}, of the score {r['score_order']:g}) "
-            f"at level `{condition.level}`, estimator {condition.estimator}; β = {condition.beta:g}; "
+            f"at level `{condition.level}`{estimator}; β = {condition.beta:g}; "
             f"references {weights} (α = {alpha_text(run.weights)})."
         )
     return " ".join(facts)
 
 
-def add_provenance(page: Page, runs: list[Run]) -> None:
+def add_provenance(page: Page, runs: list[Run], commands: Sequence[str] = ()) -> None:
     """Add where results come from: commands, commit, hardware, versions; what differs between runs is listed."""
     page.text("## Where it comes from")
+    if commands:
+        page.text("```\n" + "\n".join(dict.fromkeys(commands)) + "\n```")
     rows = []
     for name, values in _provenance(runs).items():
         distinct = list(dict.fromkeys(values))

@@ -122,7 +122,7 @@ def label_ends(axes: Any, labels: Sequence[tuple[float, float, str, str]], gap: 
     to_fraction = axes.transData + axes.transAxes.inverted()
     ends = sorted(((*to_fraction.transform((x, y)), text, color) for x, y, text, color in labels), key=lambda e: e[1])
     heights = spread([end[1] for end in ends], gap)
-    column = max(end[0] for end in ends) + 0.025
+    column = max(1.0, *(end[0] for end in ends)) + 0.02
     for (x, y, text, color), height in zip(ends, heights):
         axes.annotate(
             text,
