@@ -50,7 +50,8 @@ def theory(overrides: list[str]) -> None:
     except Exception as error:  # whatever a study raised: the folder says so, the door in cli/app prints it
         run.write_status("failed", len(studies), total, f"{type(error).__name__}: {error}")
         raise RunError(f"study {len(studies) + 1} of {total} failed: {type(error).__name__}: {error}.") from error
-    display.line(f"\n{total} studies in {time.monotonic() - started:.0f} s; report: {page}")
+    counted = "1 study" if total == 1 else f"{total} studies"
+    display.line(f"\n{counted} in {time.monotonic() - started:.0f} s; report: {page}")
 
 
 def _show(study: Study) -> None:

@@ -77,7 +77,7 @@ def _lines(axes: Any, panel: Panel) -> None:
 
 
 def _label_peak(axes: Any, label: str, x: np.ndarray, y: np.ndarray, color: str) -> None:
-    top = int(np.argmax(np.abs(y)))
+    top = int(np.nanargmax(np.abs(y)))
     aligned = ("left", "center", "right")[min(2, 3 * top // len(x))]
     above = y[top] >= 0
     axes.annotate(

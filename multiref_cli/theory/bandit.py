@@ -63,8 +63,8 @@ def random_bandit(rng: np.random.Generator, problems: int, reward_max: float | N
 
     Args:
         rng: source of randomness.
-        problems: B.
-        reward_max: R_max; drawn from 0.25 to 4 if not given.
+        problems: B, the size of the batch (B, ...).
+        reward_max: R_max, a scalar; drawn from 0.25 to 4 if not given.
 
     Returns:
         Bandit with 2 to 5 references, 3 to 24 responses, beta from 0.03 to 3; at times one alpha is exactly zero.

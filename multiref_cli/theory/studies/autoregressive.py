@@ -55,8 +55,8 @@ def run(lab: Laboratory) -> Study:
     found = {distance: tree_regrets(lab, distance) for distance in DISTANCES}
     rows = [[d, *(_spread(found[d][name]) for name in COLUMNS), _spread(found[d]["disagreement"])] for d in DISTANCES]
     table = Table(
-        f"Mean regret (95 % interval over {lab.trees} trees, {lab.vocabulary}^{lab.length} sequences each) of stand-ins "
-        "in the exact sequence-level objective of Theorem 5.1 (A = 0; Theorem 6.1 for the arithmetic one).",
+        f"Mean regret (95 % interval over {lab.trees} trees, {lab.vocabulary}^{lab.length} sequences each) of "
+        "stand-ins in the exact sequence-level objective of Theorem 5.1 (A = 0; Theorem 6.1 for the arithmetic one).",
         ["Distance (nats)", *COLUMNS.values(), "Disagreement (nats)"],
         rows,
     )
@@ -114,10 +114,9 @@ def _chart(lab: Laboratory, found: dict[float, dict[str, np.ndarray]]) -> Chart:
     return Chart(
         "autoregressive",
         f"Theorems 5.1 and 6.1 on all {lab.vocabulary}^{lab.length} sequences of random trees, beta = {lab.beta:g}. "
-        "Left: regret of "
-        "solving the token-level problem, or MRPO's surrogate, in place of the exact sequence-level one; bands: 95 %. "
-        "Right: the disagreement −Σ log F_t that a run can log foretells the price of the token level (band: 10 to "
-        "90 % of trees).",
+        "Left: regret of solving the token-level problem, or MRPO's surrogate, in place of the exact sequence-level "
+        "one; bands: 95 %. Right: the disagreement −Σ log F_t that a run can log foretells the price of the token "
+        "level (band: 10 to 90 % of trees).",
         [
             Panel("Regret grows as references part", "distance of the references (nats)", "regret (reward units)",
                   costs, x_scale="log", y_scale="log"),

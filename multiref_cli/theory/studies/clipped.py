@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from multiref_cli.objectives.penalty import calibrated_threshold
 from multiref_cli.theory import clipping, exact
 from multiref_cli.theory.bandit import generator, pushed_apart
 from multiref_cli.theory.findings import Chart, Line, Panel, Study, Table, metric
@@ -33,64 +34,105 @@ def departing_policy(references: Tensor, weights: Tensor, reward: Tensor, beta: 
     return policy, (policy / reference).log()
 
 
+def estimates(lab: Laboratory, policy: Tensor, log_ratio: Tensor) -> tuple[list[Line], list[list[float]]]:
+    """Error of the clipped estimate over thresholds, and the best, no, and the calibrated threshold.
+
+    Args:
+        lab: the laboratory's settings.
+        policy: (Y,) probabilities.
+        log_ratio: (Y,) log pi / q.
+
+    Returns:
+        Lines for the chart and rows of floats for the table.
+    """
+    thresholds = torch.tensor(THRESHOLDS, dtype=torch.float64)
+    bias, variance = clipping.clipped_moments(policy, log_ratio, thresholds)
+    lines, rows = [], []
+    for i, n in enumerate(SAMPLES):
+        lines.append(Line(f"{n} rollouts", THRESHOLDS, (bias**2 + variance / n).sqrt().tolist(), "shape", i))
+        drawn = generator(lab.seed, "rollouts", n).choice(len(policy), n, p=policy.numpy())
+        rule = torch.tensor([calibrated_threshold(log_ratio[torch.from_numpy(drawn)])], dtype=torch.float64)
+        at_rule = clipping.clipped_moments(policy, log_ratio, rule)
+        calibrated = float((at_rule[0] ** 2 + at_rule[1] / n).sqrt())
+        best = clipping.best_threshold(policy, log_ratio, thresholds, n)
+        rows.append([n, *best, float((variance[-1] / n).sqrt()), float(rule), calibrated])
+    limit = clipping.clip_bias_bound(policy, log_ratio, thresholds)
+    return [*lines, Line("bias bound", THRESHOLDS, limit.tolist(), "bound", 4)], rows
+
+
+def optima(references: Tensor, weights: Tensor, reward: Tensor, beta: float, order: float) -> list[list[float | None]]:
+    """Regrets of the clamped optimum and of the linearly continued one, for each threshold in `CLIPS`.
+
+    Args:
+        references: (K, Y) probabilities.
+        weights: (K,) alpha.
+        reward: (Y,).
+        beta: weight of the divergence.
+        order: A.
+
+    Returns:
+        Pairs of floats; the second is None for A = 0, whose score needs no continuation.
+    """
+    mixed, found = exact.log_mixed(references, weights, order), []
+    for clip in CLIPS:
+        policies = [clipping.clamped_policy(mixed, reward, beta, order, clip)]
+        policies += [clipping.continued_policy(mixed, reward, beta, order, clip)] if order else []
+        regrets = [float(exact.regret(p, references, weights, reward, beta, order)) for p in policies]
+        found.append([max(r, 0.0) for r in regrets] + [None] * (order == 0))
+    return found
+
+
 def run(lab: Laboratory) -> Study:
     """Error of the clipped estimate over thresholds, and regrets of clipped optima; every number is a float."""
     references, weights = pushed_apart(0.6, 60), simplex(0.5)
     reward = lab.reward_max * torch.from_numpy(generator(lab.seed, "clipped").random(60))
     beta = 0.2 * lab.beta
-    thresholds = torch.tensor(THRESHOLDS, dtype=torch.float64)
-    policy, log_ratio = departing_policy(references, weights, reward, beta)
-    bias, variance = clipping.clipped_moments(policy, log_ratio, thresholds)
-    limit = clipping.clip_bias_bound(policy, log_ratio, thresholds)
-    errors, rows = [], []
-    for i, n in enumerate(SAMPLES):
-        errors.append(Line(f"{n} rollouts", THRESHOLDS, (bias**2 + variance / n).sqrt().tolist(), "shape", i))
-        best = clipping.best_threshold(policy, log_ratio, thresholds, n)
-        unclipped = float((variance[-1] / n).sqrt())
-        rows.append([n, best[0], best[1], unclipped])
-    bound = Line("bias bound", THRESHOLDS, limit.tolist(), "bound", 4)
+    errors, rows = estimates(lab, *departing_policy(references, weights, reward, beta))
     optima_rows, lines, metrics = [], [], {}
     for i, (order, name) in enumerate(ORDERS.items()):
-        args = (exact.log_mixed(references, weights, order), reward, beta, order)
-        policies = [(clipping.clamped_policy(*args, c), clipping.continued_policy(*args, c) if order else None)
-                    for c in CLIPS]  # fmt: skip
-        regrets = [[None if p is None else float(exact.regret(p, references, weights, *args[1:])) for p in pair]
-                   for pair in policies]  # fmt: skip
+        regrets = optima(references, weights, reward, beta, order)
         optima_rows += [[name, c, *pair] for c, pair in zip(CLIPS, regrets)]
-        clamped = [max(r[0], FLOOR) if r[0] != float("inf") else float("nan") for r in regrets]
         if order != 0.5:  # Hellinger lies between the two and stands in the table
+            clamped = [max(r[0], FLOOR) if r[0] != float("inf") else float("nan") for r in regrets]
             lines.append(Line(f"{name}, clamped", CLIPS, clamped, "measured", i, at_peak=True))
         if order == 1:
             linear = [max(r[1], FLOOR) for r in regrets]
             lines.append(Line(f"{name}, continued linearly", CLIPS, linear, "bound", 1, at_peak=True))
         metrics[f"clamp_regret/{name}/c=2"] = metric(regrets[CLIPS.index(2.0)][0])
     tables = [
-        Table("Threshold with the least root mean squared error of the clipped divergence estimate.",
-              ["Rollouts", "Best threshold (nats)", "Its error", "Error without clipping"], rows),
-        Table("Regret of the policy that a clipped penalty leads to; infinite where it gives up a response that "
-              "forward KL may not give up.", ["Score", "Threshold (nats)", "Clamped", "Linear continuation"],
-              optima_rows),
-    ]  # fmt: skip
-    return Study("clipped", "Clipped log-ratios", [_conclusion()], tables, [_chart([*errors, bound], lines)], metrics)
+        Table(
+            "Threshold with the least root mean squared error of the clipped divergence estimate, and the one that "
+            "objectives.penalty.calibrated_threshold takes from one set of rollouts.",
+            ["Rollouts", "Best threshold (nats)", "Its error", "Unclipped error", "Calibrated threshold", "Its error"],
+            rows,
+        ),
+        Table(
+            "Regret of the policy that a clipped penalty leads to; infinite where it gives up a response that forward "
+            "KL may not give up.",
+            ["Score", "Threshold (nats)", "Clamped", "Linear continuation"],
+            optima_rows,
+        ),
+    ]
+    return Study("clipped", "Clipped log-ratios", [_conclusion()], tables, [_chart(errors, lines)], metrics)
 
 
 def _conclusion() -> str:
     return (
-        "Clipping the log-ratio trades bias for variance, and the best threshold grows with the number of rollouts, as "
-        "2602.21765 says. In the penalty itself a clamp moves the optimum: responses past −c lose all mass and the best "
-        "ones take what is left over for free (derived). Under forward KL that can cost infinitely much. Going on "
-        "linearly past the threshold, as this project's score does, leaves the optimum exact once the threshold covers "
-        "the log-ratios that it needs."
+        "Clipping the log-ratio trades bias for variance, and the best threshold grows with the number of rollouts, "
+        "as 2602.21765 says. In the penalty itself a clamp moves the optimum: responses past −c lose all mass and "
+        "the best ones take what is left over for free (derived). Under forward KL that can cost infinitely much. "
+        "Going on linearly past the threshold, as this project's score does, leaves the optimum exact once the "
+        "threshold covers the log-ratios that it needs."
     )
 
 
 def _chart(errors: list[Line], optima: list[Line]) -> Chart:
     return Chart(
         "clipped",
-        "arXiv 2602.21765 on a finite space. Left: a policy with 3 % of its samples far off; root mean squared error of a clipped estimate of the divergence; "
-        "few rollouts want a low threshold, many a high one; dashed: the bias never exceeds E[(log u)²] / 4c "
-        "(derived). Right: regret of the policy at rest under a clipped penalty: clamped (solid) or continued linearly "
-        "(dashed); missing points are infinite.",
+        "arXiv 2602.21765 on a finite space. Left: a policy with 3 % of its samples far off; root mean squared error "
+        "of a clipped estimate of the divergence; few rollouts want a low threshold, many a high one; dashed: the "
+        "bias never exceeds E[(log u)²] / 4c (derived). Right: regret of the policy at rest under a clipped penalty: "
+        "clamped (solid) or continued linearly (dashed); missing points are infinite.",
         [
             Panel("Best threshold grows with rollouts", "threshold c (nats)", "error (nats)", errors, x_scale="log",
                   y_scale="log"),

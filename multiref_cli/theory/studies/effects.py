@@ -100,12 +100,12 @@ def run(lab: Laboratory) -> Study:
         "What the number of pairs depends on",
         [
             f"The limit trace(I⁻¹ X' H X) / 2 lies inside {sum(x <= 1 for x in worst)} of {len(worst)} intervals of "
-            "95 %; it is missed clearly only under forward KL where responses are all but uncovered (alpha 0 or 1, a best "
-            "response of 1 % or less): n is not large yet there. The reverse-KL gap is proportional to γ as in Theorem 5.2; the "
-            "forward-KL gap stops growing once its optimum has found the best response. R_max hardly matters: the "
-            "e^(4 R_max) of the bounds is a worst case. K and alpha change where pairs are drawn, and matter little "
-            "while some reference covers each response. A rare best response matters where each response has a "
-            "parameter of its own (the panel on its mass), not where features share them."
+            "95 %; it is missed clearly only under forward KL where responses are all but uncovered (alpha 0 or 1, a "
+            "best response of 1 % or less): n is not large yet there. The reverse-KL gap is proportional to γ as in "
+            "Theorem 5.2; the forward-KL gap stops growing once its optimum has found the best response. R_max "
+            "hardly matters: the e^(4 R_max) of the bounds is a worst case. K and alpha change where pairs are "
+            "drawn, and matter little while some reference covers each response. A rare best response matters where "
+            "each response has a parameter of its own (the panel on its mass), not where features share them."
         ],
         [table],
         [Chart("effects", _caption(lab), panels, columns=3)],
@@ -116,7 +116,7 @@ def run(lab: Laboratory) -> Study:
 def _caption(lab: Laboratory) -> str:
     return (
         "What the constants of Theorems 5.2 and 6.2 stand for: n times the mean sub-optimality gap, linear class, "
-        f"{lab.draws} data sets of n = {min(lab.n, 8192)} pairs for each point (bands: 95 %), against one quantity at a "
-        "time (the panel on the mass of the best response: one parameter a response). Black lines: the limit derived "
-        "here, nothing fitted; see the points on the lines."
+        f"{lab.draws} data sets of n = {min(lab.n, 8192)} pairs for each point (bands: 95 %), against one quantity at "
+        "a time (the panel on the mass of the best response: one parameter a response). Black lines: the limit "
+        "derived here, nothing fitted; see the points on the lines."
     )

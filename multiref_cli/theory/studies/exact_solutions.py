@@ -15,7 +15,7 @@ DISTANCES = [0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
 
 
 def landscape(reward_max: float) -> Tensor:
-    """A smooth reward with a hill between the references and a higher one beside them; (81,) in [0, R_max]."""
+    """A smooth reward with a hill between the references and a higher one beside them; (Y,) = (81,) in [0, R_max]."""
     line = torch.linspace(0, 1, RESPONSES, dtype=torch.float64)
     hills = 0.7 * torch.exp(-0.5 * ((line - 0.5) / 0.07) ** 2) + torch.exp(-0.5 * ((line - 0.92) / 0.07) ** 2)
     return reward_max * hills / hills.max()
@@ -87,8 +87,10 @@ def _conclusion() -> str:
 
 def _chart(references: Tensor, weights: Tensor, reward: Tensor, beta: float, regrets: dict) -> Chart:
     x = torch.linspace(0, 1, RESPONSES).tolist()
-    shapes = [Line("reference 1", x, references[0].tolist(), "shape", 5, at_peak=True), Line("reference 2", x, references[1].tolist(),
-              "shape", 4, at_peak=True)]  # fmt: skip
+    shapes = [
+        Line(f"reference {i + 1}", x, one.tolist(), "shape", look, at_peak=True)
+        for i, (one, look) in enumerate(zip(references, (5, 4)))
+    ]
     names = {1.0: "arithmetic, A = 1", 0.0: "geometric, A = 0", -1.0: "harmonic, A = −1"}
     means = [
         Line(name, x, exact.log_mixed(references, weights, a).exp().tolist(), "shape", i)
@@ -103,12 +105,11 @@ def _chart(references: Tensor, weights: Tensor, reward: Tensor, beta: float, reg
     where = "response (81 of them, on a line)"
     return Chart(
         "one_family",
-        "Theorems 5.1 and 6.1 of arXiv 2502.01203 and the orders between and beyond. Upper left: two references. Upper "
-        "right: their mixed references before normalization; the harmonic mean keeps what the worst reference allows, "
-        "the arithmetic what the best does. Lower left: the exact optima for one reward; forward KL "
-        "keeps the mass of both references and spikes at the best responses, reverse KL and chi-square stay where both "
-        "references agree. "
-        "Lower right: what it costs in the reverse-KL objective to follow a surrogate instead.",
+        "Theorems 5.1 and 6.1 of arXiv 2502.01203 and the orders between and beyond. Upper left: two references. "
+        "Upper right: their mixed references before normalization; the harmonic mean keeps what the worst reference "
+        "allows, the arithmetic what the best does. Lower left: the exact optima for one reward; forward KL keeps "
+        "the mass of both references and spikes at the best responses, reverse KL and chi-square stay where both "
+        "references agree. Lower right: what it costs in the reverse-KL objective to follow a surrogate instead.",
         [
             Panel("Two references", where, "probability", [*shapes, hill]),
             Panel("Mixed references M_A", where, "mass", means, y_scale="log", y_limits=(1e-9, 0.1)),

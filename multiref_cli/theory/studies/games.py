@@ -112,10 +112,10 @@ def _conclusion() -> str:
 def _chart(gains: list[Line], slopes: list[Line]) -> Chart:
     return Chart(
         "games",
-        "Nash learning with several references. Left: dual gap, what two best-responding opponents gain, of the policy "
-        "that treats the win rate against the mixed reference as a reward; the equilibrium has none. Right: dual gap of "
-        "the equilibrium of wrong preferences; slope 2 for every order, below the derived bound (dashed, reverse and "
-        "forward KL), as arXiv 2602.23116 has it for strongly convex regularizers.",
+        "Nash learning with several references. Left: dual gap, what two best-responding opponents gain, of the "
+        "policy that treats the win rate against the mixed reference as a reward; the equilibrium has none. Right: "
+        "dual gap of the equilibrium of wrong preferences; slope 2 for every order, below the derived bound (dashed, "
+        "reverse and forward KL), as arXiv 2602.23116 has it for strongly convex regularizers.",
         [
             Panel("A reward cannot hold a cycle", "beta", "dual gap", gains, x_scale="log", y_scale="log"),
             Panel("Errors cost their square", "size of the preference error", "dual gap", slopes, x_scale="log",

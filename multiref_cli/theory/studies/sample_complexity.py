@@ -176,9 +176,9 @@ def _chart(lab: Laboratory, setting: Setting, sweeps: dict, vanishing: Sweep) ->
 
 def _caption(lab: Laboratory) -> str:
     return (
-        "Theorems 5.2, 5.3, 6.2 and 6.3 of arXiv 2502.01203, simulated. Points: mean gap over "
-        f"{lab.draws} data sets (bands: 95 %); dashed: bounds that hold with probability {1 - lab.delta:g}; thin black: "
-        "the limit derived here, with no free constant. Both left panels fall at the same rate 1/n, although the "
-        "paper's forward-KL bound promises only 1/√n; the paper's constants lie orders of magnitude above the truth, "
-        "the derived ones less so."
+        f"Theorems 5.2, 5.3, 6.2 and 6.3 of arXiv 2502.01203, simulated. Points: mean gap over {lab.draws} data sets "
+        f"(bands: 95 %); dashed: bounds that hold with probability {1 - lab.delta:g}; thin black: the limit derived "
+        "here, with no free constant. Both left panels fall at the same rate 1/n, although the paper's forward-KL "
+        "bound promises only 1/√n; the paper's constants lie orders of magnitude above the truth, the derived ones "
+        "less so."
     )

@@ -1,0 +1,145 @@
+"""Studies end to end: small settings, repeatability, refusals, the command and its run folder."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from multiref_cli.cli.theory import theory
+from multiref_cli.errors import RequestError, RunError
+from multiref_cli.reports.laboratory import draw
+from multiref_cli.theory import laboratory
+from multiref_cli.theory.findings import Chart, Line, Panel, Range
+from multiref_cli.theory.settings import Laboratory, Selection
+
+CONF = Path(__file__).parents[2] / "conf" / "theory"
+SMALL = {"problems": 25, "n": 1024, "draws": 20, "trees": 3, "length": 3, "class_size": 16, "responses": 6}
+
+
+def small(*parts, **changes):
+    return Laboratory(study=Selection("test", list(parts)), **{**SMALL, **changes})
+
+
+@pytest.fixture(autouse=True)
+def keep_threads():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("name", [n for n in laboratory.STUDIES if n != "violations"])
+def test_every_study_has_words_numbers_tables_and_charts(name):
+    (study,) = laboratory.run(small(name))
+    assert study.name == name and study.texts and study.tables and study.charts and study.metrics
+    for table in study.tables:
+        assert all(len(row) == len(table.headers) for row in table.rows) and table.caption
+    assert all(len(chart.caption) > 80 for chart in study.charts)
+
+
+def test_violations_are_counted_and_none_is_found_on_random_problems():
+    (study,) = laboratory.run(small("violations"))
+    assert study.metrics["violations/all"]["mean"] == 0
+    assert study.metrics["small_reward/Lemma B.1/R=0.001"]["mean"] > 0.3
+    assert study.metrics["small_reward/derived constants/R=0.001"]["mean"] == 0
+    names = [row[1] for row in study.tables[0].rows]
+    assert {"Theorem 5.2", "Theorem 5.3", "Theorem 6.2", "Theorem 6.3"} <= set(names)
+
+
+def test_alpha_is_never_interior_by_the_objective_but_often_by_held_out_reward():
+    (study,) = laboratory.run(small("alpha", problems=400))
+    by_objective = [v["mean"] for k, v in study.metrics.items() if "objective" in k]
+    by_reward = [v["mean"] for k, v in study.metrics.items() if "held_out" in k]
+    assert by_objective == [0.0] * 4 and max(by_reward) > 0.2
+
+
+def test_token_level_regret_in_the_report_grows_with_distance():
+    (study,) = laboratory.run(small("autoregressive", trees=6))
+    regrets = [v["mean"] for k, v in study.metrics.items() if k.startswith("regret/geometric")]
+    assert regrets == sorted(regrets) and regrets[-1] > 100 * regrets[0]
+
+
+def test_more_than_two_references_work_everywhere():
+    list(laboratory.run(small("autoregressive", "sample_complexity", "sampling", "games", alpha=[0.2, 0.3, 0.5])))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"n": 10}, "n=10"),
+        ({"alpha": 1.5}, "alpha=1.5"),
+        ({"alpha": [0.5, 0.6]}, "alpha="),
+        ({"beta": 0.0}, "beta"),
+        ({"delta": 1.0}, "delta"),
+        ({"vocabulary": 10, "length": 8}, "vocabulary=10"),
+        ({"study": Selection("x", ["nothing"])}, "nothing"),
+    ],
+)
+def test_senseless_settings_are_refused_by_name(changes, named):
+    with pytest.raises(RequestError, match=named):
+        laboratory.check(dataclasses.replace(small(), **changes))
+
+
+def test_the_yaml_files_hold_every_setting_with_its_default_and_every_study():
+    root = OmegaConf.load(CONF / "config.yaml")
+    default = dataclasses.asdict(Laboratory())
+    assert set(root) - {"defaults"} == set(default) - {"study"}
+    assert all(root[key] == default[key] for key in default if key not in ("study", "run"))
+    choices = {path.stem: OmegaConf.load(path) for path in (CONF / "study").glob("*.yaml")}
+    assert set(choices) == {"all", *laboratory.STUDIES}
+    assert all(choice.name == name for name, choice in choices.items())
+    assert all(list(choices[name].parts) == [name] for name in laboratory.STUDIES) and list(choices["all"].parts) == []
+
+
+def test_the_command_writes_a_run_folder_and_repeats_itself_bit_for_bit(tmp_path, capsys):
+    overrides = ["study=sample_complexity", "n=512", "draws=20", "class_size=8", "seed=3"]
+    for name in ("first", "second"):
+        theory([*overrides, f"run.dir={tmp_path / name}"])
+    first, second = ((tmp_path / name) for name in ("first", "second"))
+    for file in ("results.json", "report/report.md", "report/index.html", "report/figures/sample-complexity.png"):
+        assert (first / file).read_bytes() == (second / file).read_bytes()
+    assert json.loads((first / "status.json").read_text())["state"] == "done"
+    assert json.loads((first / "results.json").read_text())["seed"] == 3
+    assert "Theorem" in (first / "report/report.md").read_text()
+    assert "report:" in capsys.readouterr().out
+    with pytest.raises(RequestError, match="exists already"):
+        theory([*overrides, f"run.dir={first}"])
+
+
+def test_another_seed_gives_other_numbers():
+    (one,), (other,) = (list(laboratory.run(small("sample_complexity", seed=seed))) for seed in (0, 1))
+    assert one.metrics.keys() == other.metrics.keys() and one.metrics != other.metrics
+
+
+def test_unknown_studies_and_keys_write_nothing(tmp_path):
+    for wrong in ("study=nothing", "+typo=1", "n=many"):
+        with pytest.raises(RequestError):
+            theory([wrong, f"run.dir={tmp_path / 'x'}"])
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_study_that_fails_leaves_a_folder_that_says_so(tmp_path, monkeypatch):
+    def broken(lab):
+        raise ZeroDivisionError("no pairs")
+        yield
+
+    monkeypatch.setattr(laboratory, "run", broken)
+    with pytest.raises(RunError, match="no pairs"):
+        theory(["study=alpha", f"run.dir={tmp_path / 'x'}"])
+    assert json.loads((tmp_path / "x" / "status.json").read_text())["state"] == "failed"
+
+
+def test_charts_are_drawn_with_every_line_named_and_infinite_points_left_out():
+    lines = [
+        Line("measured one", [1, 2, 3], [0.1, 0.2, float("inf")], "measured", 0, [0.05, 0.1, 0.2], [0.2, 0.3, 0.4]),
+        Line("bound one", [1, 2, 3], [1.0, 2.0, 3.0], "bound", 1),
+        Line("peak one", [1, 2, 3], [0.5, float("nan"), 0.4], "shape", 2, at_peak=True),
+    ]
+    figure = draw(Chart("c", "caption", [Panel("title", "x", "y", lines, y_scale="log")]))
+    texts = {t.get_text() for t in figure.axes[0].texts}
+    assert {"measured one", "bound one", "peak one"} <= texts
+    ranges = [Range("row", (1.0, 2.0, 3.0, 4.0, 5.0)), Range("other", (0.5, 2.0, 3.0, 4.0, 5.0), 1)]
+    drawn = draw(Chart("r", "caption", [Panel("title", "x", "", ranges=ranges, x_scale="log")], columns=1))
+    assert [t.get_text() for t in drawn.axes[0].get_yticklabels()] == ["other", "row"]
