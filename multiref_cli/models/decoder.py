@@ -32,7 +32,7 @@ class Adapted:
     adapter: str | None
 
     @contextmanager
-    def active(self) -> Iterator[nn.Module]:
+    def active(self) -> Iterator[Any]:
         """The model while this adapter, or none, is switched on."""
         if self.adapter is None:
             with self.model.disable_adapter():
@@ -47,7 +47,7 @@ class Adapted:
 
 
 @contextmanager
-def active(model: "nn.Module | Adapted") -> Iterator[nn.Module]:
+def active(model: "nn.Module | Adapted") -> Iterator[Any]:
     """The transformers model itself, without peft's wrapper, with the right adapter switched on."""
     if isinstance(model, Adapted):
         with model.active() as wrapped:
@@ -56,7 +56,7 @@ def active(model: "nn.Module | Adapted") -> Iterator[nn.Module]:
         yield unwrap(model)
 
 
-def unwrap(model: Any) -> nn.Module:
+def unwrap(model: Any) -> Any:
     """The transformers model inside a peft wrapper (its adapter layers stay in place), or the model as it is."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
@@ -128,7 +128,7 @@ def hidden_states(model: "nn.Module | Adapted", packed: Packed) -> Tensor:
         return _decode(inner, packed)
 
 
-def _decode(inner: nn.Module, packed: Packed) -> Tensor:
+def _decode(inner: Any, packed: Packed) -> Tensor:
     extra = {}
     if packed.attention_mask is not None:
         extra = {"attention_mask": packed.attention_mask, "position_ids": packed.position_ids}
@@ -140,7 +140,7 @@ def _decode(inner: nn.Module, packed: Packed) -> Tensor:
 
 
 @torch.no_grad()
-def check_head(model: nn.Module) -> None:
+def check_head(model: Any) -> None:
     """Compares the head applied to hidden states with the model's own logits on a probe of a few tokens.
 
     Raises:
@@ -163,7 +163,7 @@ def check_head(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def honours_shared_prompts(model: nn.Module) -> bool:
+def honours_shared_prompts(model: Any) -> bool:
     """Whether the model gives the same hidden states when responses share their prompt's row (probed once a model).
 
     Models whose layers do not all attend to everything (sliding windows, state spaces) do not: their window is lost
@@ -177,7 +177,7 @@ def honours_shared_prompts(model: nn.Module) -> bool:
     return _honours_masks[inner]
 
 
-def sharing_width(model: nn.Module) -> int | None:
+def sharing_width(model: Any) -> int | None:
     """The hidden size, by which `sharing_pays` weighs tokens; None for a model whose prompts cannot be shared."""
     return unwrap(model).config.get_text_config().hidden_size if honours_shared_prompts(model) else None
 
@@ -190,7 +190,7 @@ def _attends_fully(config: Any) -> bool:
     return getattr(config, "sliding_window", None) is None
 
 
-def _probe_agrees(inner: nn.Module) -> bool:
+def _probe_agrees(inner: Any) -> bool:
     device = next(inner.parameters()).device
     rows = [pack([_PROBE_PROMPT], [_PROBE_RESPONSES], 0, share).to(device) for share in (True, False)]
     with _evaluating(inner):
@@ -206,7 +206,7 @@ def _tolerance(hidden: Tensor) -> float:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def _evaluating(model: Any) -> Iterator[None]:
     training = model.training
     model.eval()
     try:

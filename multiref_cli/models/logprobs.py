@@ -7,7 +7,7 @@ are padding of the matrix and are cut off before the softmax.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -262,7 +262,7 @@ class _Sizes:
 
 
 def _apply(hidden: Tensor, head: Head, statistics: Statistics, sizes: _Sizes) -> tuple[Tensor, ...]:
-    return _ChunkedHead.apply(hidden, head.weight, head.bias, replace(head, weight=None, bias=None), statistics, sizes)
+    return _ChunkedHead.apply(hidden, head.weight, head.bias, head, statistics, sizes)
 
 
 class _ChunkedHead(torch.autograd.Function):
@@ -272,10 +272,10 @@ class _ChunkedHead(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head, statistics: Statistics, sizes: _Sizes
     ) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(hidden, weight, bias)
+        """Statistics of all positions, (N,) or (N, K) each; `weight` and `bias` are those of `head`."""
+        ctx.save_for_backward(hidden, weight, bias)  # refuses a backward pass after the weights have changed
         ctx.head, ctx.statistics, ctx.sizes = head, statistics, sizes
         ctx.set_materialize_grads(False)
-        head = replace(head, weight=weight, bias=bias)
         with torch.autocast(hidden.device.type, enabled=False):
             parts = [
                 statistics(head.finish(head.linear(hidden[rows]), sizes.temperature), rows)
@@ -288,8 +288,9 @@ class _ChunkedHead(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Gradients for hidden states, weight and bias from those of the statistics."""
         hidden, weight, bias = ctx.saved_tensors
-        head = replace(ctx.head, weight=weight, bias=bias)
+        head: Head = ctx.head
         wanted = [i for i, gradient in enumerate(gradients) if gradient is not None]
         # Chunks add up in float32 even where the weights are bf16.
         wide = torch.promote_types(weight.dtype, torch.float32)

@@ -47,9 +47,15 @@ class Packed:
 
     def to(self, device: torch.device | str) -> "Packed":
         """The same rows on another device."""
-        names = ("input_ids", "position_ids", "attention_mask", "predictor", "targets", "mask")
-        tensors = {name: getattr(self, name) for name in names}
-        return replace(self, **{name: None if t is None else t.to(device) for name, t in tensors.items()})
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device),
+            position_ids=self.position_ids.to(device),
+            attention_mask=None if self.attention_mask is None else self.attention_mask.to(device),
+            predictor=self.predictor.to(device),
+            targets=self.targets.to(device),
+            mask=self.mask.to(device),
+        )
 
 
 def pack(

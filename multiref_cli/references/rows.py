@@ -79,17 +79,13 @@ class Rows:
             For each tensor of `compute` one flat float32 array at the places of `completions`, 0 where not done.
         """
         groups = self._groups(range(len(self.prompt_of)) if numbers is None else numbers)
-        prompt_lengths = [len(self.prompt(group[0])) for group in groups]
-        lengths = [[len(self.completion(i)) for i in group] for group in groups]
         inner = [model.model if isinstance(model, Adapted) else model for model in models]
         widths = [sharing_width(model) for model in inner]
-        share = None not in widths and sharing_pays(prompt_lengths, lengths, widths[0])
-        if not share:
+        if None in widths or not sharing_pays(*self._lengths(groups), widths[0]):
             groups = [[i] for group in groups for i in group]
-            prompt_lengths = [len(self.prompt(group[0])) for group in groups]
-            lengths = [[len(self.completion(i)) for i in group] for group in groups]
-        rows = [row_length(p, c, True) for p, c in zip(prompt_lengths, lengths)]
-        device, results, done, start = next(inner[0].parameters()).device, [], 0, time.monotonic()
+        rows = [row_length(prompt, responses, True) for prompt, responses in zip(*self._lengths(groups))]
+        device, done, start = next(inner[0].parameters()).device, 0, time.monotonic()
+        results: list[np.ndarray] = []
         for batch in micro_batches(rows, micro_tokens):
             chosen = [groups[i] for i in batch]
             packed = pack(
@@ -103,6 +99,11 @@ class Rows:
             done += packed.real_tokens
             report(done, sum(rows), done / max(time.monotonic() - start, 1e-9))
         return results
+
+    def _lengths(self, groups: Sequence[Sequence[int]]) -> tuple[list[int], list[list[int]]]:
+        """Tokens of the prompt of every group, and of its responses."""
+        prompts = [len(self.prompt(group[0])) for group in groups]
+        return prompts, [[len(self.completion(i)) for i in group] for group in groups]
 
     def _groups(self, numbers: Iterable[int]) -> list[list[int]]:
         by_prompt: dict[int, list[list[int]]] = {}
