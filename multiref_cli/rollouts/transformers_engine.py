@@ -129,7 +129,8 @@ def _decode(session: Session, numbers: Tensor, sampling: Sampling, vocabulary: i
     logps = torch.zeros(rows_total, length, device=device)
     lengths = torch.full((rows_total,), length, device=device)
     finished = torch.zeros(rows_total, dtype=torch.bool, device=device)
-    rows = torch.arange(rows_total, device=device)
+    # Which rows are in the batch: all of them, as a slice (cheap to index with), until some have left.
+    rows: slice | Tensor = slice(None)
     check_every = 1 if device.type == "cpu" else _GPU_CHECK_EVERY
     logits = session.logits
     for t in range(length):
@@ -144,9 +145,10 @@ def _decode(session: Session, numbers: Tensor, sampling: Sampling, vocabulary: i
             alive = torch.nonzero(~finished[rows])[:, 0]
             if not len(alive):
                 break
-            if len(alive) <= _KEEP_SHARE * len(rows):
+            if len(alive) <= _KEEP_SHARE * len(tokens):
                 session.keep(alive)
-                rows, tokens = rows[alive], tokens[alive]
+                rows = alive if isinstance(rows, slice) else rows[alive]
+                tokens = tokens[alive]
         logits = session.step(tokens)
     fields = zip(ids.tolist(), logps.tolist(), lengths.tolist(), finished.tolist())
     return [Completion(i[:n], p[:n], f) for i, p, n, f in fields]
