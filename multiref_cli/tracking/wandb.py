@@ -1,0 +1,182 @@
+"""A mirror of a run in Weights & Biases: metrics.jsonl is the truth, and what it holds is replayed, once.
+
+The only module that imports wandb, and only when a run is mirrored. Whatever goes wrong with the mirror is one warning;
+the run goes on without it.
+"""
+
+import functools
+import json
+import os
+import shutil
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from multiref_cli.config.build import plain_hash
+from multiref_cli.tracking.run_dir import read_json, read_lines
+
+# How long an online run may wait for the server before the mirror is given up; without this it is a minute and a half.
+_SECONDS = 30
+_SAMPLES = 64
+
+
+def open_mirror(folder: Path, warn: Callable[[str], None]) -> "Mirror | NoMirror":
+    """Open the mirror that a run's config asks for.
+
+    Args:
+        folder: a run folder with config.yaml and manifest.json.
+        warn: takes the one sentence that says why the mirror was given up.
+
+    Returns:
+        A mirror to call `update` on now and then and `finish` at the end; with tracking=off one that does nothing.
+    """
+    config = yaml.safe_load((Path(folder) / "config.yaml").read_text())
+    mode = os.environ.get("WANDB_MODE") or config["tracking"]["mode"]
+    if config["tracking"]["name"] == "off" or mode == "disabled":
+        return NoMirror()
+    return Mirror(Path(folder), config, mode, warn)
+
+
+class NoMirror:
+    """What stands in for a mirror where none is wanted."""
+
+    def update(self) -> None:
+        """Nothing to do."""
+
+    def finish(self) -> None:
+        """Nothing to do."""
+
+
+def _harmless(method: Callable[["Mirror"], None]) -> Callable[["Mirror"], None]:
+    """Turn any failure of the mirror into one warning and no more mirror."""
+
+    @functools.wraps(method)
+    def guarded(self: "Mirror") -> None:
+        if self.given_up:
+            return
+        try:
+            method(self)
+        except Exception as error:  # wandb raises anything, from usage errors to broken pipes
+            self.given_up = True
+            text = str(error).strip().splitlines()
+            self.warn(f"W&B mirror given up: {type(error).__name__}: {text[0] if text else ''}; the run goes on.")
+
+    return guarded
+
+
+class Mirror:
+    """Replays a run's files into one W&B run.
+
+    W&B cannot resume an offline run, so what an earlier attempt of the same run left is replaced by a replay from the
+    first step; an online run is resumed under its id, and steps that it has are not sent again.
+    """
+
+    def __init__(self, folder: Path, config: dict[str, Any], mode: str, warn: Callable[[str], None]) -> None:
+        self.folder, self.config, self.mode, self.warn = folder, config, mode, warn
+        self.given_up = False
+        self._run: Any = None
+        self._offset = 0
+        self._last_step = -1
+
+    @_harmless
+    def update(self) -> None:
+        """Send the lines of metrics.jsonl that were not sent yet."""
+        self._open()
+        for row in self._new_rows():
+            step = row.pop("step")
+            self._run.log({name: value for name, value in row.items() if value is not None}, step=step)
+            self._last_step = step
+
+    @_harmless
+    def finish(self) -> None:
+        """Send what is left, the results, samples and figures, and close the run."""
+        self.update()
+        if self.given_up:
+            return
+        results = read_json(self.folder / "results.json")
+        if results is not None:
+            self._send_results(results)
+        state = (read_json(self.folder / "status.json") or {}).get("state")
+        self._run.finish(exit_code=0 if state in ("done", "stopped") else 1)
+
+    def _open(self) -> None:
+        if self._run is not None:
+            return
+        import wandb
+
+        manifest = read_json(self.folder / "manifest.json") or {}
+        identity = sha256(f"{self.folder.resolve()} {manifest.get('started_at')}".encode()).hexdigest()[:16]
+        logs = self.folder / "logs"
+        if self.mode == "offline":
+            for old in logs.glob(f"wandb/offline-run-*-{identity}"):
+                shutil.rmtree(old)
+        tracking = self.config["tracking"]
+        self._run = wandb.init(
+            project=tracking["project"],
+            entity=tracking["entity"],
+            id=identity,
+            name=self.folder.resolve().name,
+            group=self._group(manifest),
+            tags=self._tags(),
+            config={**self.config, "provenance": manifest},
+            dir=str(logs),
+            mode=self.mode,
+            resume="allow" if self.mode == "online" else None,
+            reinit="finish_previous",
+            settings=wandb.Settings(
+                silent=True,
+                console="off",
+                disable_git=True,
+                disable_code=True,
+                x_disable_stats=True,
+                init_timeout=_SECONDS,
+            ),
+        )
+        # A resumed run says which step comes next; a new one says 0.
+        self._last_step = int(self._run.step) - 1
+
+    def _group(self, manifest: dict[str, Any]) -> str:
+        """Name of the condition, the same for all seeds and for nothing else."""
+        return f"{manifest.get('condition', 'run')}-{plain_hash(self.config, without_seed=True)[:6]}"
+
+    def _tags(self) -> list[str]:
+        regularizer = (self.config.get("regularizer") or {}).get("name")
+        parent = self.folder.resolve().parent
+        sweep = f"sweep:{parent.name}" if (parent / "sweep.yaml").is_file() else None
+        found = [self.config["algorithm"]["name"], regularizer, sweep, *self.config["tracking"]["tags"]]
+        return [tag[:64] for tag in dict.fromkeys(tag for tag in found if tag)]
+
+    def _new_rows(self) -> list[dict[str, Any]]:
+        """Whole lines behind the last one that was read; from the start again if the file was cut by a resume."""
+        path = self.folder / "metrics.jsonl"
+        if not path.is_file():
+            return []
+        if path.stat().st_size < self._offset:
+            self._offset = 0
+        with path.open("rb") as file:
+            file.seek(self._offset)
+            content = file.read()
+        content = content[: content.rfind(b"\n") + 1]
+        self._offset += len(content)
+        rows = [json.loads(line) for line in content.splitlines()]
+        return [row for row in rows if row.get("step", -1) > self._last_step]
+
+    def _send_results(self, results: dict[str, Any]) -> None:
+        import wandb
+
+        metrics = results["metrics"]
+        columns = ["mean", "ci_low", "ci_high", "n"]
+        table = wandb.Table(["metric", *columns], data=[[n, *(v[c] for c in columns)] for n, v in metrics.items()])
+        extra: dict[str, Any] = {"results": table}
+        samples = read_lines(self.folder / "evaluation.jsonl")[:_SAMPLES]
+        if samples:
+            rows = [[row["prompt"], row.get("answer"), "\n\n".join(row["responses"])] for row in samples]
+            extra["samples"] = wandb.Table(["prompt", "answer", "responses"], data=rows)
+        for path in sorted(self.folder.glob("report/figures/*.png")):
+            extra[f"figures/{path.stem}"] = wandb.Image(str(path))
+        self._run.log(extra, step=max(self._last_step, 0))
+        for name, value in metrics.items():
+            self._run.summary[f"results/{name}"] = value["mean"]
