@@ -1,4 +1,4 @@
-"""A tiny world for end-to-end tests: random models of 20 k parameters over the embedded tokenizer, real files, no network."""
+"""A tiny world for end-to-end tests: random models of 5 k parameters over the embedded tokenizer, in real files."""
 
 import json
 import os
@@ -12,7 +12,13 @@ from multiref_cli.data import toy, toy_tokenizer
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
-SPEC = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+SPEC = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +39,8 @@ def world(tmp_path_factory):
     generator, problems = random.Random(0), toy.problems(0, 40)
     good, bad = toy.Style(), toy.Style(slip=0.9, repeat=0.5)
     pairs = [
-        {"prompt": p.text, "chosen": toy.solve(p, good, generator), "rejected": toy.solve(p, bad, generator)} for p in problems
+        {"prompt": p.text, "chosen": toy.solve(p, good, generator), "rejected": toy.solve(p, bad, generator)}
+        for p in problems
     ]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
     (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in toy.prompt_rows(problems)))
@@ -67,7 +74,7 @@ def offline(world):
     """Overrides of a small offline run on the tiny world."""
     return [
         "policy=folder", f"policy.path={world}/one", "references=pair", f"first={world}/one", f"second={world}/two",
-        "data=jsonl", f"data.path={world}/pairs.jsonl", "data.held_out=0.2", "reward=toy_gold", "hardware=cpu", "tracking=off",
-        "algorithm.batch_pairs=8", "steps=5", "beta=0.3", "optimizer.learning_rate=1e-3", "evaluation.prompts=6",
+        "data=jsonl", f"data.path={world}/pairs.jsonl", "data.held_out=0.2", "reward=toy_gold", "hardware=cpu",
+        "tracking=off",        "algorithm.batch_pairs=8", "steps=5", "beta=0.3", "optimizer.learning_rate=1e-3", "evaluation.prompts=6",
         "evaluation.max_new_tokens=8", f"evaluation.scorer.path={world}/judge", "evaluation.bootstrap=50",
     ]  # fmt: skip

@@ -9,6 +9,7 @@ from multiref_cli.config.schema import Estimator, Level, States
 from multiref_cli.errors import RequestError
 
 REGULARIZED = ("dpo", "grpo")
+_TOKEN_ESTIMATORS = (Estimator.exact, Estimator.k2, Estimator.k3, Estimator.k3_ratio)
 
 
 def check(config: DictConfig) -> None:
@@ -123,17 +124,15 @@ def _check_references(config: DictConfig) -> None:
 def _check_regularizer(config: DictConfig) -> None:
     r = config.regularizer
     if r.level == Level.token:
-        other = [
-            x.name for x in config.references if x.tokenizer is not None and x.tokenizer != config.policy.tokenizer
-        ]
+        own = config.policy.tokenizer
+        other = [x.name for x in config.references if x.tokenizer is not None and x.tokenizer != own]
         _require(
-            not other,
-            f"level=token mixes token by token, but reference {other[0] if other else ''!r} has its own tokenizer; use level=sequence",
+            not other, f"level=token cannot mix in reference {other[:1]}: it has its own tokenizer; use level=sequence"
         )
         _require(r.ctro is None and not r.arwc, "ctro and arwc act on whole responses; use level=sequence")
-    if r.level == Level.sequence and r.estimator in (Estimator.exact, Estimator.k2, Estimator.k3, Estimator.k3_ratio):
+    if r.level == Level.sequence and r.estimator in _TOKEN_ESTIMATORS:
         raise RequestError(
-            f"regularizer.estimator={r.estimator.name} works token by token; use regularizer.level=token, or estimator=reward."
+            f"regularizer.estimator={r.estimator.name} works token by token; use level=token, or estimator=reward."
         )
     if r.states == States.reference:
         _require(r.score_order == 1, f"states=reference is the exact forward KL, score_order 1, not {r.score_order:g}")

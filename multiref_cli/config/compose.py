@@ -25,7 +25,6 @@ from multiref_cli.config.schema import (
 )
 from multiref_cli.errors import RequestError
 
-
 # Parts of an experiment that may be absent, filled in where their keys are wanted.
 _OPTIONAL: dict[str, Any] = {
     "regularizer": Regularizer(ctro=Ctro()),

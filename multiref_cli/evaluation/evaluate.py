@@ -120,7 +120,7 @@ class Evaluator:
         return rows
 
     def _distances(self, policy: Any, completions: list[list[Completion]], progress: Progress) -> dict[str, np.ndarray]:
-        """kl/<reference> = E[log pi - log pi_i] of whole responses in nats, and kl/mixed against the unnormalized mean."""
+        """kl/<reference> = E[log pi - log pi_i] of whole responses in nats; kl/mixed, against the unnormalized mean."""
         if not self.references or self.config.evaluation.temperature != 1.0 or self.config.evaluation.top_p != 1.0:
             return {}
         device = next(policy.parameters()).device
@@ -177,7 +177,7 @@ class Evaluator:
         return found
 
     def _objectives(self, values: dict[str, np.ndarray], scores: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """J = score - beta sum_i alpha_i KL(pi || pi_i), for every scorer; the reverse-KL objective, for every regularizer."""
+        """J = score - beta sum_i alpha_i KL(pi || pi_i) for every scorer: reverse KL, whatever the regularizer."""
         if not all(f"kl/{name}" in values for name in self.references) or not self.references:
             return {}
         penalty = sum(w * values[f"kl/{name}"] for name, w in zip(self.references, self.weights))

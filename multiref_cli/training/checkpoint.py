@@ -49,7 +49,12 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     for path in reversed(found):
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError):  # damaged or foreign: the one before may be whole
+        except (
+            RuntimeError,
+            EOFError,
+            OSError,
+            pickle.UnpicklingError,
+        ):  # damaged or foreign: the one before may be whole
             continue
     if found:
         raise RunError(f"no checkpoint under {folder} can be read; delete the folder's files to start again.")

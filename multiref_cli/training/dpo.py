@@ -141,7 +141,7 @@ class Dpo:
 
     @torch.no_grad()
     def accuracies(self, model: nn.Module) -> np.ndarray:
-        """(N,) 1 where the chosen response has the higher implicit reward, one half at a tie, for all pairs in order."""
+        """(N,) 1 where the chosen response has the higher implicit reward, one half at a tie, pairs in order."""
         found = np.zeros(len(self.pairs))
         device = next(model.parameters()).device
         for rows in self._parts(list(range(len(self.pairs)))):
@@ -169,8 +169,8 @@ class Dpo:
         progress.note(f"loss before the first step: {actual:.6f}, expected {expected:.6f}{exact}")
         if abs(actual - expected) > tolerance:
             raise RunError(
-                f"the loss before the first step is {actual:.4f}, the stored log-probabilities of the policy's start say "
-                f"{expected:.4f}: policy and reference differ in template, type or truncation; `multiref refs verify` checks the store."
+                f"the loss before the first step is {actual:.4f}, from the stored log-probabilities it should be "
+                f"{expected:.4f}: policy and reference differ in template, type or truncation (`multiref refs verify`)."
             )
 
     def identity(self) -> dict[str, Any]:

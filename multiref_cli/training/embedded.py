@@ -1,7 +1,7 @@
 """The embedded world: `toy:<name>` models and data sets, made on first use and kept by content hash.
 
-Models are ordinary runs of conf/experiment/embedded/<name>.yaml, data sets come from data/toy.py; what both jobs do with
-them goes through the very code that Hub models and data go through.
+Models are ordinary runs of conf/experiment/embedded/<name>.yaml, data sets come from data/toy.py; both go through the
+very code that models and data of the Hub go through.
 """
 
 import hashlib
@@ -57,7 +57,9 @@ SPLITS = {"train": 1500, "dev": 500, "test": 512, "reward_train": 2500, "reward_
 
 CORPORA = {
     "corpus_instruct": Corpus(toy.Style(0.35, courtesy=0.4, skip=0.08, repeat=0.15, incomplete=0.05), rows=57_600),
-    "corpus_instruct_large": Corpus(toy.Style(0.12, courtesy=0.5, skip=0.08, repeat=0.15, incomplete=0.03), rows=32_000),
+    "corpus_instruct_large": Corpus(
+        toy.Style(0.12, courtesy=0.5, skip=0.08, repeat=0.15, incomplete=0.03), rows=32_000
+    ),
     "corpus_math": Corpus(toy.Style(courtesy=0.3), rows=22_400, verbs=toy.HALF),
     "corpus_judge": Corpus(toy.Style(courtesy=0.5, skip=0.1, repeat=0.1, incomplete=0.1), rows=22_400),
 }
@@ -183,7 +185,7 @@ def _make_pairs(name: str, folder: Path, cache: Path, progress: Progress) -> Non
 
 
 def _labeled(problems: list[toy.Problem], texts: list[list[list[str]]], gold: Any, seed: int) -> list[dict[str, Any]]:
-    """Sample s of the first model against sample s of the second, labeled with Bradley-Terry odds of the gold reward."""
+    """Sample s of the first model against sample s of the second, labeled with the gold reward's odds."""
     first, second = texts
     pairs = [(p, a, b) for p, one, two in zip(problems, first, second) for a, b in zip(one, two) if a != b]
     sides = [gold([Sample(_messages(pair[0]), pair[i]) for pair in pairs]).total for i in (1, 2)]

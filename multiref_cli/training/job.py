@@ -16,7 +16,6 @@ from multiref_cli.errors import RequestError
 from multiref_cli.models.load import load_tokenizer
 from multiref_cli.references.models import check_compatible
 from multiref_cli.references.store import ReferenceStore, Scoring
-from multiref_cli.references.store import ReferenceStore, Scoring
 
 _LOADERS = {"dpo": load_preferences, "reward_model": load_preferences, "sft": load_demonstrations, "grpo": load_prompts}
 

@@ -95,9 +95,8 @@ class Loop:
                 if stop or self.step == total or (every and self.step % every == 0):
                     self._save()
                 if stop and self.step < total:
-                    raise Stopped(
-                        f"stopped after step {self.step} of {total}; go on with: multiref train --resume {self.run.path}"
-                    )
+                    hint = f"go on with: multiref train --resume {self.run.path}"
+                    raise Stopped(f"stopped after step {self.step} of {total}; {hint}")
         self.model.eval()
 
     def _one_step(self) -> dict[str, float]:
@@ -122,10 +121,10 @@ class Loop:
         if math.isfinite(loss) and math.isfinite(norm):
             return
         found = checkpoints(self.run.path / "checkpoints")
-        last = found[-1].name if found else "none"
         what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient norm is {norm}"
         raise RunError(
-            f"step {self.step + 1}: {what}; rows of the batch: {batch.ids[:64]}; last good checkpoint: {last} in {self.run.path}/checkpoints."
+            f"step {self.step + 1}: {what}, not finite; rows of the batch: {batch.ids[:64]}; "
+            f"last good checkpoint: {found[-1] if found else 'none'}."
         )
 
     def _save(self) -> None:

@@ -82,7 +82,7 @@ def manifest(job: Job) -> dict[str, Any]:
         "condition": job.condition,
         "data": {"path": config.data.path, "sha256": job.data.sha256, "rows": job.data.report.summary()},
         "policy": fingerprint(config.policy) if config.policy.new is None else "new",
-        "references": {r.name: fingerprint(r) for r in build.active_references(config)[0]},
+        "references": {r.name: fingerprint(r) for r in build.active_references(config)[0] if config.beta > 0},
     }
 
 

@@ -140,7 +140,7 @@ def _prompts(job: Job) -> list[Prompt]:
         rows = getattr(load_prompts(OmegaConf.to_object(job.config.data), job.tokenizer), job.config.evaluation.split)
     if not rows:
         raise RequestError(
-            f"evaluation.split={job.config.evaluation.split} has no rows; set data.held_out above 0 or evaluation.prompts=0."
+            f"evaluation.split={job.config.evaluation.split} has no rows; set data.held_out or evaluation.prompts=0."
         )
     return rows[: job.config.evaluation.prompts]
 
@@ -156,5 +156,5 @@ def _preference_accuracies(job: Job, model: nn.Module, progress: Progress) -> np
 def _refuse_weak(accuracy: float, minimum: float) -> None:
     if accuracy < minimum:
         raise RunError(
-            f"the reward model's held-out accuracy is {accuracy:.3f}, below the bar of {minimum:g}; its scores would mean little."
+            f"the reward model's held-out accuracy is {accuracy:.3f}, below the bar of {minimum:g}: its scores mean little."
         )

@@ -14,7 +14,10 @@ import torch
 
 from multiref_cli.tracking.run_dir import read_json, read_lines
 
-FILES = "config.yaml overrides.txt manifest.json status.json metrics.jsonl results.json evaluation.jsonl report logs checkpoints policy"
+FILES = (
+    "config.yaml overrides.txt manifest.json status.json metrics.jsonl results.json evaluation.jsonl "
+    "report logs checkpoints policy"
+)
 
 
 def figures(folder: Path) -> list[dict]:
@@ -23,10 +26,13 @@ def figures(folder: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize(
-    "regularizer", ["rkl", "fkl", "mrpo", "hellinger", "chi2", "rkl_token", "mrpo_token", "multi_dpo", "mrpo_ctro", "mrpo_arwc"]
+    "regularizer",
+    ["rkl", "fkl", "mrpo", "hellinger", "chi2", "rkl_token", "mrpo_token", "multi_dpo", "mrpo_ctro", "mrpo_arwc"],
 )
 def test_every_regularizer_trains_evaluates_and_reports(place, multiref, offline, regularizer, capsys):
-    assert multiref("train", *offline, f"regularizer={regularizer}", "alpha=0.4", "run.dir=out") == 0, capsys.readouterr().err
+    assert multiref("train", *offline, f"regularizer={regularizer}", "alpha=0.4", "run.dir=out") == 0, (
+        capsys.readouterr().err
+    )
     folder = Path("out")
     assert sorted(p.name for p in folder.iterdir()) == sorted(FILES.split())
     results = read_json(folder / "results.json")
@@ -37,7 +43,9 @@ def test_every_regularizer_trains_evaluates_and_reports(place, multiref, offline
         assert value["ci_low"] <= value["mean"] <= value["ci_high"]
     rows = figures(folder)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
-    assert {"loss", "reward_margin", "accuracy", "kl/first", "kl/second", "kl/mixed", "score_clip_fraction"} <= set(rows[0])
+    assert {"loss", "reward_margin", "accuracy", "kl/first", "kl/second", "kl/mixed", "score_clip_fraction"} <= set(
+        rows[0]
+    )
     assert all(math.isfinite(row["loss"]) for row in rows)
     assert read_json(folder / "status.json")["state"] == "done"
     assert (folder / "report" / "index.html").is_file()
@@ -76,7 +84,14 @@ def test_the_same_config_gives_the_same_numbers_bitwise(place, multiref, offline
 def test_kill_9_and_resume_is_bitwise_the_undisturbed_run(place, multiref, offline, tmp_path):
     arguments = [*offline, "steps=40", "hardware.checkpoint_every=3"]
     assert multiref("train", *arguments, "run.dir=whole") == 0
-    command = [sys.executable, "-c", "from multiref_cli.cli.app import main; main()", "train", *arguments, "run.dir=cut"]
+    command = [
+        sys.executable,
+        "-c",
+        "from multiref_cli.cli.app import main; main()",
+        "train",
+        *arguments,
+        "run.dir=cut",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     deadline = time.time() + 120
@@ -127,13 +142,20 @@ def test_an_existing_folder_is_never_written_into(place, multiref, offline, caps
 def test_dry_run_shows_the_plan_and_the_mask_and_writes_nothing(place, multiref, offline, capsys):
     assert multiref("train", *offline, "--dry-run") == 0
     printed = capsys.readouterr().out
-    assert "reference passes" in printed and "completion" in printed.lower() or "scored" in printed
+    assert "reference passes" in printed
     assert printed.rstrip().endswith("<|end|>»")
     assert list(Path().iterdir()) == []
 
 
 def test_a_failure_on_the_way_is_exit_1_and_says_where(place, multiref, offline, capsys):
-    code = multiref("train", *offline, "optimizer.learning_rate=1e30", "optimizer.max_gradient_norm=0", "optimizer.warmup=0", "run.dir=out")
+    code = multiref(
+        "train",
+        *offline,
+        "optimizer.learning_rate=1e30",
+        "optimizer.max_gradient_norm=0",
+        "optimizer.warmup=0",
+        "run.dir=out",
+    )
     assert code == 1
     assert "not finite" in capsys.readouterr().err or "nan" in read_json(Path("out/status.json"))["message"]
     assert read_json(Path("out/status.json"))["state"] == "failed"
@@ -159,12 +181,27 @@ def test_stored_references_are_computed_once(place, multiref, offline, capsys):
 
 
 def test_sft_and_reward_model(place, multiref, world):
-    common = ["references=none", "regularizer=none", "policy=folder", "hardware=cpu", "tracking=off", "evaluation=none", "data=jsonl"]
-    common += [f"policy.path={world}/one", f"data.path={world}/pairs.jsonl", "data.held_out=0.2", "optimizer.learning_rate=1e-2"]
+    common = [
+        "references=none",
+        "regularizer=none",
+        "policy=folder",
+        "hardware=cpu",
+        "tracking=off",
+        "evaluation=none",
+        "data=jsonl",
+    ]
+    common += [
+        f"policy.path={world}/one",
+        f"data.path={world}/pairs.jsonl",
+        "data.held_out=0.2",
+        "optimizer.learning_rate=1e-2",
+    ]
     assert multiref("train", "algorithm=sft", *common, "algorithm.batch_rows=8", "steps=40", "run.dir=sft") == 0
     losses = [row["loss"] for row in read_lines(Path("sft/metrics.jsonl"))]
     assert losses[-1] < 0.7 * losses[0]
-    assert multiref("train", "algorithm=reward_model", *common, "algorithm.batch_pairs=8", "steps=40", "run.dir=rm") == 0
+    assert (
+        multiref("train", "algorithm=reward_model", *common, "algorithm.batch_pairs=8", "steps=40", "run.dir=rm") == 0
+    )
     metrics = read_json(Path("rm/results.json"))["metrics"]
     assert 0 <= metrics["held_out_accuracy"]["mean"] <= 1
     losses = [row["loss"] for row in read_lines(Path("rm/metrics.jsonl"))]

@@ -107,7 +107,9 @@ def test_composing_leaves_hydra_and_logging_as_they_were():
 
 
 def test_axes_expand():
-    axes, fixed = expand_axes(["alpha=0.1,0.5", "seed=range(0,3)", "regularizer=choice(rkl,fkl)", "beta=1", "'x=[0.2,0.8],[0.5,0.5]'"[1:-1]])
+    axes, fixed = expand_axes(
+        ["alpha=0.1,0.5", "seed=range(0,3)", "regularizer=choice(rkl,fkl)", "beta=1", "'x=[0.2,0.8],[0.5,0.5]'"[1:-1]]
+    )
     assert axes["alpha"] == ["0.1", "0.5"]
     assert axes["seed"] == ["0", "1", "2"]
     assert axes["regularizer"] == ["rkl", "fkl"]
@@ -117,7 +119,9 @@ def test_axes_expand():
 
 def test_the_hash_knows_what_a_result_depends_on():
     base = compose([])
-    assert build.config_hash(base) == build.config_hash(compose(["run.name=other", "tracking=off", "hardware.threads=2"]))
+    assert build.config_hash(base) == build.config_hash(
+        compose(["run.name=other", "tracking=off", "hardware.threads=2"])
+    )
     assert build.config_hash(base) == build.config_hash(compose(["alpha=[0.5,0.5]"]))
     assert build.config_hash(base) != build.config_hash(compose(["beta=0.2"]))
     one, two = compose(["seed=1"]), compose(["seed=2"])
@@ -159,7 +163,9 @@ def test_every_yaml_key_has_a_comment():
             if not is_key or key in ("defaults", "_target_"):
                 continue
             above = lines[number - 1].strip() if number else ""
-            children_commented = number + 1 < len(lines) and line.rstrip().endswith(":") and lines[number + 1].strip().startswith("#")
+            children_commented = (
+                number + 1 < len(lines) and line.rstrip().endswith(":") and lines[number + 1].strip().startswith("#")
+            )
             if not above.startswith("#") and "#" not in line and not children_commented:
                 bare.append(f"{path.name}:{number + 1} {line.strip()}")
     assert bare == []

@@ -97,7 +97,9 @@ def test_a_run_killed_at_any_step_goes_on_bitwise(tmp_path, optimizer, stop_at):
 
 
 def test_ctrl_c_finishes_the_step_and_writes_a_checkpoint(tmp_path):
-    interrupted = make_loop(tmp_path / "run", lambda step: os.kill(os.getpid(), signal.SIGINT) if step == 3 else None, every=0)
+    interrupted = make_loop(
+        tmp_path / "run", lambda step: os.kill(os.getpid(), signal.SIGINT) if step == 3 else None, every=0
+    )
     with pytest.raises(Stopped, match="--resume"):
         interrupted.fit(Silent())
     assert load_checkpoint(tmp_path / "run" / "checkpoints")["step"] == 4
@@ -119,7 +121,9 @@ def test_a_loss_that_is_not_finite_names_step_rows_and_checkpoint(tmp_path):
 
 def test_resume_with_another_objective_is_refused(tmp_path):
     with pytest.raises(SystemError):
-        make_loop(tmp_path / "run", lambda step: (_ for _ in ()).throw(SystemError()) if step == 5 else None).fit(Silent())
+        make_loop(tmp_path / "run", lambda step: (_ for _ in ()).throw(SystemError()) if step == 5 else None).fit(
+            Silent()
+        )
     other = make_loop(tmp_path / "run")
     other.algorithm.identity = lambda: {"objective": "another"}
     with pytest.raises(RequestError, match="objective"):

@@ -1,0 +1,80 @@
+"""The online job end to end on the tiny world."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from multiref_cli.tracking.run_dir import read_json, read_lines
+
+
+@pytest.fixture
+def online(world):
+    return [
+        "experiment=online_toy", "policy=folder", f"policy.path={world}/one", "references=pair", f"first={world}/one",
+        f"second={world}/two", f"data.path={world}/prompts.jsonl", "data.held_out_split=null", "data.held_out=0.2",
+        "tracking=off",        "steps=4", "algorithm.batch_prompts=3", "rollout.group_size=4", "rollout.max_new_tokens=6",
+        "evaluation.prompts=4", "evaluation.max_new_tokens=6", "evaluation.bootstrap=50",
+    ]  # fmt: skip
+
+
+def figures(folder: Path) -> list[dict]:
+    rows = read_lines(folder / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if k != "tokens_per_second" and not k.startswith("time/")} for row in rows]
+
+
+@pytest.mark.parametrize("regularizer", ["rkl_token", "fkl_token", "mrpo", "rkl", "rkl_paper", "fkl_reference_states"])
+def test_every_kind_of_penalty_trains(place, multiref, online, regularizer, capsys):
+    assert multiref("train", *online, f"regularizer={regularizer}", "run.dir=out") == 0, capsys.readouterr().err
+    rows = figures(Path("out"))
+    wanted = {"reward", "loss", "entropy", "clip_fraction", "zero_spread_fraction", "length", "truncated_fraction"}
+    assert wanted <= set(rows[0])
+    results = read_json(Path("out/results.json"))
+    assert {"toy_verifier", "kl/first", "kl/second"} <= set(results["metrics"])
+    k3_is_named = any("k3" in note for note in results["notes"])
+    assert k3_is_named == (regularizer == "rkl_paper")
+    assert read_lines(Path("out/samples.jsonl"))[0]["step"] == 1
+
+
+def test_beta_0_loads_no_reference_and_says_so(place, multiref, online, tmp_path, capsys):
+    arguments = [*online, "beta=0", f"second={place}/missing_weights", "evaluation.prompts=0", "run.dir=out"]
+    broken = place / "missing_weights"
+    broken.mkdir(exist_ok=True)
+    for path in (place / "two").iterdir():
+        if path.suffix != ".safetensors":
+            (broken / path.name).write_bytes(path.read_bytes())
+    assert multiref("train", *arguments) == 0, capsys.readouterr().err
+    assert "beta" in " ".join(read_json(Path("out/results.json"))["notes"])
+
+
+def test_kill_9_inside_a_window_and_resume_is_bitwise(place, multiref, online):
+    arguments = [
+        *online,
+        "steps=12",
+        "algorithm.inner_iterations=3",
+        "hardware.checkpoint_every=1",
+        "hardware.keep_checkpoints=1",
+    ]
+    assert multiref("train", *arguments, "run.dir=whole") == 0
+    command = [
+        sys.executable,
+        "-c",
+        "from multiref_cli.cli.app import main; main()",
+        "train",
+        *arguments,
+        "run.dir=cut",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while len(read_lines(Path("cut/metrics.jsonl"))) < 5 and time.time() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert read_json(Path("cut/status.json"))["state"] == "running"
+    assert multiref("train", "--resume", "cut") == 0
+    assert figures(Path("cut")) == figures(Path("whole"))
