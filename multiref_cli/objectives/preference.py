@@ -32,7 +32,7 @@ def preference_loss(
     rejected: Tensor,
     loss: str = "sigmoid",
     label_smoothing: float = 0.0,
-    beta: float = 0.1,
+    beta: float | None = None,
     lengths: Tensor | None = None,
 ) -> Tensor:
     """Loss of every pair, given the implicit rewards of its two responses.
@@ -47,21 +47,21 @@ def preference_loss(
         rejected: (..., N) implicit rewards of the others.
         loss: sigmoid or ipo.
         label_smoothing: eps, assumed probability that a label is flipped, 0 to 0.5; sigmoid only.
-        beta: the beta that made the implicit rewards, tau of IPO; used by ipo only.
+        beta: the beta that made the implicit rewards, tau of IPO; needed by ipo only.
         lengths: (2, N) completion tokens of chosen and rejected; needed by ipo only.
 
     Returns:
         (..., N) loss per pair; sigmoid is ln 2 where the two implicit rewards are equal.
 
     Raises:
-        ValueError: an unknown loss, or ipo without lengths or with label smoothing.
+        ValueError: an unknown loss, or ipo without beta or lengths, or with label smoothing.
     """
     if loss == "sigmoid":
         difference = chosen - rejected
         return -(1.0 - label_smoothing) * F.logsigmoid(difference) - label_smoothing * F.logsigmoid(-difference)
     if loss == "ipo":
-        if lengths is None or label_smoothing != 0:
-            raise ValueError("ipo needs the lengths of chosen and rejected, and has no label smoothing")
+        if beta is None or lengths is None or label_smoothing != 0:
+            raise ValueError("ipo needs beta and the lengths of chosen and rejected, and has no label smoothing")
         tokens = lengths.clamp(min=1).to(chosen)
         return ((chosen / tokens[0] - rejected / tokens[1]) / beta - 0.5 / beta) ** 2
     raise ValueError(f"preference loss is {loss!r}; allowed: sigmoid, ipo")

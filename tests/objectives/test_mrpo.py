@@ -54,6 +54,12 @@ def test_adaptive_weights_of_a_pair_that_no_reference_tells_apart():
     assert torch.equal(weights, torch.full((3, 2), 1 / 3, dtype=torch.float64))
 
 
+def test_adaptive_weights_of_small_contrasts():
+    """Contrasts of 0.1 and 0.3 nats are shares of 0.4 as much as any others."""
+    chosen, rejected = torch.tensor([[-5.0], [-7.0]]).double(), torch.tensor([[-5.1], [-6.7]]).double()
+    assert adaptive_reference_weights(chosen, rejected).flatten().tolist() == pytest.approx([0.25, 0.75], rel=1e-5)
+
+
 def test_plain_mix_is_the_harmonic_mean_of_the_paper():
     """K = 2: -log(alpha / pi_2 + (1 - alpha) / pi_1), the released form, in which alpha weighs the *other* inverse."""
     chosen, rejected = mixed_references(CHOSEN[:2], REJECTED[:2], torch.tensor([0.7, 0.3]), order=-1.0)

@@ -38,6 +38,12 @@ def test_forward_kl_loss_by_hand():
     assert loss.item() == pytest.approx(math.log1p(math.exp(-3.5)), rel=1e-13)
 
 
+def test_without_a_clip_the_score_is_exact():
+    """Forward KL at u = 1/20: 1 - 20; with a clip at 1 nat it would be 1 - e - (log 20 - 1) e."""
+    reward = implicit_reward(double([1 / 20]).log(), double([0.0]), 1.0, 1.0)
+    assert reward.item() == pytest.approx(-19.0, rel=1e-13)
+
+
 def test_ipo_by_hand():
     """beta = 0.1, scores 2 over 4 tokens and -3 over 3: h = 0.5 + 1 = 1.5, (1.5 - 1 / 0.2)^2 = 12.25; lengths 1: 0."""
     chosen, rejected = double([0.2]), double([-0.3])
@@ -52,9 +58,11 @@ def test_refuses_what_has_no_meaning():
     with pytest.raises(ValueError, match="allowed: sigmoid, ipo"):
         preference_loss(x, x, loss="hinge")
     with pytest.raises(ValueError, match="lengths"):
-        preference_loss(x, x, loss="ipo")
+        preference_loss(x, x, loss="ipo", beta=0.1)
+    with pytest.raises(ValueError, match="needs beta"):
+        preference_loss(x, x, loss="ipo", lengths=lengths)
     with pytest.raises(ValueError, match="label smoothing"):
-        preference_loss(x, x, loss="ipo", lengths=lengths, label_smoothing=0.1)
+        preference_loss(x, x, loss="ipo", beta=0.1, lengths=lengths, label_smoothing=0.1)
 
 
 @pytest.mark.parametrize("order", ORDERS)
