@@ -54,7 +54,7 @@ def run_slurm(work: Work, workers: int, options: dict[str, Any], tick: Callable[
     try:
         executor = submitit.AutoExecutor(folder=work.folder / "logs" / "slurm", cluster=options.pop("cluster", None))
         executor.update_parameters(**options)
-    except (RuntimeError, TypeError, ValueError) as error:
+    except (AssertionError, NameError, RuntimeError, TypeError, ValueError) as error:
         raise RequestError(f"submitit refuses: {str(error).splitlines()[0]}") from error
 
     def start() -> Any:

@@ -1,0 +1,117 @@
+"""Slurm and Ray workers: the same ledger and results as local ones (submitit's local executor, Ray on loopback)."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import fake_points
+
+from multiref_cli.errors import RequestError
+from multiref_cli.sweeps.launch import launch
+from multiref_cli.sweeps.ledger import Ledger
+from multiref_cli.sweeps.worker import work_off
+from multiref_cli.tracking.run_dir import read_json
+
+
+@pytest.fixture(autouse=True)
+def _import_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [str(Path(__file__).parents[2]), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+
+
+def _results(folder: Path) -> dict[str, object]:
+    return {path.parent.name: read_json(path) for path in sorted(folder.glob("*/results.json"))}
+
+
+def _undisturbed(folder: Path, count: int, steps: int) -> dict[str, object]:
+    work_off(fake_points.work(folder, [fake_points.point(f"p{i}", steps) for i in range(count)]))
+    return _results(folder)
+
+
+def _check(folder: Path, launcher: str, options: dict[str, object]) -> None:
+    points = [fake_points.point(f"p{i}", 10, seconds=0.02) for i in range(6)]
+    points.append(fake_points.point("bad", fail_at=1))
+    launch(fake_points.work(folder, points), launcher, 2, options, lambda: None)
+    ledger = Ledger(folder)
+    assert ledger.state("bad", "id-bad") == "failed"
+    assert _results(folder) == _undisturbed(folder / "undisturbed", 6, 10)
+    starts = [event["name"] for event in ledger.events()[0] if event["kind"] == "started"]
+    assert sorted(starts) == sorted(point.name for point in points)
+
+
+def test_submitit_local_executor(tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    _check(tmp_path, "slurm", {"cluster": "local", "timeout_min": 5})
+
+
+def test_submitit_replaces_a_killed_job(tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    points = [fake_points.point("once", kill_at=3), fake_points.point("fine")]
+    launch(fake_points.work(tmp_path, points), "slurm", 1, {"cluster": "local", "timeout_min": 5}, lambda: None)
+    kinds = [event["kind"] for event in Ledger(tmp_path).events()[0] if event["name"] == "once"]
+    assert kinds == ["started", "retried", "done"]
+
+
+def test_ray_with_two_nodes(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        cluster.add_node(num_cpus=1)
+        _check(tmp_path, "ray", {"address": cluster.address})
+    finally:
+        cluster.shutdown()
+    pids = {event["pid"] for event in Ledger(tmp_path).events()[0] if event["kind"] == "started"}
+    assert len(pids) == 2
+
+
+def test_ray_stops_with_checkpoints(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    points = [fake_points.point(f"p{i}", 400, seconds=0.05) for i in range(3)]
+
+    def interrupt() -> None:
+        deadline = time.monotonic() + 60
+        while len(list(tmp_path.glob("*/status.json"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        launch(fake_points.work(tmp_path, points), "ray", 2, {}, lambda: None)
+    thread.join()
+    states = [read_json(path)["state"] for path in tmp_path.glob("*/status.json")]
+    assert states == ["stopped", "stopped"]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "options", "sentence"),
+    [("pbs", {}, "allowed: local, slurm, ray"), ("local", {"partition": "gpu"}, "launcher.partition has no meaning")],
+)
+def test_wrong_requests(tmp_path: Path, launcher: str, options: dict[str, object], sentence: str) -> None:
+    with pytest.raises(RequestError, match=sentence):
+        launch(fake_points.work(tmp_path, []), launcher, 1, options, lambda: None)
+
+
+@pytest.mark.parametrize(("launcher", "module"), [("slurm", "submitit"), ("ray", "ray")])
+def test_missing_engine_is_one_sentence(
+    tmp_path: Path, launcher: str, module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(RequestError, match=rf"pip install 'multiref\[{launcher}\]'"):
+        launch(fake_points.work(tmp_path, []), launcher, 1, {}, lambda: None)
+
+
+def test_unknown_engine_options(tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    with pytest.raises(RequestError, match="submitit refuses"):
+        launch(fake_points.work(tmp_path, []), "slurm", 1, {"cluster": "local", "no_such_option": 1}, lambda: None)
