@@ -56,7 +56,10 @@ class VllmEngine:
                 "rollout=vllm needs vLLM, which is not installed: pip install 'multiref[vllm]', or use "
                 "rollout=transformers."
             ) from error
-        self.model, self.vocabulary, self.sleep = model, vocabulary, sleep
+        self.model, self.sleep = model, sleep
+        head = model.get_output_embeddings().weight.shape[0]
+        # The largest negative bias that vLLM takes: e^-100 of the probability is left to the padding of the head.
+        self.bias = {i: -100.0 for i in range(vocabulary or head, head)}
         self.llm = LLM(
             model=policy_path,
             dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
@@ -103,7 +106,7 @@ class VllmEngine:
             ignore_eos=True,
             logprobs=0,
             detokenize=False,
-            allowed_token_ids=None if self.vocabulary is None else list(range(self.vocabulary)),
+            logit_bias=self.bias or None,
         )
 
     def _synchronize(self) -> None:

@@ -71,7 +71,7 @@ def test_requests_results_and_weights(fake_vllm, qwen2):
     assert len({p.seed for p in engine.llm.params}) == 6
     assert [len(group) for group in groups] == [3, 3]
     assert all(c.finished and c.ids[-1] == 9 and c.logps[-1] == -4.5 for group in groups for c in group)
-    assert engine.llm.params[0].allowed_token_ids == list(range(30))
+    assert engine.llm.params[0].logit_bias == dict.fromkeys(range(30, 40), -100.0)
     assert engine.llm.calls == ["sleep", "weights", "kv_cache", "reset", "sleep"]
     loaded = engine.llm.model.loaded
     assert loaded.keys() == dict(qwen2.named_parameters()).keys()
