@@ -78,14 +78,14 @@ def _lines(axes: Any, panel: Panel) -> None:
 
 def _label_peak(axes: Any, label: str, x: np.ndarray, y: np.ndarray, color: str) -> None:
     top = int(np.nanargmax(np.abs(y)))
-    aligned = ("left", "center", "right")[min(2, 3 * top // len(x))]
+    first, last = np.flatnonzero(np.isfinite(y))[[0, -1]]
     above = y[top] >= 0
     axes.annotate(
         label,
         (x[top], y[top]),
         (0, 5 if above else -5),
         textcoords="offset points",
-        ha=aligned if top in (0, len(x) - 1) else "center",
+        ha="left" if top == first else "right" if top == last else "center",
         va="bottom" if above else "top",
         color=color,
         fontsize=8.5,

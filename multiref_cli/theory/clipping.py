@@ -82,20 +82,20 @@ def clamped_policy(mixed: Tensor, reward: Tensor, beta: float, order: float, cli
     low_score, high_score = score(torch.tensor([-clip, clip], dtype=mixed.dtype), order)
     best = reward == reward.masked_fill(mixed.isneginf(), -torch.inf).max()
 
-    def masses(normalizer: Tensor) -> Tensor:
+    def _masses(normalizer: Tensor) -> Tensor:
         wanted = (reward - normalizer) / beta
         u = _inverse_score(wanted.clamp(low_score, high_score), order).exp()
         return torch.where(wanted >= low_score, mixed.exp() * u, 0.0)
 
     low = reward[best][0] - beta * high_score
-    if float(masses(low).sum()) >= 1:
+    if float(_masses(low).sum()) >= 1:
         high = reward[best][0] - beta * low_score
         for _ in range(100):
             middle = 0.5 * (low + high)
-            low, high = (middle, high) if float(masses(middle).sum()) >= 1 else (low, middle)
-        kept = masses(low)
+            low, high = (middle, high) if float(_masses(middle).sum()) >= 1 else (low, middle)
+        kept = _masses(low)
         return kept / kept.sum()
-    kept = masses(low)
+    kept = _masses(low)
     return kept + (1 - kept.sum()) * (mixed.exp() * best) / (mixed.exp() * best).sum()
 
 
@@ -115,7 +115,7 @@ def continued_policy(mixed: Tensor, reward: Tensor, beta: float, order: float, c
     edge = torch.tensor(-clip if order > 0 else clip, dtype=mixed.dtype)
     edge_score, slope = score(edge, order), torch.exp(-order * edge)
 
-    def log_masses(normalizer: Tensor) -> Tensor:
+    def _log_masses(normalizer: Tensor) -> Tensor:
         wanted = (reward - normalizer) / beta
         inside = wanted > edge_score if order > 0 else wanted < edge_score
         curved = _inverse_score(torch.where(inside, wanted, edge_score), order)
@@ -128,8 +128,8 @@ def continued_policy(mixed: Tensor, reward: Tensor, beta: float, order: float, c
         low = torch.maximum(low, reward.max() - beta / order)
     for _ in range(200):
         middle = 0.5 * (low + high)
-        low, high = (middle, high) if float(torch.logsumexp(log_masses(middle), -1)) >= 0 else (low, middle)
-    return torch.softmax(log_masses(high), -1)
+        low, high = (middle, high) if float(torch.logsumexp(_log_masses(middle), -1)) >= 0 else (low, middle)
+    return torch.softmax(_log_masses(high), -1)
 
 
 def _inverse_score(value: Tensor, order: float) -> Tensor:

@@ -46,11 +46,11 @@ def _newton(preferences: Tensor, mixed: Tensor, reward: Tensor, beta: float, ord
     # Win rates at rest and the largest error left in them.
     identity = torch.eye(len(reward), dtype=reward.dtype)
 
-    def residual(r: Tensor) -> tuple[Tensor, Solution]:
+    def _residual(r: Tensor) -> tuple[Tensor, Solution]:
         found = solve(mixed, r, beta, order)
         return r - preferences @ found.policy, found
 
-    error, found = residual(reward)
+    error, found = _residual(reward)
     for _ in range(60):
         if float(error.abs().max()) < 1e-14:
             break
@@ -58,7 +58,7 @@ def _newton(preferences: Tensor, mixed: Tensor, reward: Tensor, beta: float, ord
         size = 1.0
         while True:
             trial = reward - size * step
-            trial_error, trial_found = residual(trial)
+            trial_error, trial_found = _residual(trial)
             if size < 1e-6 or float(trial_error.norm()) < float(error.norm()):
                 break
             size *= 0.5

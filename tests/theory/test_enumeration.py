@@ -84,6 +84,15 @@ def test_k3_estimates_the_reverse_kl_and_descends_the_forward_one():
     assert (forward - reverse).abs().max() > 1e-2
 
 
+def test_k3_on_an_unnormalized_mean_is_off_by_its_mass_less_one():
+    references, weights, _, logits = problem()
+    policy, mixed = logits.detach().softmax(-1), power_mean(references.log(), weights, 0.0)
+    estimate = (policy * penalty.k3(policy.log() - mixed)).sum()
+    truth = (policy * (policy.log() - mixed)).sum()
+    torch.testing.assert_close(estimate - truth, mixed.exp().sum() - 1)
+    assert mixed.exp().sum() < 0.9
+
+
 def test_summed_k3_descends_the_forward_kl_to_the_arithmetic_mean():
     references, weights, _, logits = problem()
     logps = logits.log_softmax(-1)

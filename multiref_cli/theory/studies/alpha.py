@@ -39,7 +39,7 @@ def hidden_rewards(lab: Laboratory, order: float, problems: int) -> tuple[Tensor
         problems: B.
 
     Returns:
-        (41, B) expected true reward when optimizing truth plus noise, and (41, B) values of the objective.
+        (G, B) expected true reward when optimizing truth plus noise, and (G, B) values of the objective, G = 41.
     """
     rng = generator(lab.seed, "hidden")
     references = random_references(rng, (problems, 2, 4 * lab.responses), 0.5)

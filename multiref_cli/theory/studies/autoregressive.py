@@ -26,7 +26,7 @@ def tree_regrets(lab: Laboratory, distance: float) -> dict[str, np.ndarray]:
         distance: standard deviation of the references' logits around a common model, nats.
 
     Returns:
-        By name, (trees,) arrays: regrets of `COLUMNS` in their own exact objective, and "disagreement" in nats.
+        By name, (N,) arrays over the trees: regrets of `COLUMNS` in their own exact objective, and "disagreement", nats.
     """
     weights, found = simplex(lab.alpha), {name: [] for name in (*COLUMNS, "disagreement")}
     for index in range(lab.trees):
@@ -97,13 +97,13 @@ def _conclusion(lab: Laboratory) -> str:
 def _chart(lab: Laboratory, found: dict[float, dict[str, np.ndarray]]) -> Chart:
     x = list(DISTANCES)
 
-    def line(label: str, name: str, series: int) -> Line:
+    def _line(label: str, name: str, series: int) -> Line:
         spread = [_interval(found[d][name]) for d in DISTANCES]
         low, high = [max(m - h, 0.2 * m) for m, h in spread], [m + h for m, h in spread]
         return Line(label, x, [m for m, _ in spread], "measured", series, low, high)
 
-    costs = [line("token geometric", "geometric", 0), line("token arithmetic", "arithmetic", 1),
-             line("MRPO", "mrpo", 2), line("MRPO per token", "mrpo_token", 3)]  # fmt: skip
+    costs = [_line("token geometric", "geometric", 0), _line("token arithmetic", "arithmetic", 1),
+             _line("MRPO", "mrpo", 2), _line("MRPO per token", "mrpo_token", 3)]  # fmt: skip
     every = {key: np.concatenate([found[d][key] for d in DISTANCES]) for key in ("disagreement", "geometric")}
     rank = np.argsort(every["disagreement"])
     bins = [b for b in np.array_split(rank, 14) if len(b)]

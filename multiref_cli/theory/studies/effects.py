@@ -38,12 +38,12 @@ def settings(lab: Laboratory) -> dict[str, tuple[tuple[float, ...], Callable[[fl
         Values and a function value -> Setting, by name; values are scalars.
     """
 
-    def count(k: float) -> Setting:
+    def _count(k: float) -> Setting:
         weights = torch.full((int(k),), 1 / int(k), dtype=torch.float64)
         return linear_setting(lab, bells(int(k), 2 * lab.distance, lab.responses), weights)
 
     return {
-        "K references": (REFERENCES, count),
+        "K references": (REFERENCES, _count),
         "alpha": (ALPHAS, lambda a: linear_setting(lab, bells(2, 0.6, lab.responses), simplex(a))),
         "gamma = 1/beta": (GAMMAS, lambda g: replace(linear_setting(lab), beta=1.0 / g)),
         "1 / mass of the best response": (RARITIES, lambda x: tabular(linear_setting(lab), 1 / x)),
