@@ -75,6 +75,7 @@ def offline(world):
     return [
         "policy=folder", f"policy.path={world}/one", "references=pair", f"first={world}/one", f"second={world}/two",
         "data=jsonl", f"data.path={world}/pairs.jsonl", "data.held_out=0.2", "reward=toy_gold", "hardware=cpu",
-        "tracking=off",        "algorithm.batch_pairs=8", "steps=5", "beta=0.3", "optimizer.learning_rate=1e-3", "evaluation.prompts=6",
-        "evaluation.max_new_tokens=8", f"evaluation.scorer.path={world}/judge", "evaluation.bootstrap=50",
+        "tracking=off", "algorithm.batch_pairs=8", "steps=5", "beta=0.3",
+        "optimizer.learning_rate=1e-3", "evaluation.prompts=6", "evaluation.max_new_tokens=8",
+        f"evaluation.scorer.path={world}/judge", "evaluation.bootstrap=50",
     ]  # fmt: skip

@@ -127,7 +127,7 @@ def _check_regularizer(config: DictConfig) -> None:
         own = config.policy.tokenizer
         other = [x.name for x in config.references if x.tokenizer is not None and x.tokenizer != own]
         _require(
-            not other, f"level=token cannot mix in reference {other[:1]}: it has its own tokenizer; use level=sequence"
+            not other, f"level=token cannot mix in {other[:1]}, which has its own tokenizer; use level=sequence"
         )
         _require(r.ctro is None and not r.arwc, "ctro and arwc act on whole responses; use level=sequence")
     if r.level == Level.sequence and r.estimator in _TOKEN_ESTIMATORS:

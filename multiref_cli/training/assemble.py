@@ -71,7 +71,7 @@ def stored_pairs(job: Job, pairs: list[Pair], progress: Progress) -> StoredPairs
     sequences = pair_sequences(pairs)
     tokens = [store.logps(r, sequences, progress) for r in references]
     normalizers = None
-    if config.regularizer.level == Level.token:
+    if config.regularizer.level == Level.token and config.regularizer.normalized:
         normalizers = store.normalizers(references, sequences, config.regularizer.mean_order, weights, progress)
     return store_pairs(config, tokens, normalizers)
 

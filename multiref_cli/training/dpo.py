@@ -52,7 +52,7 @@ def store_pairs(
     Args:
         config: of the run; its regularizer says how to mix and at which level.
         tokens: for each reference of positive weight 2 N arrays, chosen and rejected in turn, each (T,) nats.
-        normalizers: 2 N arrays (T,) of log F_t in nats; needed at level=token.
+        normalizers: 2 N arrays (T,) of log F_t in nats, by which a token-level mean is divided; None leaves it as it is.
 
     Returns:
         The sums and the mix.
@@ -63,23 +63,26 @@ def store_pairs(
     sums = torch.tensor([[float(np.sum(a, dtype=np.float64)) for a in one] for one in tokens], dtype=torch.float64)
     pairs = sums.reshape(len(references), -1, 2).transpose(1, 2).contiguous()
     names = [r.name for r in references]
-    if regularizer.level == Level.token and normalizers is not None:
-        lengths = torch.tensor([len(a) for a in tokens[0]])
-        flat = torch.stack([torch.from_numpy(np.concatenate(one)).double() for one in tokens])
-        per_token = (
-            power_mean(flat, weights, regularizer.mean_order) - torch.from_numpy(np.concatenate(normalizers)).double()
-        )
-        owner = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
-        mixed = torch.zeros(len(lengths), dtype=torch.float64).index_add(0, owner, per_token)
+    if regularizer.level == Level.token:
+        per_token = power_mean(_flat(tokens), weights, regularizer.mean_order)
+        if normalizers is not None:
+            per_token = per_token - _flat([normalizers])[0]
+        owner = torch.repeat_interleave(torch.tensor([len(a) for a in tokens[0]]))
+        mixed = torch.zeros(len(tokens[0]), dtype=torch.float64).index_add(0, owner, per_token)
         return StoredPairs(names, pairs, mixed.reshape(-1, 2).T.contiguous())
     region = None
     if regularizer.ctro is not None and len(names) > 1:  # a single reference is never clipped
-        anchor = names.index(regularizer.ctro.anchor or names[0])
+        own = [r.name for r in references if r.path == config.policy.path]
+        anchor = names.index(regularizer.ctro.anchor or (own or names)[0])
         region = TrustRegion(anchor, regularizer.ctro.epsilon, regularizer.ctro.adaptive)
     chosen, rejected = mixed_references(
         pairs[:, 0], pairs[:, 1], weights, regularizer.mean_order, region, regularizer.arwc
     )
     return StoredPairs(names, pairs, torch.stack([chosen, rejected]))
+
+
+def _flat(arrays: Sequence[Sequence[np.ndarray]]) -> Tensor:
+    return torch.stack([torch.from_numpy(np.concatenate(one)).double() for one in arrays])
 
 
 @dataclass(frozen=True)

@@ -156,5 +156,5 @@ def _preference_accuracies(job: Job, model: nn.Module, progress: Progress) -> np
 def _refuse_weak(accuracy: float, minimum: float) -> None:
     if accuracy < minimum:
         raise RunError(
-            f"the reward model's held-out accuracy is {accuracy:.3f}, below the bar of {minimum:g}: its scores mean little."
+            f"the reward model's held-out accuracy is {accuracy:.3f}, below the bar {minimum:g}: its scores mean little."
         )
