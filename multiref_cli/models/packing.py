@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-# How many times longer one masked pair of positions takes than one pair under the plain causal kernel, which skips the
-# upper triangle (measured on CPU by tests/bench/bench_sharing.py; a GPU's fused kernels lose more under a mask).
+# Attention of a masked row over that of a plain causal row of the same length, whose kernel skips the upper triangle
+# (tests/bench/bench_sharing.py compares the rule with measured times on CPU).
 MASKED_ATTENTION_COST = 2.0
 # Padding that a batch of some size may hold, as a part of its real tokens; a smaller batch costs more than its padding.
 PADDING, SMALL_BATCH = 0.15, 512
