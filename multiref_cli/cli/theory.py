@@ -25,7 +25,8 @@ def theory(overrides: list[str]) -> None:
     from multiref_cli.tracking.provenance import provenance
 
     config = typed(compose_plain(overrides, "theory"), Laboratory())
-    lab, text = OmegaConf.to_object(config), OmegaConf.to_yaml(config, resolve=True)
+    lab: Laboratory = OmegaConf.to_object(config)  # type: ignore[assignment]
+    text = OmegaConf.to_yaml(config, resolve=True)
     laboratory.check(lab)
     torch.set_num_threads(1)  # sums in one order, whatever the machine: the same numbers, bit for bit
     run = RunDir.create(_folder(lab), text, overrides, provenance())

@@ -6,11 +6,14 @@ E = E_{y1,y2 ~ M/F}[(Delta(y1) - Delta(y2))^2] with Delta = estimate - truth, an
 """
 
 import math
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from multiref_cli.theory.exact import solve
+
+Pairs = TypeVar("Pairs", float, Tensor)  # one number of pairs, or many
 
 
 def normalized(mixed: Tensor) -> Tensor:
@@ -108,35 +111,35 @@ def quadratic_regret_bound(mixed: Tensor, squared: Tensor, beta: float, order: f
     )
 
 
-def pairs_error_paper(n: float | Tensor, reward_max: float, classes: int, delta: float) -> float | Tensor:
+def pairs_error_paper(n: Pairs, reward_max: float, classes: int, delta: float) -> Pairs:
     """Lemma B.1: E <= 128 R^2 e^{4R} log(|R| / delta) / n; its R^2 makes it too small for R_max below about 0.28.
 
     Args:
-        n: number of pairs, scalar.
+        n: number of pairs, scalar or (N,).
         reward_max: R.
         classes: |R|.
         delta: probability of failure.
 
     Returns:
-        scalar, squared reward units.
+        scalar or (N,), squared reward units.
     """
     return 128 * reward_max**2 * math.exp(4 * reward_max) * math.log(classes / delta) / n
 
 
-def pairs_error_derived(n: float | Tensor, reward_max: float, classes: int, delta: float) -> float | Tensor:
+def pairs_error_derived(n: Pairs, reward_max: float, classes: int, delta: float) -> Pairs:
     """Derived: E <= 32 cosh(R/2)^4 log(|R| / delta) / n with probability 1 - delta, for every R_max.
 
     Chernoff on half the log-likelihood ratio gives squared Hellinger <= log(|R| / delta) / n for the maximum-likelihood
     model; |p - q|^2 <= 2 Hellinger^2 for two labels; and the logistic slope on [-R, R] is at least 1 / (4 cosh(R/2)^2).
 
     Args:
-        n: number of pairs, scalar.
+        n: number of pairs, scalar or (N,).
         reward_max: R.
         classes: |R|.
         delta: probability of failure.
 
     Returns:
-        scalar, squared reward units.
+        scalar or (N,), squared reward units.
     """
     return 32 * math.cosh(reward_max / 2) ** 4 * math.log(classes / delta) / n
 

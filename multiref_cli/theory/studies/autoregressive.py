@@ -26,9 +26,10 @@ def tree_regrets(lab: Laboratory, distance: float) -> dict[str, np.ndarray]:
         distance: standard deviation of the references' logits around a common model, nats.
 
     Returns:
-        By name, (N,) arrays over the trees: regrets of `COLUMNS` in their own exact objective, and "disagreement", nats.
+        By name, (N,) arrays over trees: regrets of `COLUMNS` in their own exact objective, and "disagreement" (nats).
     """
-    weights, found = simplex(lab.alpha), {name: [] for name in (*COLUMNS, "disagreement")}
+    weights = simplex(lab.alpha)
+    found: dict[str, list[float]] = {name: [] for name in (*COLUMNS, "disagreement")}
     for index in range(lab.trees):
         # The same numbers at every distance: only the scale of what separates the references changes.
         rng = generator(lab.seed, "tree", index)

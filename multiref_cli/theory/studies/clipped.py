@@ -60,8 +60,8 @@ def estimates(lab: Laboratory, policy: Tensor, log_ratio: Tensor) -> tuple[list[
     return [*lines, Line("bias bound", THRESHOLDS, limit.tolist(), "bound", 4)], rows
 
 
-def optima(references: Tensor, weights: Tensor, reward: Tensor, beta: float, order: float) -> list[list[float | None]]:
-    """Regrets of the clamped optimum and of the linearly continued one, for each threshold in `CLIPS`.
+def optima(references: Tensor, weights: Tensor, reward: Tensor, beta: float, order: float) -> list[list[float]]:
+    """Regrets of the clamped optima and of the linearly continued ones over the thresholds `CLIPS`.
 
     Args:
         references: (K, Y) probabilities.
@@ -71,15 +71,16 @@ def optima(references: Tensor, weights: Tensor, reward: Tensor, beta: float, ord
         order: A.
 
     Returns:
-        Pairs of floats; the second is None for A = 0, whose score needs no continuation.
+        Two lists of floats; for A = 0, whose score needs no continuation, the second is all NaN.
     """
-    mixed, found = exact.log_mixed(references, weights, order), []
-    for clip in CLIPS:
-        policies = [clipping.clamped_policy(mixed, reward, beta, order, clip)]
-        policies += [clipping.continued_policy(mixed, reward, beta, order, clip)] if order else []
-        regrets = [float(exact.regret(p, references, weights, reward, beta, order)) for p in policies]
-        found.append([max(r, 0.0) for r in regrets] + [None] * (order == 0))
-    return found
+    args = (exact.log_mixed(references, weights, order), reward, beta, order)
+
+    def _regret(policy: Tensor) -> float:
+        return max(float(exact.regret(policy, references, weights, reward, beta, order)), 0.0)
+
+    clamped = [_regret(clipping.clamped_policy(*args, clip)) for clip in CLIPS]
+    continued = [_regret(clipping.continued_policy(*args, clip)) if order else float("nan") for clip in CLIPS]
+    return [clamped, continued]
 
 
 def run(lab: Laboratory) -> Study:
@@ -90,15 +91,15 @@ def run(lab: Laboratory) -> Study:
     errors, rows = estimates(lab, *departing_policy(references, weights, reward, beta))
     optima_rows, lines, metrics = [], [], {}
     for i, (order, name) in enumerate(ORDERS.items()):
-        regrets = optima(references, weights, reward, beta, order)
-        optima_rows += [[name, c, *pair] for c, pair in zip(CLIPS, regrets)]
+        clamped, continued = optima(references, weights, reward, beta, order)
+        optima_rows += [[name, *row] for row in zip(CLIPS, clamped, continued)]
+        metrics[f"clamp_regret/{name}/c=2"] = metric(clamped[CLIPS.index(2.0)])
         if order != 0.5:  # Hellinger lies between the two and stands in the table
-            clamped = [max(r[0], FLOOR) if r[0] != float("inf") else float("nan") for r in regrets]
-            lines.append(Line(f"{name}, clamped", CLIPS, clamped, "measured", i, at_peak=True))
+            shown = [max(r, FLOOR) if r != float("inf") else float("nan") for r in clamped]
+            lines.append(Line(f"{name}, clamped", CLIPS, shown, "measured", i, at_peak=True))
         if order == 1:
-            linear = [max(r[1], FLOOR) for r in regrets]
-            lines.append(Line(f"{name}, continued linearly", CLIPS, linear, "bound", 1, at_peak=True))
-        metrics[f"clamp_regret/{name}/c=2"] = metric(regrets[CLIPS.index(2.0)][0])
+            shown = [max(r, FLOOR) for r in continued]
+            lines.append(Line(f"{name}, continued linearly", CLIPS, shown, "bound", 1, at_peak=True))
     tables = [
         Table(
             "Threshold with the least root mean squared error of the clipped divergence estimate, and the one that "

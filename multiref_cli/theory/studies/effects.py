@@ -64,7 +64,7 @@ def measure(lab: Laboratory, setting: Setting, order: float, name: str) -> tuple
         three floats, reward units times pairs.
     """
     pairs = min(lab.n, 8192)
-    rng = generator(lab.seed, "effects", name, order)
+    rng = generator(lab.seed, "effects", name, str(order))
     counts = complexity.preference_counts(rng, setting.sampling(order), setting.reward, pairs, lab.draws)
     estimates = complexity.linear_estimate(counts, setting.features) @ setting.features.T
     gaps = pairs * setting.gap(setting.policy(estimates, order), order).numpy()

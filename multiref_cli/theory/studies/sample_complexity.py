@@ -51,7 +51,7 @@ def sweep(lab: Laboratory, setting: Setting, order: float, linear: bool, vanishi
     )
     for size in n:
         at = replace(setting, beta=1.0 / float(size)) if vanishing else setting
-        rng = generator(lab.seed, "pairs", order, linear, int(size))
+        rng = generator(lab.seed, "pairs", str(order), linear, int(size))
         counts = complexity.preference_counts(rng, at.sampling(order), at.reward, int(size), lab.draws)
         if linear:
             estimates = complexity.linear_estimate(counts, at.features) @ at.features.T
@@ -138,8 +138,9 @@ def _bound(label: str, n: np.ndarray, values: Tensor, series: int) -> Line:
     return Line(label, n.tolist(), values.tolist(), "bound", series)
 
 
-def _panel(title: str, n: np.ndarray, finite: np.ndarray, linear: np.ndarray, more: list[Line]) -> Panel:
-    lines = [_measured("finite class", n, finite, 0), _measured("linear class", n, linear, 1), *more]
+def _panel(title: str, n: np.ndarray, gaps: list[np.ndarray], more: list[Line]) -> Panel:
+    measured = [_measured(f"{name} class", n, g, i) for i, (name, g) in enumerate(zip(("finite", "linear"), gaps))]
+    lines = [*measured, *more]
     return Panel(title, "preference pairs n", "gap (reward units)", lines, x_scale="log", y_scale="log")
 
 
@@ -159,13 +160,13 @@ def _chart(lab: Laboratory, setting: Setting, sweeps: dict, vanishing: Sweep) ->
     ]
     rkl, fkl = ([sweeps[a, linear] for linear in (False, True)] for a in (RKL, FKL))
     panels = [
-        _panel("Reverse KL: regularized gap ~ 1/n", n, *(s.regularized for s in rkl), [
+        _panel("Reverse KL: regularized gap ~ 1/n", n, [s.regularized for s in rkl], [
             limit[RKL], _bound("Theorem 5.2", n, bounds.rkl_gap(cover[RKL], paper, beta), 2),
             _bound("derived bound", n, bounds.rkl_gap(cover[RKL], sharp, beta, 0.25), 3)]),
-        _panel("Reverse KL: plain reward ~ 1/√n", n, *(s.plain for s in rkl), [
+        _panel("Reverse KL: plain reward ~ 1/√n", n, [s.plain for s in rkl], [
             _bound("Theorem 5.3", n, bounds.rkl_reward_gap(cover[RKL], paper, beta, r), 2),
             _bound("derived bound", n, bounds.rkl_reward_gap(cover[RKL], sharp, beta, r), 3)]),
-        _panel("Forward KL: 1/n, bound says 1/√n", n, *(s.regularized for s in fkl), [
+        _panel("Forward KL: 1/n, bound says 1/√n", n, [s.regularized for s in fkl], [
             limit[FKL], _bound("Theorem 6.2", n, bounds.fkl_gap(cover[FKL], paper), 2),
             _bound("derived bound", n, cover[FKL] ** 2 * sharp / (4 * beta), 3)]),
         Panel("Forward KL with gamma = n", "preference pairs n", "gap to the best reward", last, x_scale="log",

@@ -50,7 +50,7 @@ def sampled_checks(bandit: Bandit, lab: Laboratory, rng: np.random.Generator, pa
     rivals = torch.stack([complexity.multiscale_class(rng, truth, r, MEMBERS, 6) for truth in bandit.reward])
     paper = bounds.pairs_error_paper(pairs, r, MEMBERS, lab.delta)
     sharp = bounds.pairs_error_derived(pairs, r, MEMBERS, lab.delta)
-    found = []
+    found: list[checks.Check] = []
     for order in (0.0, 1.0):
         mixed = exact.log_mixed(*args[:2], order)
         sampling = bounds.normalized(mixed)
