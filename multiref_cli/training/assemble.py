@@ -73,7 +73,7 @@ def stored_pairs(job: Job, pairs: list[Pair], progress: Progress) -> StoredPairs
     normalizers = None
     if config.regularizer.level == Level.token and config.regularizer.normalized:
         normalizers = store.normalizers(references, sequences, config.regularizer.mean_order, weights, progress)
-    return store_pairs(config, tokens, normalizers)
+    return store_pairs(config, tokens, normalizers, job.vocabulary)
 
 
 def _dpo(job: Job, progress: Progress) -> Trainee:
@@ -90,7 +90,7 @@ def _dpo(job: Job, progress: Progress) -> Trainee:
 
 
 def _sft(job: Job, progress: Progress) -> Trainee:
-    return Trainee(load_policy(job), Sft(job.config, job.data.train))
+    return Trainee(load_policy(job), Sft(job.config, job.data.train, job.vocabulary))
 
 
 def _reward_model(job: Job, progress: Progress) -> Trainee:

@@ -37,15 +37,20 @@ class StoredPairs:
         names: K names of the references with a positive weight.
         references: (K, 2, N) log pi_i of chosen and rejected, float64.
         mixed: (2, N) log M, float64; normalized token by token at level=token.
+        vocabulary: ids that all of them normalize over, and the policy with them; None: the whole head.
     """
 
     names: list[str]
     references: Tensor
     mixed: Tensor
+    vocabulary: int | None = None
 
 
 def store_pairs(
-    config: DictConfig, tokens: Sequence[Sequence[np.ndarray]], normalizers: Sequence[np.ndarray] | None
+    config: DictConfig,
+    tokens: Sequence[Sequence[np.ndarray]],
+    normalizers: Sequence[np.ndarray] | None,
+    vocabulary: int | None = None,
 ) -> StoredPairs:
     """Sum stored token log-probabilities into responses and mix them.
 
@@ -53,6 +58,7 @@ def store_pairs(
         config: of the run; its regularizer says how to mix and at which level.
         tokens: for each reference of positive weight 2 N arrays, chosen and rejected in turn, each (T,) nats.
         normalizers: 2 N arrays (T,) of log F_t in nats, by which a token-level mean is divided; None leaves it as it is.
+        vocabulary: ids that the stored log-probabilities normalize over.
 
     Returns:
         The sums and the mix.
@@ -69,7 +75,7 @@ def store_pairs(
             per_token = per_token - _flat([normalizers])[0]
         owner = torch.repeat_interleave(torch.tensor([len(a) for a in tokens[0]]))
         mixed = torch.zeros(len(tokens[0]), dtype=torch.float64).index_add(0, owner, per_token)
-        return StoredPairs(names, pairs, mixed.reshape(-1, 2).T.contiguous())
+        return StoredPairs(names, pairs, mixed.reshape(-1, 2).T.contiguous(), vocabulary)
     region = None
     if regularizer.ctro is not None and len(names) > 1:  # a single reference is never clipped
         own = [r.name for r in references if r.path == config.policy.path]
@@ -78,7 +84,7 @@ def store_pairs(
     chosen, rejected = mixed_references(
         pairs[:, 0], pairs[:, 1], weights, regularizer.mean_order, region, regularizer.arwc
     )
-    return StoredPairs(names, pairs, torch.stack([chosen, rejected]))
+    return StoredPairs(names, pairs, torch.stack([chosen, rejected]), vocabulary)
 
 
 def _flat(arrays: Sequence[Sequence[np.ndarray]]) -> Tensor:
@@ -119,7 +125,7 @@ class Dpo:
     def loss(self, model: nn.Module, micro: PairMicro) -> tuple[Tensor, Averages]:
         """Sum of the pairs' losses over the number of pairs of the whole step, and the step's metrics."""
         device = next(model.parameters()).device
-        logps = token_logps(model, micro.packed.to(device)).logps.sum(-1, dtype=torch.float64)
+        logps = self._logps(model, micro.packed.to(device))
         return self.loss_of(logps.reshape(-1, 2).T, micro.rows, micro.batch_pairs)
 
     def loss_of(self, policy: Tensor, rows: list[int], batch_pairs: int) -> tuple[Tensor, Averages]:
@@ -148,7 +154,7 @@ class Dpo:
         found = np.zeros(len(self.pairs))
         device = next(model.parameters()).device
         for rows in self._parts(list(range(len(self.pairs)))):
-            logps = token_logps(model, self._pack(rows).to(device)).logps.sum(-1, dtype=torch.float64).cpu()
+            logps = self._logps(model, self._pack(rows).to(device)).cpu()
             mixed = self.stored.mixed[:, rows]
             order, clip = self.regularizer.score_order, self.regularizer.score_clip
             chosen, rejected = implicit_reward(logps.reshape(-1, 2).T, mixed, self.config.beta, order, clip)
@@ -186,6 +192,9 @@ class Dpo:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing to restore."""
+
+    def _logps(self, model: nn.Module, packed: Packed) -> Tensor:
+        return token_logps(model, packed, vocabulary=self.stored.vocabulary).logps.sum(-1, dtype=torch.float64)
 
     def _metrics(self, policy: Tensor, mixed: Tensor, references: Tensor) -> Averages:
         averages, order, clip = Averages(), self.regularizer.score_order, self.regularizer.score_clip

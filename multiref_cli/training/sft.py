@@ -27,8 +27,8 @@ class SftMicro:
 class Sft:
     """-(1 / tokens of the step) sum log pi(y_t | x, y_<t) over completion tokens."""
 
-    def __init__(self, config: DictConfig, rows: list[Demonstration]) -> None:
-        self.config, self.settings, self.rows = config, config.algorithm, rows
+    def __init__(self, config: DictConfig, rows: list[Demonstration], vocabulary: int | None = None) -> None:
+        self.config, self.settings, self.rows, self.vocabulary = config, config.algorithm, rows, vocabulary
 
     def batch(self, step: int) -> Batch:
         """The demonstrations of optimizer step `step`: one random order of all rows per epoch."""
@@ -47,7 +47,7 @@ class Sft:
     def loss(self, model: nn.Module, micro: SftMicro) -> tuple[Tensor, Averages]:
         """This micro-batch's share of the mean over the step's completion tokens."""
         packed = micro.packed.to(next(model.parameters()).device)
-        logps = token_logps(model, packed).logps
+        logps = token_logps(model, packed, vocabulary=self.vocabulary).logps
         averages = Averages()
         averages.add("logps/token", logps[packed.mask])
         return -logps.sum() / micro.batch_tokens, averages
