@@ -153,7 +153,7 @@ def test_a_saved_config_comes_back_with_changes(tmp_path):
 
 
 def test_every_yaml_key_has_a_comment():
-    """A comment line above, or on the same line; list items and group files' defaults lists need none."""
+    """A comment line above, or on the same line; list items and defaults lists need none."""
     bare = []
     for path in sorted(conf_directory().rglob("*.yaml")):
         lines = path.read_text().splitlines()
@@ -163,9 +163,6 @@ def test_every_yaml_key_has_a_comment():
             if not is_key or key in ("defaults", "_target_"):
                 continue
             above = lines[number - 1].strip() if number else ""
-            children_commented = (
-                number + 1 < len(lines) and line.rstrip().endswith(":") and lines[number + 1].strip().startswith("#")
-            )
-            if not above.startswith("#") and "#" not in line and not children_commented:
+            if not above.startswith("#") and "#" not in line:
                 bare.append(f"{path.name}:{number + 1} {line.strip()}")
     assert bare == []
