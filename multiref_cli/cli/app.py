@@ -169,6 +169,10 @@ def run_guarded(command: Callable[[], Any]) -> int:
     except RunError as error:
         return _fail(error, 1, debug)
     except (BrokenPipeError, SystemExit) as stop:
+        # Typer turns Ctrl-C into an exit of its own and would drop the sentence that says how to go on.
+        interrupt = getattr(stop.__context__, "__cause__", None)
+        if isinstance(interrupt, KeyboardInterrupt):
+            typer.echo(str(interrupt) or "interrupted.", err=True)
         return stop.code if isinstance(stop, SystemExit) and isinstance(stop.code, int) else 0
     except Exception as error:  # the last door: whatever went wrong becomes one line, never a bare traceback
         return _fail(error, 1, debug, f"{type(error).__name__}: {error} (MULTIREF_DEBUG=1 shows where)")

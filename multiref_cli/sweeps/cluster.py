@@ -132,7 +132,7 @@ def _watch(
             time.sleep(TICK_SECONDS)
             tick()
             left = [job for job in jobs if not is_over(job)]
-            if work.is_finished():
+            if work.open_points() == 0:
                 jobs = left
                 continue
             for _ in range(len(jobs) - len(left)):

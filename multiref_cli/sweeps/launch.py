@@ -44,9 +44,12 @@ def launch(work: Work, launcher: str, workers: int, options: dict[str, Any], tic
     """Hand the work to an engine; see `run_sweep`."""
     if launcher not in LAUNCHERS:
         raise RequestError(f"--launcher is {launcher!r}; allowed: {', '.join(LAUNCHERS)}.")
+    if launcher == "local" and options:
+        raise RequestError(f"launcher.{next(iter(options))} has no meaning for --launcher local; drop it.")
+    workers = min(workers, work.open_points())
+    if workers == 0:
+        return None
     if launcher == "local":
-        if options:
-            raise RequestError(f"launcher.{next(iter(options))} has no meaning for --launcher local; drop it.")
         from multiref_cli.sweeps.pool import run_local
 
         return run_local(work, workers, tick)

@@ -50,6 +50,7 @@ def parse_request(overrides: Sequence[str]) -> Request:
             own[key] = value
         else:
             rest.append(text)
+    rest = list({key_of(text): text for text in rest}.values())  # as in Hydra, the last value of a key counts
     file = _read_file(own["sweep"]) if own.get("sweep") else {}
     if "seeds" in own and "seed" in own:
         raise RequestError("give seeds=NUMBER or seed=LIST, not both.")

@@ -37,10 +37,10 @@ class Work:
     beat_seconds: float = BEAT_SECONDS
     environment: dict[str, str] = field(default_factory=dict)
 
-    def is_finished(self) -> bool:
-        """Whether every point is done or has failed."""
+    def open_points(self) -> int:
+        """How many points are neither done nor failed."""
         ledger = Ledger(self.folder)
-        return all(ledger.state(point.name, point.id) in ("done", "failed") for point in self.plan.points)
+        return sum(ledger.state(point.name, point.id) not in ("done", "failed") for point in self.plan.points)
 
 
 def work_off(work: Work) -> None:

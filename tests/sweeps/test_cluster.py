@@ -99,7 +99,7 @@ def test_ray_stops_with_checkpoints(tmp_path: Path) -> None:
 )
 def test_wrong_requests(tmp_path: Path, launcher: str, options: dict[str, object], sentence: str) -> None:
     with pytest.raises(RequestError, match=sentence):
-        launch(fake_points.work(tmp_path, []), launcher, 1, options, lambda: None)
+        launch(fake_points.work(tmp_path, [fake_points.point("p")]), launcher, 1, options, lambda: None)
 
 
 @pytest.mark.parametrize(("launcher", "module"), [("slurm", "submitit"), ("ray", "ray")])
@@ -108,10 +108,11 @@ def test_missing_engine_is_one_sentence(
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(RequestError, match=rf"pip install 'multiref\[{launcher}\]'"):
-        launch(fake_points.work(tmp_path, []), launcher, 1, {}, lambda: None)
+        launch(fake_points.work(tmp_path, [fake_points.point("p")]), launcher, 1, {}, lambda: None)
 
 
 def test_unknown_engine_options(tmp_path: Path) -> None:
     pytest.importorskip("submitit")
     with pytest.raises(RequestError, match="submitit refuses"):
-        launch(fake_points.work(tmp_path, []), "slurm", 1, {"cluster": "local", "no_such_option": 1}, lambda: None)
+        options = {"cluster": "local", "no_such_option": 1}
+        launch(fake_points.work(tmp_path, [fake_points.point("p")]), "slurm", 1, options, lambda: None)

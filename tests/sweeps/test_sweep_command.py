@@ -1,0 +1,162 @@
+"""`multiref sweep` end to end on real (tiny) models, as a user types it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from multiref_cli.sweeps import launch
+from multiref_cli.sweeps.ledger import Ledger
+from multiref_cli.sweeps.worker import work_off
+from multiref_cli.tracking.run_dir import read_json, read_lines
+
+GRID = ["regularizer=mrpo", "alpha=0.4", "seeds=2", "run.dir=sweep"]
+
+
+def _results(folder: Path) -> dict[str, dict]:
+    return {path.parent.name: read_json(path)["metrics"] for path in folder.glob("*/results.json")}
+
+
+def _metrics(folder: Path) -> dict[str, list[dict]]:
+    untimed = {}
+    for path in folder.glob("*/metrics.jsonl"):
+        rows = [
+            {k: v for k, v in row.items() if "time/" not in k and "per_second" not in k} for row in read_lines(path)
+        ]
+        untimed[path.parent.name] = rows
+    return untimed
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work in this process: a worker's imports are most of the time of a small sweep."""
+    monkeypatch.setattr(launch, "launch", lambda work, *_: work_off(work))
+
+
+def test_sweep_runs_and_compares(place, multiref, offline, capfd):
+    assert multiref("sweep", *offline, *GRID, "--workers", 2) == 0, capfd.readouterr().err
+    out, folder = capfd.readouterr().out, Path("sweep")
+    assert "[6 of 6 done, 0 failed]" in out and out.count("making ") == 2 and "report: sweep/report/index.html" in out
+    plan = read_lines(folder / "plan.jsonl")
+    assert len(plan) == 6 and {p["role"] for p in plan} == {"grid", "single"}
+    assert len((folder / "results.csv").read_text().splitlines()) == 7
+    text = (folder / "report" / "report.md").read_text()
+    assert "first, untrained, the start" in text and "J, toy_gold" in text and "significant" in text
+    # The same numbers as a run by itself: what the workers share does not show.
+    point = next(p for p in plan if p["condition"] == "dpo-mrpo-a0.4-b0.3" and p["seed"] == 1)
+    assert multiref("train", *point["overrides"], "run.dir=alone") == 0
+    assert read_json(Path("alone/results.json"))["metrics"] == _results(folder)[point["name"]]
+
+
+def test_sweep_does_what_is_missing_and_nothing_else(place, multiref, offline, capfd, in_process):
+    assert multiref("sweep", *offline, *GRID) == 0
+    folder = Path("sweep")
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*/results.json")}
+    capfd.readouterr()
+    assert multiref("sweep", *offline, *GRID) == 0
+    assert multiref("sweep", "--resume", "sweep") == 0
+    assert before == {path: path.stat().st_mtime_ns for path in folder.glob("*/results.json")}
+    assert len(read_lines(folder / "events.jsonl")) == 2 * (2 + 6)
+    # A larger grid keeps what is finished; a smaller one does not report what was left out.
+    assert multiref("sweep", *offline, *GRID, "alpha=0.4,0.7", "seeds=1") == 0
+    kept = {path: path.stat().st_mtime_ns for path in folder.glob("*/results.json")}
+    assert before.items() <= kept.items() and len(kept) == 7
+    assert len((folder / "results.csv").read_text().splitlines()) == 5
+    assert multiref("report", "sweep", next(iter(before)).parent, "--out", "both") == 0
+    assert (Path("both") / "index.html").is_file()
+
+
+def test_dry_run_writes_nothing(place, multiref, offline, capsys):
+    assert multiref("sweep", *offline, *GRID, "--dry-run") == 0
+    out = capsys.readouterr().out
+    assert "6, 2 seeds each" in out and "2 single-reference baselines" in out and "first over" in out
+    assert "dpo-mrpo-a0.4-b0.3-s1" in out and "training time" in out
+    assert not Path("sweep").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["regularizer=rlk,fkl"], "did you mean 'rkl'"),
+        (["alpha=0.2,1.2"], "alpha is 1.2"),
+        (["--launcher", "pbs"], "allowed: local, slurm, ray"),
+        (["--resume", "nowhere"], "nowhere is not a sweep folder"),
+    ],
+)
+def test_wrong_requests(place, multiref, offline, arguments, sentence, capsys):
+    given = arguments if "--resume" in arguments else [*offline, "run.dir=sweep", *arguments]
+    assert multiref("sweep", *given) == 2
+    assert sentence in capsys.readouterr().err
+    assert not Path("sweep").exists() and not Path("nowhere").exists()
+
+
+def test_failed_points_are_named_and_retried(place, multiref, offline, capfd, in_process):
+    arguments = [*offline, "evaluation.prompts=0", "run.dir=sweep"]
+    # A learning rate that no model survives fails its point on the way; the other one is done.
+    assert multiref("sweep", *arguments, "baselines=false", "optimizer.learning_rate=1e-3,1e30") == 1
+    error = capfd.readouterr().err
+    assert "1 of 2 points failed" in error and "sweep/logs/" in error and "--retry-failed" in error
+    states = [Ledger(Path("sweep")).state(p["name"], p["id"]) for p in read_lines(Path("sweep/plan.jsonl"))]
+    assert sorted(states) == ["done", "failed"]
+    assert multiref("sweep", "--resume", "sweep") == 1
+    assert multiref("sweep", "--resume", "sweep", "--retry-failed") == 1
+    kinds = [e["kind"] for e in read_lines(Path("sweep/events.jsonl"))]
+    assert kinds.count("failed") == 2 and kinds.count("done") == 1
+
+
+def _start(arguments: list[str], log: Path) -> subprocess.Popen:
+    command = [sys.executable, "-c", "from multiref_cli.cli.app import main; main()", "sweep", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.Popen(command, env=environment, stdout=log.open("a"), stderr=subprocess.STDOUT)
+
+
+@pytest.mark.slow
+def test_killed_and_interrupted_sweeps_end_in_the_same_numbers(place, multiref, offline):
+    arguments = [*offline, "regularizer=rkl", "alpha=0.4", "steps=60", "hardware.checkpoint_every=10"]
+    arguments = [*arguments, "evaluation.prompts=4", "run.dir=sweep", "--workers", "1"]
+    log, folder = Path("log"), Path("sweep")
+    # Of 180 steps: the worker is killed, then the parent; the next launch is interrupted; the last one ends it.
+    first = _start(arguments, log)
+    _after(20, folder, first)
+    os.kill(json.loads(_claims(folder)[0].read_text())["pid"], signal.SIGKILL)
+    _after(70, folder, first)
+    first.kill()
+    first.wait()
+    second = _start(arguments, log)
+    _after(120, folder, second)
+    second.send_signal(signal.SIGINT)
+    assert second.wait() == 130, log.read_text()
+    assert "go on with: multiref sweep --resume sweep" in log.read_text()
+    assert multiref("sweep", "--resume", "sweep") == 0
+    kinds = [event["kind"] for event in read_lines(folder / "events.jsonl")]
+    assert "retried" in kinds and "stopped" in kinds and kinds.count("done") == 3
+    for point in read_lines(folder / "plan.jsonl"):
+        assert multiref("train", *point["overrides"], f"run.dir=undisturbed/{point['name']}") == 0
+    assert _results(folder) == _results(Path("undisturbed"))
+    assert _metrics(folder) == _metrics(Path("undisturbed"))
+
+
+def _start(arguments: list[str], log: Path) -> subprocess.Popen:
+    command = [sys.executable, "-c", "from multiref_cli.cli.app import main; main()", "sweep", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.Popen(command, env=environment, stdout=log.open("a"), stderr=subprocess.STDOUT)
+
+
+def _claims(folder: Path) -> list[Path]:
+    return list(folder.glob(".sweep/claims/dpo-*.json"))
+
+
+def _after(steps: int, folder: Path, process: subprocess.Popen) -> None:
+    """Wait until all points together have made so many steps and one is at work."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        rows = sum(len(read_lines(path)) for path in folder.glob("*/metrics.jsonl"))
+        if rows > steps and _claims(folder):
+            return
+        time.sleep(0.02)
+    pytest.fail(f"no {steps} steps: {process.poll()}")
