@@ -146,15 +146,16 @@ def _make(name: str, folder: Path, cache: Path, progress: Progress) -> None:
     elif name in PAIRS:
         _make_pairs(name, folder, cache, progress)
     else:
-        _train_model(name, folder, progress)
+        _train_model(name, folder, cache, progress)
 
 
-def _train_model(name: str, folder: Path, progress: Progress) -> None:
+def _train_model(name: str, folder: Path, cache: Path, progress: Progress) -> None:
     from multiref_cli.training.run import train  # the recipe of a model is itself a run
 
     progress.note(f"making {PREFIX}{name} (once per machine)")
     run = folder / "run"
-    train(compose(_recipe(name, run)), progress=progress, overrides=_recipe(name, run))
+    overrides = [*_recipe(name), f"run.dir={run}", f"hardware.cache_dir={cache}"]
+    train(compose(overrides), progress=progress, overrides=overrides)
     for path in (run / "policy").iterdir():
         path.rename(folder / path.name)
     shutil.copy(run / "results.json", folder / "made_by.json")
@@ -207,8 +208,8 @@ def _models() -> list[str]:
     return [name.removeprefix("embedded/") for name in options("experiment") if name.startswith("embedded/")]
 
 
-def _recipe(name: str, run: Path) -> list[str]:
-    return [f"experiment=embedded/{name}", f"run.dir={run}", "tracking=off"]
+def _recipe(name: str) -> list[str]:
+    return [f"experiment=embedded/{name}", "tracking=off"]
 
 
 def _target(name: str, cache: Path) -> Path:
@@ -220,7 +221,7 @@ def _key(name: str) -> str:
     """Content hash: the world's source, the recipe, and the keys of what the recipe uses."""
     recipe = repr(CORPORA.get(name) or PAIRS.get(name))
     if name in _models():
-        recipe = build.config_hash(compose(_recipe(name, Path("unused"))))
+        recipe = build.config_hash(compose(_recipe(name)))
     parts = [name, _source_hash(), SPLITS, recipe, *[_key(other) for other in _uses(name)]]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
@@ -231,7 +232,7 @@ def _uses(name: str) -> list[str]:
     if name in PAIRS:
         return list(PAIRS[name].models)
     if name in _models():
-        return _names_in(build.plain(compose(_recipe(name, Path("unused")))))
+        return _names_in(build.plain(compose(_recipe(name))))
     return []
 
 
