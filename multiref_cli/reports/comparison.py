@@ -8,6 +8,7 @@ from multiref_cli.evaluation.statistics import Interval
 from multiref_cli.reports import figures
 from multiref_cli.reports.collect import Condition, alpha_text, scorers
 from multiref_cli.reports.comparisons import Verdict, compare_conditions, compare_over_alpha, series
+from multiref_cli.reports.markup import slug
 from multiref_cli.reports.page import Page, format_cell
 
 CONFIDENCE = 0.95
@@ -25,9 +26,9 @@ def jobs(found: Sequence[Condition]) -> list[list[Condition]]:
 
 def add_job(page: Page, found: list[Condition], several: bool) -> None:
     """Add one job: setting, table of results, figures, comparisons with plain sentences."""
-    name = _job_name(found)
+    name = job_name(found[0])
     page.text(f"## {name if several else 'Setting'}").text(_setting(found))
-    stem = name.split(",")[0].replace(" ", "-").lower() if several else ""
+    stem = slug(name) if several else ""
     if not several:
         page.text("## Results")
     _add_results(page, found, stem)
@@ -74,10 +75,11 @@ def _decimals(half: float) -> int:
     return digits
 
 
-def _job_name(found: Sequence[Condition]) -> str:
-    config = found[0].first.config
-    kind = {"dpo": "Offline: DPO", "grpo": "Online: GRPO", "sft": "Supervised fine-tuning"}.get(found[0].algorithm)
-    return f"{kind or found[0].algorithm} on {config['data']['name']}"
+def job_name(condition: Condition) -> str:
+    """Algorithm, data and references: what conditions of one job share."""
+    kind = {"dpo": "Offline: DPO", "grpo": "Online: GRPO", "sft": "Supervised fine-tuning"}.get(condition.algorithm)
+    name = f"{kind or condition.algorithm} on {condition.first.config['data']['name']}"
+    return f"{name} with {' + '.join(condition.first.references)}" if condition.regularized else name
 
 
 def _setting(found: Sequence[Condition]) -> str:

@@ -7,20 +7,23 @@ from typing import Any
 from multiref_cli.errors import RequestError
 from multiref_cli.reports import figures
 from multiref_cli.reports.collect import Condition, Run, alpha_text, conditions, read_run, write_csv
-from multiref_cli.reports.comparison import add_job, jobs, summary_line, write_pending
+from multiref_cli.reports.compare import Check, compare_with, read_rows, rows_of, verdict, write_rows
+from multiref_cli.reports.comparison import add_job, jobs, plus_minus, summary_line, write_pending
 from multiref_cli.reports.page import Page
 from multiref_cli.sweeps.ledger import Ledger, expand_folders
 
 
-def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
+def write_report(folders: Sequence[Path], out: Path | None = None, against: Path | None = None) -> Path:
     """Write the report of runs and sweeps; several are merged into one comparison.
 
     Args:
         folders: run folders and sweep folders.
         out: where to write; by default report/ in the first folder.
+        against: CSV of committed results (see compare.py); the report says what lies within their intervals.
 
     Returns:
-        The path of index.html; a sweep's results.csv is written beside its plan, and into `out` if that is given.
+        The path of index.html. Beside it lies summary.csv, one row a condition and metric, in the form that is
+        committed; a sweep's results.csv, one row a run, lies beside its plan, and in `out` if that is given.
 
     Raises:
         RequestError: a folder that is neither, or nothing finished in any.
@@ -30,7 +33,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     if not runs:
         raise RequestError(f"nothing in {', '.join(map(str, folders))} is finished; go on with it by --resume.")
     sweeps = [folder for folder in folders if (folder / "sweep.yaml").is_file()]
-    if len(folders) == 1 and not sweeps and out is None:
+    if len(folders) == 1 and not sweeps and out is None and against is None:
         return write_run_report(folders[0])
     found = conditions(runs)
     for sweep in sweeps:
@@ -39,9 +42,12 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     target.mkdir(parents=True, exist_ok=True)
     if out is not None:
         write_csv(found, target / "results.csv")
+    write_rows(rows_of(found), target / "summary.csv")
     page = Page(" and ".join(folder.resolve().name for folder in folders))
     page.text(summary_line(found) + " Every number comes from the run folders; nothing was trained for this report.")
     write_pending(page, sweeps)
+    if against is not None:
+        add_checks(page, compare_with(read_rows(against), found), against)
     groups = jobs(found)
     for group in groups:
         add_job(page, group, several=len(groups) > 1)
@@ -82,6 +88,22 @@ def write_run_report(folder: Path) -> Path:
         page.text("## Training").figure("learning-curves", drawn, "Metrics of every optimizer step.")
     add_provenance(page, [run])
     return page.write(run.folder / "report")
+
+
+def add_checks(page: Page, checks: list[Check], against: Path) -> None:
+    """Add the comparison with committed results."""
+    page.text(f"## Against committed results\n\n{verdict(checks)}")
+    rows = []
+    for check in checks:
+        old = check.committed
+        new = plus_minus(check.new) if check.new else "–"
+        rows.append([old.job, old.condition, old.metric, plus_minus(old.interval), new, check.word])
+    commits = ", ".join(sorted({check.committed.commit for check in checks}))
+    machines = "; ".join(sorted({check.committed.hardware for check in checks}))
+    caption = (
+        f"Committed: `{against.name}`, commit {commits}, {machines}. Within: the new mean lies in the old interval."
+    )
+    page.table(["job", "condition", "metric", "committed", "now", "verdict"], rows, caption, name="against-committed")
 
 
 def _what(condition: Condition) -> str:

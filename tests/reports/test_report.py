@@ -114,7 +114,7 @@ def test_sweeps_are_merged(offline: Ledger, trio: Ledger, tmp_path: Path, undraw
     index = write_report([offline.path, trio.path], tmp_path / "merged")
     text = (index.parent / "report.md").read_text()
     assert len(jobs(_conditions(offline) + _conditions(trio))) == 2
-    assert text.count("## Offline: DPO on toy_preferences") == 2
+    assert text.count("## Offline: DPO on toy_preferences with instruct + instruct_large") == 2
     with (tmp_path / "merged" / "results.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 39 + 14
 

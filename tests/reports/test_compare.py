@@ -1,0 +1,92 @@
+"""Committed results: written, read, compared, and turned into the README's table."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from multiref_cli.errors import RequestError
+from multiref_cli.evaluation.statistics import Interval
+from multiref_cli.reports.collect import conditions, read_run
+from multiref_cli.reports.compare import (
+    BEGIN,
+    END,
+    compare_with,
+    read_rows,
+    readme_table,
+    rows_of,
+    update_readme,
+    verdict,
+    write_rows,
+)
+from multiref_cli.reports.report import write_report
+from multiref_cli.sweeps.ledger import Ledger
+
+
+@pytest.fixture
+def found(offline: Ledger):
+    return conditions(read_run(folder) for folder in offline.run_folders())
+
+
+def test_rows_survive_the_file(found, tmp_path: Path) -> None:
+    rows = rows_of(found, "make reproduce")
+    write_rows(rows, tmp_path / "results.csv")
+    again = read_rows(tmp_path / "results.csv")
+    assert [row.key for row in again] == [row.key for row in rows]
+    for old, new in zip(rows, again):
+        assert new.interval == pytest.approx(old.interval, rel=1e-5)
+        assert (new.commit, new.command) == ("0123456789ab", "make reproduce") and "2 cores" in new.hardware
+    # 2 untrained models x 2 scorers, and 13 conditions x (2 scorers, their objectives, KL).
+    assert len(rows) == 4 + 13 * 5
+
+
+def test_the_same_results_are_within(found) -> None:
+    checks = compare_with(rows_of(found), found)
+    assert {check.word for check in checks} == {"within"}
+    assert verdict(checks) == f"{len(checks)} of {len(checks)} means lie within the committed intervals."
+
+
+def test_what_moved_is_named(found) -> None:
+    rows = rows_of(found)
+    index = next(i for i, r in enumerate(rows) if (r.condition, r.metric) == ("rkl α=0.5 β=1", "gold"))
+    rows[index] = dataclasses.replace(rows[index], interval=Interval(0.1, 0.05, 0.15, 3))
+    rows.append(dataclasses.replace(rows[0], condition="chi2 α=0.5 β=1"))
+    rows.append(dataclasses.replace(rows[index], interval=Interval(0.1, float("nan"), float("nan"), 1)))
+    checks = compare_with(rows, found)
+    assert checks[index].word == "**outside**"
+    assert [check.word for check in checks[-2:]] == ["not run", "no interval"]
+    text = verdict(checks)
+    assert "outside: rkl α=0.5 β=1 on gold" in text and "1 committed rows were not run" in text
+
+
+def test_readme_is_made_from_the_file(found, tmp_path: Path) -> None:
+    write_rows(rows_of(found, "make reproduce"), tmp_path / "results.csv")
+    readme = tmp_path / "README.md"
+    readme.write_text(f"# Title\n\n{BEGIN.format(path='results.csv')}\nbefore\n{END}\n\nend\n")
+    assert update_readme(readme, tmp_path / "results.csv", "results.csv", ["gold", "objective/gold"])
+    text = readme.read_text()
+    assert text.startswith("# Title\n") and text.endswith(f"{END}\n\nend\n") and "before" not in text
+    table = readme_table(read_rows(tmp_path / "results.csv"), ["gold", "objective/gold"])
+    assert table in text and "| condition | level, estimator | seeds | gold | J, gold |" in table
+    assert "| instruct, untrained | – | – | 0.370 ± 0.020 | – |" in table
+    assert "Commit `0123456789ab`, `make reproduce`" in table
+    assert not update_readme(readme, tmp_path / "results.csv", "results.csv", ["gold", "objective/gold"])
+    readme.write_text("no markers")
+    with pytest.raises(RequestError, match="no results to replace"):
+        update_readme(readme, tmp_path / "results.csv", "results.csv")
+
+
+def test_report_says_what_agrees(offline: Ledger, found, tmp_path: Path, undrawn: None) -> None:
+    write_rows(rows_of(found), tmp_path / "results.csv")
+    index = write_report([offline.path], tmp_path / "out", tmp_path / "results.csv")
+    text = (index.parent / "report.md").read_text()
+    assert "## Against committed results" in text and "69 of 69 means lie within" in text
+    assert read_rows(tmp_path / "out" / "summary.csv") == read_rows(tmp_path / "results.csv")
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="does not exist"):
+        read_rows(tmp_path / "nothing.csv")
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(RequestError, match="its columns must be"):
+        read_rows(tmp_path / "other.csv")
