@@ -24,10 +24,10 @@ class Silent:
 
 
 class Heartbeat:
-    """Passes everything on and keeps status.json fresh, so that a dead process can be told from a slow one."""
+    """Passes everything on; keeps the mirror up to date, and status.json, by which a dead process is told from a slow."""
 
-    def __init__(self, inner: Progress, run, every_seconds: float = 2.0) -> None:
-        self.inner, self.run, self.every_seconds = inner, run, every_seconds
+    def __init__(self, inner: Progress, run, mirror, every_seconds: float = 2.0) -> None:
+        self.inner, self.run, self.mirror, self.every_seconds = inner, run, mirror, every_seconds
         self.step, self.total, self._written = 0, 0, 0.0
 
     def note(self, text: str) -> None:
@@ -45,4 +45,6 @@ class Heartbeat:
         if time.time() - self._written >= self.every_seconds:
             self.run.write_status("running", self.step, self.total, phase)
             self._written = time.time()
+            if phase == "train":  # not before: a resume first drops what was logged behind its checkpoint
+                self.mirror.update()
         self.inner.advance(phase, done, total, **figures)

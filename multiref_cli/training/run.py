@@ -20,6 +20,7 @@ from multiref_cli.seeding import seed_everything
 from multiref_cli.tracking.progress import Heartbeat, Progress, Silent
 from multiref_cli.tracking.provenance import provenance
 from multiref_cli.tracking.run_dir import RunDir, read_json
+from multiref_cli.tracking.wandb import open_mirror
 from multiref_cli.training.assemble import assemble
 from multiref_cli.training.checkpoint import discard_checkpoints
 from multiref_cli.training.embedded import localized
@@ -88,7 +89,8 @@ def manifest(job: Job) -> dict[str, Any]:
 
 def _guarded(job: Job, run: RunDir, progress: Progress) -> Path:
     """Run the job; whatever ends it is written into status.json."""
-    heartbeat = Heartbeat(progress, run)
+    mirror = open_mirror(run.path, progress.note)
+    heartbeat = Heartbeat(progress, run, mirror)
     heartbeat.total = job.total_steps
     try:
         _execute(job, run, heartbeat)
@@ -102,6 +104,8 @@ def _guarded(job: Job, run: RunDir, progress: Progress) -> Path:
         text = str(error) if isinstance(error, (RequestError, RunError)) else f"{type(error).__name__}: {error}"
         hint = f"(see {run.path}/logs/error.txt; go on with: multiref train --resume {run.path})"
         raise RunError(f"{text.rstrip('.')} {hint}") from error
+    finally:
+        mirror.finish()
     return run.path
 
 

@@ -13,7 +13,7 @@ import yaml
 
 from multiref_cli.config import build
 from multiref_cli.config.compose import compose
-from multiref_cli.tracking.run_dir import RunDir
+from multiref_cli.tracking.run_dir import RunDir, read_json
 from multiref_cli.tracking.wandb import Mirror, NoMirror, open_mirror
 
 
@@ -180,3 +180,15 @@ def test_real_offline_run_is_replaced_on_resume(tmp_path: Path, config: dict[str
     folders = list((run.path / "logs" / "wandb").glob("offline-run-*"))
     assert len(folders) == 1 and list(folders[0].glob("*.wandb"))
     shutil.rmtree(folders[0])
+
+
+def test_a_run_is_mirrored_and_survives_its_mirror(place, multiref, offline, capsys, monkeypatch):
+    pytest.importorskip("wandb")
+    arguments = [*offline, "tracking=wandb_offline", "evaluation.prompts=0"]
+    assert multiref("train", *arguments, "run.dir=out") == 0
+    assert len(list(Path("out/logs/wandb").glob("offline-run-*/*.wandb"))) == 1
+    assert "given up" not in capsys.readouterr().out
+    monkeypatch.setattr("wandb.init", lambda **_: 1 / 0)
+    assert multiref("train", *arguments, "run.dir=second") == 0
+    assert capsys.readouterr().out.count("W&B mirror given up: ZeroDivisionError") == 1
+    assert read_json(Path("second/status.json"))["state"] == "done"
