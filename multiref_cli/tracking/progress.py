@@ -24,7 +24,7 @@ class Silent:
 
 
 class Heartbeat:
-    """Passes everything on; keeps the mirror up to date, and status.json, by which a dead process is told from a slow."""
+    """Passes everything on and keeps status.json (how a dead process is told from a slow one) and the mirror fresh."""
 
     def __init__(self, inner: Progress, run, mirror, every_seconds: float = 2.0) -> None:
         self.inner, self.run, self.mirror, self.every_seconds = inner, run, mirror, every_seconds

@@ -122,7 +122,7 @@ class Mirror:
             group=self._group(manifest),
             tags=self._tags(),
             config={**self.config, "provenance": manifest},
-            dir=str(logs),
+            dir=str(logs.resolve()),  # W&B's own process may have been started in another folder
             mode=self.mode,
             resume="allow" if self.mode == "online" else None,
             reinit="finish_previous",
@@ -132,6 +132,7 @@ class Mirror:
                 disable_git=True,
                 disable_code=True,
                 x_disable_stats=True,
+                x_save_requirements=False,
                 init_timeout=_SECONDS,
             ),
         )
