@@ -134,9 +134,9 @@ class LiveSweep:
         self.most_running, self.most_failures, self._snapshot = most_running, most_failures, None
 
     def event(self, text: str, important: bool) -> None:
-        """Print failures above the table; everything else shows in it."""
+        """Print what the table does not show above it: failures, and what is made for several points."""
         if important:
-            _console.print(Text(text, style="red"))
+            _console.print(Text(text, style="red" if "FAILED" in text else "dim"))
 
     def update(self, snapshot: Any) -> None:
         """Draw this state from now on (a `sweeps.watch.Snapshot`)."""

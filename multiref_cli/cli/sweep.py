@@ -57,7 +57,8 @@ def sweep(
             def tick() -> None:
                 snapshot = watcher.snapshot()
                 for event in watcher.events():
-                    progress.event(event_line(event, snapshot.counts), important="failed" in event["kind"])
+                    important = "failed" in event["kind"] or "pass" in event["kind"]
+                    progress.event(event_line(event, snapshot.counts), important)
                 progress.update(snapshot)
 
             run_sweep(ledger, plan, launcher, workers, request.launcher, tick)
