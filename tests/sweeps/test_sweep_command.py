@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from multiref_cli.reports import figures
 from multiref_cli.sweeps import launch
 from multiref_cli.sweeps.ledger import Ledger
 from multiref_cli.sweeps.worker import work_off
@@ -34,8 +35,10 @@ def _metrics(folder: Path) -> dict[str, list[dict]]:
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Work in this process: a worker's imports are most of the time of a small sweep."""
+    """Work in this process and draw nothing: imports and figures are most of the time of a small sweep."""
     monkeypatch.setattr(launch, "launch", lambda work, *_: work_off(work))
+    for name in ("metric_against_alpha", "reward_against_divergence", "learning_curves"):
+        monkeypatch.setattr(figures, name, lambda *_: None)
 
 
 def test_sweep_runs_and_compares(place, multiref, offline, capfd):
@@ -116,7 +119,7 @@ def _start(arguments: list[str], log: Path) -> subprocess.Popen:
 
 
 @pytest.mark.slow
-def test_killed_and_interrupted_sweeps_end_in_the_same_numbers(place, multiref, offline):
+def test_killed_and_interrupted_sweeps_end_in_the_same_numbers(place, multiref, offline, monkeypatch):
     arguments = [*offline, "regularizer=rkl", "alpha=0.4", "steps=60", "hardware.checkpoint_every=10"]
     arguments = [*arguments, "evaluation.prompts=4", "run.dir=sweep", "--workers", "1"]
     log, folder = Path("log"), Path("sweep")
@@ -135,6 +138,8 @@ def test_killed_and_interrupted_sweeps_end_in_the_same_numbers(place, multiref, 
     assert multiref("sweep", "--resume", "sweep") == 0
     kinds = [event["kind"] for event in read_lines(folder / "events.jsonl")]
     assert "retried" in kinds and "stopped" in kinds and kinds.count("done") == 3
+    for name in ("metric_against_alpha", "reward_against_divergence", "learning_curves"):
+        monkeypatch.setattr(figures, name, lambda *_: None)
     for point in read_lines(folder / "plan.jsonl"):
         assert multiref("train", *point["overrides"], f"run.dir=undisturbed/{point['name']}") == 0
     assert _results(folder) == _results(Path("undisturbed"))
