@@ -43,8 +43,11 @@ def _show_plan(config) -> None:
 
 
 def finished(folder: Path) -> None:
-    """Print the results of a finished run."""
+    """Write the report of a finished run and print its results."""
+    from multiref_cli.reports.report import write_run_report
     from multiref_cli.tracking.run_dir import read_json
+
+    write_run_report(folder)
 
     results = read_json(folder / "results.json")
     rows = [[name, v["mean"], v["ci_low"], v["ci_high"], v["n"]] for name, v in sorted(results["metrics"].items())]

@@ -189,6 +189,8 @@ class Evaluator:
             return {}
         found = {}
         for reference in self.references:
+            if reference in self.foreign_tokenizers:  # its samples would have to come from a prompt in its own tokens
+                continue
             samples = self.samples(self.reference_samples(reference))
             for name, scorer in self.scorers.items():
                 theirs = np.asarray(scorer(samples), dtype=float).reshape(len(self.prompts), -1).mean(1)

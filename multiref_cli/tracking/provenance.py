@@ -8,7 +8,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("multiref", "torch", "transformers", "datasets", "hydra-core", "omegaconf", "numpy", "peft", "wandb", "vllm")
+PACKAGES = (
+    "multiref",
+    "torch",
+    "transformers",
+    "datasets",
+    "hydra-core",
+    "omegaconf",
+    "numpy",
+    "peft",
+    "wandb",
+    "vllm",
+)
 
 
 def provenance() -> dict[str, Any]:

@@ -92,7 +92,9 @@ class RunDir:
                 temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
                 os.replace(temporary, path)
 
-    def write_results(self, metrics: dict[str, dict[str, Any]], config_hash: str, seed: int, condition: str, **more: Any) -> None:
+    def write_results(
+        self, metrics: dict[str, dict[str, Any]], config_hash: str, seed: int, condition: str, **more: Any
+    ) -> None:
         """Write results.json, the last file of a run."""
         content = {"metrics": metrics, "config_hash": config_hash, "seed": seed, "condition": condition, **more}
         write_json(self.path / "results.json", content)

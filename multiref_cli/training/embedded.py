@@ -53,7 +53,7 @@ class SampledPairs:
 
 
 # How many problems each split has; texts never appear in two of them, nor in a corpus.
-SPLITS = {"train": 1500, "dev": 500, "test": 512, "reward_train": 2500, "reward_test": 500}
+SPLITS = {"train": 1050, "dev": 500, "test": 512, "reward_train": 2500, "reward_test": 500}
 
 CORPORA = {
     "corpus_instruct": Corpus(toy.Style(0.35, courtesy=0.4, skip=0.08, repeat=0.15, incomplete=0.05), rows=57_600),

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -18,6 +19,9 @@ from multiref_cli.references.models import check_compatible
 from multiref_cli.references.store import ReferenceStore, Scoring
 
 _LOADERS = {"dpo": load_preferences, "reward_model": load_preferences, "sft": load_demonstrations, "grpo": load_prompts}
+
+# The latest data set that was loaded, by what it was made of.
+_LOADED: dict[str, Split] = {}
 
 
 @dataclass
@@ -77,8 +81,7 @@ def prepare(config: DictConfig, original: DictConfig) -> Job:
         RequestError: data, tokenizers or references that do not fit; nothing was written.
     """
     tokenizer = load_tokenizer(config.policy)
-    # A plain object: reading a key of a DictConfig once a row takes longer than encoding the row.
-    data = _LOADERS[config.algorithm.name](OmegaConf.to_object(config.data), tokenizer)
+    data = _load_data(config, tokenizer)
     if not data.train:
         raise RequestError(f"{config.data.path} has no usable training row: {data.report.summary()}.")
     vocabulary = len(tokenizer)
@@ -86,3 +89,15 @@ def prepare(config: DictConfig, original: DictConfig) -> Job:
         tokenizers = {r.name: load_tokenizer(r) for r in config.references}
         vocabulary = check_compatible(tokenizer, tokenizers, config.regularizer.level)
     return Job(config, build.config_hash(original), build.condition(original), tokenizer, data, vocabulary)
+
+
+def _load_data(config: DictConfig, tokenizer: Any) -> Split:
+    """The rows, encoded; kept for the next point of a sweep in this process, which most often asks for the same."""
+    files = [Path(path) for path in (config.data.path, config.data.held_out_path) if path and Path(path).exists()]
+    stamps = [(str(path), path.stat().st_mtime_ns) for path in files]
+    key = f"{config.algorithm.name} {config.data} {config.policy.path} {config.policy.tokenizer} {stamps}"
+    if key not in _LOADED:
+        _LOADED.clear()
+        # A plain object: reading a key of a DictConfig once a row takes longer than encoding the row.
+        _LOADED[key] = _LOADERS[config.algorithm.name](OmegaConf.to_object(config.data), tokenizer)
+    return _LOADED[key]

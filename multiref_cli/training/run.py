@@ -15,7 +15,6 @@ from multiref_cli.config.check import check
 from multiref_cli.config.compose import compose_saved
 from multiref_cli.errors import RequestError, RunError
 from multiref_cli.models.load import fingerprint, save_policy
-from multiref_cli.reports.report import write_run_report
 from multiref_cli.seeding import seed_everything
 from multiref_cli.tracking.progress import Heartbeat, Progress, Silent
 from multiref_cli.tracking.provenance import provenance
@@ -123,12 +122,11 @@ def _execute(job: Job, run: RunDir, progress: Heartbeat) -> None:
 
 
 def _write_outcome(job: Job, run: RunDir, outcome: Outcome, training_notes: list[str]) -> None:
-    """Write what an evaluation found: the samples, results.json, the report, the final status."""
+    """Write what an evaluation found: the samples, results.json, the final status."""
     metrics, samples, notes = outcome
     _replace_lines(run.path / "evaluation.jsonl", samples)
     notes = [*training_notes, *notes]
     run.write_results(metrics, job.hash, job.config.seed, job.condition, notes=notes, training_notes=training_notes)
-    write_run_report(run.path)
     run.write_status("done", job.total_steps, job.total_steps)
 
 

@@ -1,5 +1,7 @@
 """What is measured on a trained model, by algorithm, with the models that measuring needs."""
 
+import hashlib
+from collections import OrderedDict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from multiref_cli.models.load import load_causal_lm, load_reward_model, load_tok
 from multiref_cli.references.models import first_difference
 from multiref_cli.rewards.combine import build_reward
 from multiref_cli.rewards.model import RewardModelScorer
+from multiref_cli.rewards.sample import Sample
 from multiref_cli.rollouts.engine import Completion
 from multiref_cli.rollouts.transformers_engine import TransformersEngine
 from multiref_cli.tracking.progress import Progress
@@ -26,6 +29,10 @@ from multiref_cli.training.assemble import Trainee, load_policy, stored_pairs
 from multiref_cli.training.dpo import Dpo
 from multiref_cli.training.job import Job
 from multiref_cli.training.reward_model import pair_accuracies
+
+# The latest results of scorers, by scorer and samples.
+_SCORES: OrderedDict[str, list[float]] = OrderedDict()
+_KEPT_SCORES = 16
 
 # Metrics, rows of evaluation.jsonl, sentences for the report.
 Outcome = tuple[dict[str, dict[str, float]], list[dict[str, Any]], list[str]]
@@ -126,11 +133,28 @@ def _scorers(job: Job) -> tuple[dict[str, Scorer], list[str]]:
         model = load_reward_model(config.evaluation.scorer, build.device_name(config), dtype)
         tokenizer = load_tokenizer(config.evaluation.scorer)
         template = config.evaluation.scorer.whole_template
-        scorers["reward_model"] = RewardModelScorer(model, tokenizer, whole_template=template)
+        scorer = RewardModelScorer(model, tokenizer, whole_template=template)
+        scorers["reward_model"] = _remembered(str(config.evaluation.scorer), scorer)
     if config.evaluation.gold and config.reward is not None:
         reward = build_reward(config.reward)
-        scorers[config.reward.name] = lambda samples: reward(samples).total
+        scorers[config.reward.name] = _remembered(str(config.reward), lambda samples: reward(samples).total)
     return scorers, notes
+
+
+def _remembered(identity: str, scorer: Scorer) -> Scorer:
+    """The same scorer, with its latest results kept: every point of a sweep compares with the same reference samples."""
+
+    def score(samples: list[Sample]) -> list[float]:
+        texts = [(s.messages, s.completion, s.answer, s.finished) for s in samples]
+        key = hashlib.sha256(f"{identity}{texts}".encode()).hexdigest()
+        if key not in _SCORES:
+            _SCORES[key] = scorer(samples)
+        _SCORES.move_to_end(key)
+        while len(_SCORES) > _KEPT_SCORES:
+            _SCORES.popitem(last=False)
+        return _SCORES[key]
+
+    return score
 
 
 def _prompts(job: Job) -> list[Prompt]:
