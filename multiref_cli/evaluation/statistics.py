@@ -93,7 +93,7 @@ def regularized_beta(x: float, a: float, b: float) -> float:
     return front * fraction / a
 
 
-def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+def t_interval(values: Sequence[float] | np.ndarray, confidence: float = 0.95) -> Interval:
     """Return the mean with its Student t interval; one value has no interval.
 
     Args:
@@ -196,7 +196,7 @@ def compare(first: Mapping[int, float], second: Mapping[int, float], confidence:
     return Comparison(difference, _paired_p_value(a - b), _effect(a, b), probability_of_improvement(a, b))
 
 
-def probability_of_improvement(first: Sequence[float], second: Sequence[float]) -> float:
+def probability_of_improvement(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray) -> float:
     """Return the share of pairs (x of first, y of second) with x > y, ties counted half (Mann and Whitney's U / nm)."""
     a, b = _sample(first)[:, None], _sample(second)[None]
     return float(np.mean((a > b) + 0.5 * (a == b)))

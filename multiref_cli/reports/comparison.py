@@ -50,7 +50,7 @@ def reference_value(condition: Condition, metric: str, reference: str) -> Interv
     for run in condition.runs:
         value = run.metrics.get(f"reference/{metric}/{reference}")
         if value is not None:
-            return Interval(value["mean"], value["ci_low"], value["ci_high"], value["n"])
+            return Interval(value["mean"], value["ci_low"], value["ci_high"], int(value["n"]))
     return None
 
 
@@ -109,7 +109,7 @@ def _add_results(page: Page, found: list[Condition], stem: str) -> None:
     extra = [f"objective/{name}" for name in names if any(c.values(f"objective/{name}") for c in found)]
     extra += [name for name in ("preference_accuracy", "kl/mixed", "length") if any(c.values(name) for c in found)]
     headers += [name.replace("objective/", "J, ").replace("kl/mixed", "KL to mixed") for name in extra]
-    rows = []
+    rows: list[list[Any]] = []
     for label, values in _untrained(found, names):
         rows.append([label, "–", "–", *values, *["–"] * len(extra)])
     order = {"beta0": 0, "single": 1, "grid": 2}

@@ -217,8 +217,8 @@ def _without_penalty(found: Sequence[Condition]) -> list[Condition]:
 
 
 def _line_over_alpha(axes: Any, line: Series, metric: str, index: int) -> None:
-    rows = [(c.weights[0], c.interval(metric)) for c in line.conditions]
-    rows = [(x, interval) for x, interval in rows if interval is not None]
+    found = [(c.weights[0], c.interval(metric)) for c in line.conditions]
+    rows = [(x, interval) for x, interval in found if interval is not None]
     xs, means = [x for x, _ in rows], [interval.mean for _, interval in rows]
     look = style.series(index)
     # Small sideways steps keep the error bars of several lines apart.
@@ -263,8 +263,8 @@ def _setting_title(lines: list[Series], setting: tuple) -> str:
 
 
 def _frontier_line(axes: Any, line: Series, reference: str, metric: str, index: int) -> None:
-    rows = [(c.interval(f"kl/{reference}"), c.interval(metric), c.weights) for c in line.conditions]
-    rows = [row for row in rows if row[0] is not None and row[1] is not None]
+    found = [(c.interval(f"kl/{reference}"), c.interval(metric), c.weights) for c in line.conditions]
+    rows = [(x, y, weights) for x, y, weights in found if x is not None and y is not None]
     if not rows:
         return
     look = style.series(index)
@@ -284,7 +284,7 @@ def _frontier_baselines(axes: Any, found: Sequence[Condition], reference: str, m
         same = [i for i, line in enumerate(lines) if line.conditions[0].setting == condition.setting]
         color = style.series(same[0]).color if same else style.INK
         label, look = "β = 0", {"marker": "x", "markersize": 7, "markeredgewidth": 1.8}
-        if condition.role == "single":
+        if condition.alone is not None and condition.role == "single":
             place = condition.first.references.index(condition.alone)
             label, look = f"{condition.alone} alone", {"marker": "odsv"[place % 4], "markerfacecolor": style.PAPER}
         bars = {"color": color, "elinewidth": 0.8, "linestyle": "none"}
@@ -297,7 +297,7 @@ def _halves(intervals: Any) -> list[float]:
 
 def _shared_legend(figure: Any, grid: Any) -> None:
     """One legend below all panels; a name that several panels use stands in it once."""
-    entries = {}
+    entries: dict[str, Any] = {}
     for axes in grid.flat:
         for handle, label in zip(*axes.get_legend_handles_labels()):
             entries.setdefault(label, handle)

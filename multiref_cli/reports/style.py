@@ -16,7 +16,7 @@ DARK_PALETTE = ("#5aa9e6", "#ff8a4c", "#3ecf9f", "#e6a3c6", "#f2bd4a", "#8fd0f5"
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.6)), (0, (5, 1.4, 1.2, 1.4)), (0, (1.3, 1.3)), (0, (8, 2)), "-", "--", "-.")
 
-RC = {
+RC: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9.0,

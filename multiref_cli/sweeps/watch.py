@@ -60,7 +60,8 @@ class Watcher:
         self._final: dict[str, str] = {}
         self._failures: list[Failure] = []
         self._first_seen: dict[str, tuple[float, int]] = {}
-        self._started, self._work_at_start = time.monotonic(), None
+        self._started = time.monotonic()
+        self._work_at_start: float | None = None
 
     def snapshot(self) -> Snapshot:
         """The state of every point now."""

@@ -52,7 +52,8 @@ def work_off(work: Work) -> None:
     Raises:
         KeyboardInterrupt: stopped from outside; the running point wrote a checkpoint and can go on.
     """
-    ledger, finished = Ledger(work.folder), set()
+    ledger = Ledger(work.folder)
+    finished: set[str] = set()
     while True:
         open_points = [point for point in work.plan.points if not _is_finished(ledger, point, finished)]
         if not open_points:

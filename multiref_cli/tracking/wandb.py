@@ -123,7 +123,7 @@ class Mirror:
             tags=self._tags(),
             config={**self.config, "provenance": manifest},
             dir=str(logs.resolve()),  # W&B's own process may have been started in another folder
-            mode=self.mode,
+            mode=self.mode,  # type: ignore[arg-type]  # W&B itself refuses other words
             resume="allow" if self.mode == "online" else None,
             reinit="finish_previous",
             settings=wandb.Settings(
