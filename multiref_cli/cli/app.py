@@ -103,11 +103,14 @@ def evaluate(
 def report(
     folders: Annotated[list[str], typer.Argument(metavar="RUN|SWEEP...", help="Run or sweep folders.")],
     out: Annotated[Optional[str], typer.Option(help="Where to write; default: report/ in the first folder.")] = None,
+    against: Annotated[
+        Optional[str], typer.Option(metavar="CSV", help="Committed results: say what lies within their intervals.")
+    ] = None,
 ) -> None:
     """Write tables and figures from what is on disk; no model is loaded."""
     from multiref_cli.cli.report import report
 
-    report(folders, out=out)
+    report(folders, out=out, against=against)
 
 
 @app.command()

@@ -90,3 +90,10 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(RequestError, match="its columns must be"):
         read_rows(tmp_path / "other.csv")
+
+
+def test_report_command_compares(offline: Ledger, found, tmp_path: Path, undrawn: None, multiref, capsys) -> None:
+    write_rows(rows_of(found)[:10], tmp_path / "results.csv")
+    assert multiref("report", offline.path, "--out", tmp_path / "out", "--against", tmp_path / "results.csv") == 0
+    assert "10 of 10 means lie within the committed intervals." in capsys.readouterr().out
+    assert multiref("report", offline.path, "--against", tmp_path / "nothing.csv") == 2
