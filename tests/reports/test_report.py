@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from multiref_cli.errors import RequestError
 from multiref_cli.evaluation.statistics import compare, t_interval
@@ -42,7 +43,9 @@ def test_labels_name_what_differs(offline: Ledger, tmp_path: Path) -> None:
     for rate in ("1e-4", "3e-4"):
         shutil.copytree(offline.run_folders()[0], tmp_path / rate)
         path = tmp_path / rate / "config.yaml"
-        path.write_text(path.read_text().replace("learning_rate: 0.0005", f"learning_rate: {float(rate)}"))
+        config = yaml.safe_load(path.read_text())
+        config["optimizer"]["learning_rate"] = float(rate)
+        path.write_text(yaml.safe_dump(config))
     found = conditions(read_run(tmp_path / rate) for rate in ("1e-4", "3e-4"))
     assert [c.label for c in found] == [f"rkl α=0.3 β=1 learning_rate={r}" for r in ("0.0001", "0.0003")]
 
