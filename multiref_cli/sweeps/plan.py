@@ -231,7 +231,12 @@ def role(config: Plain) -> str:
 
 def _passes(config: Plain) -> list[Pass]:
     """Embedded models and data first, then one pass for each reference that the condition uses, then normalizers."""
-    made = [Pass(_hash(["toy", name]), f"toy:{name}", name, (), config) for name in _toy_names(config)]
+    from multiref_cli.training.embedded import needed
+
+    made = [
+        Pass(_toy_pass(name), f"toy:{name}", name, tuple(_toy_pass(other) for other in uses), config)
+        for name, uses in needed(config).items()
+    ]
     if config["algorithm"]["name"] not in REGULARIZED or not config["references"]:
         return made
     needs, data = tuple(one.id for one in made), config["data"]["name"]
@@ -255,12 +260,8 @@ def _reference_pass(config: Plain, title: str, references: list[int], needs: tup
     return Pass(_hash(key), title, None, needs, config)
 
 
-def _toy_names(value: Any) -> list[str]:
-    """The names behind `toy:` in a plain config, in order, each once."""
-    if isinstance(value, str):
-        return [value.removeprefix("toy:")] if value.startswith("toy:") else []
-    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return list(dict.fromkeys(name for child in children for name in _toy_names(child)))
+def _toy_pass(name: str) -> str:
+    return _hash(["toy", name])
 
 
 def _hash(content: Any) -> str:

@@ -82,22 +82,25 @@ def localized(config: DictConfig, progress: Progress) -> DictConfig:
     return OmegaConf.merge(config, found)  # type: ignore[return-value]
 
 
-def stages(config: DictConfig) -> list[list[str]]:
-    """Embedded models and data sets that a config needs and this machine does not have, in stages.
+def needed(plain: Any) -> dict[str, list[str]]:
+    """Embedded models and data sets that a plain config needs, each after what it is made from.
 
-    Those of one stage do not depend on each other and can be made side by side; every stage needs the ones before.
+    Args:
+        plain: config as dictionaries and lists.
+
+    Returns:
+        name -> names that must exist before it; names whose own lists are done can be made side by side.
     """
-    folder, depth = build.cache_folder(config), dict[str, int]()
+    found: dict[str, list[str]] = {}
 
-    def visit(name: str) -> int:
-        if name not in depth:
-            depth[name] = 1 + max([visit(other) for other in _uses(name)], default=-1)
-        return depth[name]
+    def visit(name: str) -> None:
+        for other in _uses(name):
+            visit(other)
+        found.setdefault(name, list(_uses(name)))
 
-    for name in _names_in(build.plain(config)):
+    for name in _names_in(plain):
         visit(name)
-    missing = {name: d for name, d in depth.items() if not _target(name, folder).is_dir()}
-    return [sorted(n for n, d in missing.items() if d == level) for level in sorted(set(missing.values()))]
+    return found
 
 
 def names() -> list[str]:
