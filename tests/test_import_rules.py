@@ -28,15 +28,11 @@ LAYERS = {
     "multiref_cli.rollouts": 2,
     "multiref_cli.rewards": 2,
     "multiref_cli.references": 2,
-    # the files of a sweep, which reports read; running one is above training
-    "multiref_cli.sweeps.request": 2,
-    "multiref_cli.sweeps.plan": 2,
-    "multiref_cli.sweeps.ledger": 2,
     "multiref_cli.evaluation": 3,
-    "multiref_cli.reports": 3,  # reads files only; below training, because a run ends by writing its own report
     "multiref_cli.training": 4,
     "multiref_cli.sweeps": 5,
-    "multiref_cli.cli": 6,
+    "multiref_cli.reports": 6,  # reads files only: run folders and the ledgers of sweeps
+    "multiref_cli.cli": 7,
 }
 # Libraries that one module owns.
 OWNERS = {
