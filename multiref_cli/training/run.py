@@ -15,6 +15,7 @@ from multiref_cli.config.check import check
 from multiref_cli.config.compose import compose_saved
 from multiref_cli.errors import RequestError, RunError
 from multiref_cli.models.load import fingerprint, save_policy
+from multiref_cli.reports.report import write_run_report
 from multiref_cli.seeding import seed_everything
 from multiref_cli.tracking.progress import Heartbeat, Progress, Silent
 from multiref_cli.tracking.provenance import provenance
@@ -88,7 +89,7 @@ def manifest(job: Job) -> dict[str, Any]:
 
 def _guarded(job: Job, run: RunDir, progress: Progress) -> Path:
     """Run the job; whatever ends it is written into status.json."""
-    mirror = open_mirror(run.path, progress.note)
+    mirror = open_mirror(run.path, progress.note, write_run_report)
     heartbeat = Heartbeat(progress, run, mirror)
     heartbeat.total = job.total_steps
     try:

@@ -116,10 +116,13 @@ def test_results_samples_and_figures(tmp_path: Path, config: dict[str, Any], fak
     run.write_results({"gold": {"mean": 0.5, "ci_low": 0.4, "ci_high": 0.6, "n": 9}}, "hash", 0, "condition")
     row = {"prompt": "p", "answer": None, "responses": ["a", "b"], "gold": 0.5}
     (run.path / "evaluation.jsonl").write_text(json.dumps(row) + "\n")
-    (run.path / "report" / "figures").mkdir()
-    (run.path / "report" / "figures" / "curves.png").write_bytes(b"")
     run.write_status("done", 1, 1)
-    open_mirror(run.path, pytest.fail).finish()
+
+    def draw(folder: Path) -> None:
+        (folder / "report" / "figures").mkdir()
+        (folder / "report" / "figures" / "curves.png").write_bytes(b"")
+
+    open_mirror(run.path, pytest.fail, draw).finish()
     _, sent = fake.sent[-1]
     assert sent["results"] == ("table", ["metric", "mean", "ci_low", "ci_high", "n"], [["gold", 0.5, 0.4, 0.6, 9]])
     assert sent["samples"][2] == [["p", None, "a\n\nb"]] and "figures/curves" in sent
@@ -186,6 +189,7 @@ def test_a_run_is_mirrored_and_survives_its_mirror(place, multiref, offline, cap
     pytest.importorskip("wandb")
     arguments = [*offline, "tracking=wandb_offline", "evaluation.prompts=0"]
     assert multiref("train", *arguments, "run.dir=out") == 0
+    assert list(Path("out/logs/wandb").rglob("learning-curves*.png"))
     assert len(list(Path("out/logs/wandb").glob("offline-run-*/*.wandb"))) == 1
     assert "given up" not in capsys.readouterr().out
     monkeypatch.setattr("wandb.init", lambda **_: 1 / 0)
