@@ -112,8 +112,8 @@ def _add_results(page: Page, found: list[Condition], stem: str) -> None:
     rows: list[list[Any]] = []
     for label, values in _untrained(found, names):
         rows.append([label, "–", "–", *values, *["–"] * len(extra)])
-    order = {"beta0": 0, "single": 1, "grid": 2}
-    for condition in sorted(found, key=lambda c: order[c.role]):
+    baselines = [c for role in ("beta0", "single") for c in found if c.role == role]
+    for condition in [*baselines, *(c for line in series(found) for c in line.conditions)]:
         cells = [plus_minus(condition.interval(name)) for name in (*names, *extra)]
         how = condition.level + ("" if condition.estimator == "–" else f", {condition.estimator}")
         rows.append([condition.label, how, len(condition.runs), *cells])
@@ -206,6 +206,8 @@ def _add_verdicts(page: Page, verdicts: list[Verdict], metric: str, which: str, 
     count = f"{len(significant)} of {len(verdicts)} differences are significant"
     page.text(f"**Conclusions, {which}.** {count} after Holm's correction for all {len(verdicts)} comparisons.")
     shown = verdicts if len(verdicts) <= _SENTENCES else significant[:_SENTENCES]
+    if len(shown) < len(verdicts):
+        page.text("Those of the table's comparisons that are not named here are not significant.")
     if shown:
         page.text("\n".join(f"- {verdict.sentence(metric, CONFIDENCE)}" for verdict in shown))
     caption = (
