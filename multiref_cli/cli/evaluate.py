@@ -15,12 +15,14 @@ def evaluate(folder: str, overrides: list[str], *, plain: bool) -> None:
     runs = [path] if (path / "config.yaml").is_file() else sorted(p.parent for p in path.glob("*/results.json"))
     if not runs:
         raise RequestError(f"{folder} holds no finished run.")
+    from multiref_cli.reports.report import write_run_report
     from multiref_cli.training.run import evaluate as evaluate_run
 
     with display.progress(plain) as progress:
         for run in runs:
             progress.note(f"eval {run}")
             evaluate_run(run, overrides, progress)
+            write_run_report(run)
     if len(runs) == 1:
         finished(runs[0])
     else:

@@ -15,19 +15,21 @@ def train(overrides: list[str], *, dry_run: bool, resume: str | None, plain: boo
     if resume is not None:
         if overrides:
             raise RequestError(f"--resume goes on with the run as it was configured; drop {overrides[0]}.")
+        from multiref_cli.reports.report import write_run_report
         from multiref_cli.training.run import resume as resume_run
 
         with display.progress(plain) as progress:
-            folder = resume_run(Path(resume), progress)
+            folder = resume_run(Path(resume), progress, write_run_report)
         return finished(folder)
     config = compose(overrides)
     check(config)
     if dry_run:
         return _show_plan(config)
+    from multiref_cli.reports.report import write_run_report
     from multiref_cli.training.run import train as train_run
 
     with display.progress(plain) as progress:
-        folder = train_run(config, overrides=overrides, progress=progress)
+        folder = train_run(config, overrides=overrides, progress=progress, report=write_run_report)
     finished(folder)
 
 
@@ -43,11 +45,9 @@ def _show_plan(config) -> None:
 
 
 def finished(folder: Path) -> None:
-    """Write the report of a finished run and print its results."""
-    from multiref_cli.reports.report import write_run_report
+    """Print the results of a finished run."""
     from multiref_cli.tracking.run_dir import read_json
 
-    write_run_report(folder)
 
     results = read_json(folder / "results.json")
     rows = [[name, v["mean"], v["ci_low"], v["ci_high"], v["n"]] for name, v in sorted(results["metrics"].items())]

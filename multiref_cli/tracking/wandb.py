@@ -23,15 +23,12 @@ _SECONDS = 30
 _SAMPLES = 64
 
 
-def open_mirror(
-    folder: Path, warn: Callable[[str], None], draw: Callable[[Path], Any] | None = None
-) -> "Mirror | NoMirror":
+def open_mirror(folder: Path, warn: Callable[[str], None]) -> "Mirror | NoMirror":
     """Open the mirror that a run's config asks for.
 
     Args:
         folder: a run folder with config.yaml and manifest.json.
         warn: takes the one sentence that says why the mirror was given up.
-        draw: writes the report of a finished run folder, whose figures are sent; None: those that are there.
 
     Returns:
         A mirror to call `update` on now and then and `finish` at the end; with tracking=off one that does nothing.
@@ -40,7 +37,7 @@ def open_mirror(
     mode = os.environ.get("WANDB_MODE") or config["tracking"]["mode"]
     if config["tracking"]["name"] == "off" or mode == "disabled":
         return NoMirror()
-    return Mirror(Path(folder), config, mode, warn, draw)
+    return Mirror(Path(folder), config, mode, warn)
 
 
 class NoMirror:
@@ -77,15 +74,8 @@ class Mirror:
     first step; an online run is resumed under its id, and steps that it has are not sent again.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        config: dict[str, Any],
-        mode: str,
-        warn: Callable[[str], None],
-        draw: Callable[[Path], Any] | None,
-    ) -> None:
-        self.folder, self.config, self.mode, self.warn, self.draw = folder, config, mode, warn, draw
+    def __init__(self, folder: Path, config: dict[str, Any], mode: str, warn: Callable[[str], None]) -> None:
+        self.folder, self.config, self.mode, self.warn = folder, config, mode, warn
         self.given_up = False
         self._run: Any = None
         self._offset = 0
@@ -108,8 +98,6 @@ class Mirror:
             return
         results = read_json(self.folder / "results.json")
         if results is not None:
-            if self.draw is not None:
-                self.draw(self.folder)
             self._send_results(results)
         state = (read_json(self.folder / "status.json") or {}).get("state")
         self._run.finish(exit_code=0 if state in ("done", "stopped") else 1)

@@ -3,7 +3,7 @@
 import json
 import os
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from multiref_cli.config.check import check
 from multiref_cli.config.compose import compose_saved
 from multiref_cli.errors import RequestError, RunError
 from multiref_cli.models.load import fingerprint, save_policy
-from multiref_cli.reports.report import write_run_report
 from multiref_cli.seeding import seed_everything
 from multiref_cli.tracking.progress import Heartbeat, Progress, Silent
 from multiref_cli.tracking.provenance import provenance
@@ -29,14 +28,24 @@ from multiref_cli.training.loop import Loop
 from multiref_cli.training.optimizer import Optimizers
 from multiref_cli.training.scoring import Outcome, evaluate_folder, evaluate_policy
 
+# Writes the report of a run folder and returns its first page.
+WriteReport = Callable[[Path], Path]
 
-def train(config: DictConfig, *, overrides: Sequence[str] = (), progress: Progress | None = None) -> Path:
+
+def train(
+    config: DictConfig,
+    *,
+    overrides: Sequence[str] = (),
+    progress: Progress | None = None,
+    report: WriteReport | None = None,
+) -> Path:
     """Train and evaluate a new run.
 
     Args:
         config: from config.compose.compose.
         overrides: as the user gave them, kept in overrides.txt.
         progress: told of every step.
+        report: writes the report of a finished run; called at the end, before a mirror takes its figures.
 
     Returns:
         The run folder.
@@ -55,10 +64,10 @@ def train(config: DictConfig, *, overrides: Sequence[str] = (), progress: Progre
     _set_up_torch(config)
     job = prepare(localized(config, progress), config)
     run = RunDir.create(folder, OmegaConf.to_yaml(config, resolve=True), list(overrides), manifest(job))
-    return _guarded(job, run, progress)
+    return _guarded(job, run, progress, report)
 
 
-def resume(folder: Path, progress: Progress | None = None) -> Path:
+def resume(folder: Path, progress: Progress | None = None, report: WriteReport | None = None) -> Path:
     """Go on with an interrupted run from its last checkpoint, or from its start where there is none.
 
     Raises:
@@ -71,7 +80,7 @@ def resume(folder: Path, progress: Progress | None = None) -> Path:
     if run.is_done(build.config_hash(config)):
         raise RequestError(f"{folder} is done; `multiref eval {folder}` scores it again.")
     _set_up_torch(config)
-    return _guarded(prepare(localized(config, progress), config), run, progress)
+    return _guarded(prepare(localized(config, progress), config), run, progress, report)
 
 
 def manifest(job: Job) -> dict[str, Any]:
@@ -87,13 +96,15 @@ def manifest(job: Job) -> dict[str, Any]:
     }
 
 
-def _guarded(job: Job, run: RunDir, progress: Progress) -> Path:
+def _guarded(job: Job, run: RunDir, progress: Progress, report: WriteReport | None) -> Path:
     """Run the job; whatever ends it is written into status.json."""
-    mirror = open_mirror(run.path, progress.note, write_run_report)
+    mirror = open_mirror(run.path, progress.note)
     heartbeat = Heartbeat(progress, run, mirror)
     heartbeat.total = job.total_steps
     try:
         _execute(job, run, heartbeat)
+        if report is not None:
+            report(run.path)
     except KeyboardInterrupt as stop:
         message = str(stop) or f"interrupted; go on with: multiref train --resume {run.path}"
         run.write_status("stopped", heartbeat.step, heartbeat.total, message)

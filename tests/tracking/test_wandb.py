@@ -118,11 +118,9 @@ def test_results_samples_and_figures(tmp_path: Path, config: dict[str, Any], fak
     (run.path / "evaluation.jsonl").write_text(json.dumps(row) + "\n")
     run.write_status("done", 1, 1)
 
-    def draw(folder: Path) -> None:
-        (folder / "report" / "figures").mkdir()
-        (folder / "report" / "figures" / "curves.png").write_bytes(b"")
-
-    open_mirror(run.path, pytest.fail, draw).finish()
+    (run.path / "report" / "figures").mkdir()
+    (run.path / "report" / "figures" / "curves.png").write_bytes(b"")
+    open_mirror(run.path, pytest.fail).finish()
     _, sent = fake.sent[-1]
     assert sent["results"] == ("table", ["metric", "mean", "ci_low", "ci_high", "n"], [["gold", 0.5, 0.4, 0.6, 9]])
     assert sent["samples"][2] == [["p", None, "a\n\nb"]] and "figures/curves" in sent
