@@ -205,7 +205,7 @@ def _add_verdicts(page: Page, verdicts: list[Verdict], metric: str, which: str, 
     significant = [verdict for verdict in verdicts if verdict.word(CONFIDENCE) != "not significant"]
     count = f"{len(significant)} of {len(verdicts)} differences are significant"
     page.text(f"**Conclusions, {which}.** {count} after Holm's correction for all {len(verdicts)} comparisons.")
-    shown = verdicts if len(verdicts) <= _SENTENCES else significant[:_SENTENCES]
+    shown = verdicts if len(verdicts) <= _SENTENCES else significant
     if len(shown) < len(verdicts):
         page.text("Those of the table's comparisons that are not named here are not significant.")
     if shown:
