@@ -86,7 +86,7 @@ def _setting(found: Sequence[Condition]) -> str:
     config, first = found[0].first.config, found[0]
     seeds = sorted({run.seed for condition in found for run in condition.runs})
     evaluation = config["evaluation"]
-    n = next((v["n"] for v in first.first.metrics.values()), "?")
+    n = first.first.metrics.get("length", {}).get("n", "?")
     steps = f"{config['steps']} steps" if config.get("steps") else f"{config['epochs']:g} epochs"
     text = (
         f"Policy `{config['policy']['path']}`, data `{config['data']['path']}`, {steps}, learning rate "

@@ -66,6 +66,7 @@ CORPORA = {
 
 PAIRS = {
     "preferences": SampledPairs(),
+    "tiny_preferences": SampledPairs(models=("tiny_one", "tiny_two")),
     "reward_pairs": SampledPairs(splits=(("train", "reward_train"), ("test", "reward_test"))),
 }
 
