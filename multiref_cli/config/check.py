@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -30,7 +31,7 @@ def check(config: DictConfig) -> None:
         _require(config.epochs is not None and config.epochs > 0, "give steps=NUMBER or epochs=NUMBER above 0")
 
 
-def simplex(alpha: object, count: int) -> list[float]:
+def simplex(alpha: Any, count: int) -> list[float]:
     """Weights of `count` references from a number (the first of two) or a list.
 
     Raises:
@@ -126,9 +127,7 @@ def _check_regularizer(config: DictConfig) -> None:
     if r.level == Level.token:
         own = config.policy.tokenizer
         other = [x.name for x in config.references if x.tokenizer is not None and x.tokenizer != own]
-        _require(
-            not other, f"level=token cannot mix in {other[:1]}, which has its own tokenizer; use level=sequence"
-        )
+        _require(not other, f"level=token cannot mix in {other[:1]}, which has its own tokenizer; use level=sequence")
         _require(r.ctro is None and not r.arwc, "ctro and arwc act on whole responses; use level=sequence")
     if r.level == Level.sequence and r.estimator in _TOKEN_ESTIMATORS:
         raise RequestError(

@@ -259,11 +259,11 @@ def _merged_state(model: Any) -> dict[str, Any]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     base, state = model.get_base_model(), {}
-    for name, module in base.named_modules():
-        if isinstance(module, BaseTunerLayer):
-            weight = module.get_base_layer().weight.detach()
-            delta = sum(module.get_delta_weight(adapter).detach() for adapter in module.active_adapters)
-            state[f"{name}.weight"] = weight + delta.to(weight.dtype)
+    tuned: dict[str, Any] = {name: one for name, one in base.named_modules() if isinstance(one, BaseTunerLayer)}
+    for name, module in tuned.items():
+        weight = module.get_base_layer().weight.detach()
+        deltas = [module.get_delta_weight(adapter).detach() for adapter in module.active_adapters]
+        state[f"{name}.weight"] = weight + sum(deltas[1:], deltas[0]).to(weight.dtype)
     for name, value in base.state_dict().items():
         if ".lora_" in name or ".original_module." in name:
             continue

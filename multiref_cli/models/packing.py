@@ -8,8 +8,12 @@ target, so it is not computed at all. A preference pair is G = 2, a rollout grou
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
+
+# Token ids as they come from a tokenizer, or as a slice of a stored array.
+Ids = Sequence[int] | np.ndarray
 
 # Attention of a masked row over that of a plain causal row of the same length, whose kernel skips the upper triangle
 # (tests/bench/bench_sharing.py compares the rule with measured times on CPU).
@@ -59,8 +63,8 @@ class Packed:
 
 
 def pack(
-    prompts: Sequence[Sequence[int]],
-    completions: Sequence[Sequence[Sequence[int]]],
+    prompts: Sequence[Ids],
+    completions: Sequence[Sequence[Ids]],
     pad_id: int,
     share_prompt: bool,
 ) -> Packed:

@@ -61,7 +61,7 @@ class Engine(Protocol):
     exact_logps: bool
 
     def generate(
-        self, prompts: list[Sequence[int]], group_size: int, sampling: Sampling, seeds: list[int]
+        self, prompts: Sequence[Sequence[int]], group_size: int, sampling: Sampling, seeds: list[int]
     ) -> list[list[Completion]]:
         """Draws `group_size` completions of each prompt; [P][G] in request order.
 

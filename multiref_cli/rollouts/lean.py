@@ -82,7 +82,7 @@ class LeanSession:
     def __init__(
         self,
         weights: Weights,
-        prompts: list[Sequence[int]],
+        prompts: Sequence[Sequence[int]],
         group_size: int,
         new_tokens: int,
         pad_id: int,
@@ -108,7 +108,8 @@ class LeanSession:
         bias = torch.zeros_like(padded, dtype=weights.embedding.dtype).masked_fill(padded, float("-inf"))
         self.prompt_bias = bias[:, None, None] if bool(padded.any()) else None
         self.step_index = 0
-        self.cuda_graphs, self._graph = cuda_graphs, None
+        self.cuda_graphs = cuda_graphs
+        self._graph: torch.cuda.CUDAGraph | None = None
         hidden = self._prefill(prompts, longest)[torch.arange(len(prompts), device=device), lengths - 1]
         self.logits = self._head(hidden).repeat_interleave(group_size, 0)
         self.group = torch.arange(len(prompts), device=device).repeat_interleave(group_size)
@@ -118,7 +119,7 @@ class LeanSession:
         self.keys = torch.zeros(shape, dtype=weights.embedding.dtype, device=device)
         self.values = torch.zeros_like(self.keys)
 
-    def _prefill(self, prompts: list[Sequence[int]], longest: int) -> Tensor:
+    def _prefill(self, prompts: Sequence[Sequence[int]], longest: int) -> Tensor:
         """Hidden states (P, L, hidden). Prompts are padded on the right, so causality alone hides the padding."""
         w = self.weights
         rows = [list(p) + [self.pad_id] * (longest - len(p)) for p in prompts]

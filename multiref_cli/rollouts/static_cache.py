@@ -1,18 +1,21 @@
 """Decoding of any decoder-only transformers model through its own `forward` and a static cache."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
 from multiref_cli.errors import RequestError
 
+if TYPE_CHECKING:
+    from transformers.cache_utils import StaticLayer
+
 
 class StaticCacheSession:
     """One batch of groups: each prompt computed once, its cache then repeated for the group's rows."""
 
-    def __init__(self, model: Any, prompts: list[Sequence[int]], group_size: int, new_tokens: int, pad_id: int):
+    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], group_size: int, new_tokens: int, pad_id: int):
         """Computes the prompts and sets `logits` (P * group_size, V) of the first new token.
 
         Args:
@@ -41,12 +44,13 @@ class StaticCacheSession:
                 f"{type(model).__name__} keeps more than keys and values between tokens, which the transformers "
                 "engine does not lay out: use rollout=vllm."
             )
+        self.layers = cast("list[StaticLayer]", self.cache.layers)
         positions = (self.mask[:, :longest].cumsum(-1) - 1).clamp(min=0)
         logits = self._forward(ids, positions)
         self.logits = logits.repeat_interleave(group_size, 0)
         self.mask = self.mask.repeat_interleave(group_size, 0)
         self.positions = lengths.repeat_interleave(group_size)
-        for layer in self.cache.layers:
+        for layer in self.layers:
             layer.keys = layer.keys.repeat_interleave(group_size, 0)
             layer.values = layer.values.repeat_interleave(group_size, 0)
 
@@ -61,7 +65,7 @@ class StaticCacheSession:
     def keep(self, rows: Tensor) -> None:
         """Leaves only these rows (ascending indices) in the batch."""
         self.mask, self.positions = self.mask[rows], self.positions[rows]
-        for layer in self.cache.layers:
+        for layer in self.layers:
             layer.keys, layer.values = layer.keys[rows], layer.values[rows]
 
     def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Rollouts from the very model in training: prompt computed once a group, static KV memory, own sampler."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -70,43 +70,50 @@ class TransformersEngine:
             )
 
     def generate(
-        self, prompts: list[Sequence[int]], group_size: int, sampling: Sampling, seeds: list[int]
+        self, prompts: Sequence[Sequence[int]], group_size: int, sampling: Sampling, seeds: list[int]
     ) -> list[list[Completion]]:
         """Draws `group_size` completions of each prompt; see `Engine.generate`.
 
         Raises:
             RequestError: an empty prompt, or one that leaves no room below the model's position limit.
         """
-        self._check(prompts, sampling)
+        self.check(prompts, sampling)
         results: list[list[Completion]] = [[] for _ in prompts]
         training = self.model.training
         self.model.eval()
         try:
             with torch.inference_mode():
-                weights = lean.Weights(self.model) if self.lean else None
-                for chunk in self._chunks(prompts, group_size):
+                open_session = self.opener()
+                for chunk in self.chunks(prompts, group_size):
                     texts = [prompts[p] for p in chunk]
-                    session = self._session(weights, texts, group_size, sampling.max_new_tokens)
+                    session = open_session(texts, group_size, sampling.max_new_tokens)
                     numbers = torch.cat([uniforms(seeds[p], group_size, sampling.max_new_tokens) for p in chunk])
-                    completions = _decode(session, numbers, sampling, self.vocabulary)
+                    completions = decode(session, numbers, sampling, self.vocabulary)
                     for position, p in enumerate(chunk):
                         results[p] = completions[position * group_size : (position + 1) * group_size]
         finally:
             self.model.train(training)
         return results
 
-    def _session(self, weights: "lean.Weights | None", prompts: list, group_size: int, new_tokens: int) -> Session:
-        if weights is not None:
-            return lean.LeanSession(weights, prompts, group_size, new_tokens, self.pad_id, self.cuda_graphs)
-        return static_cache.StaticCacheSession(self.model, prompts, group_size, new_tokens, self.pad_id)
+    def opener(self) -> Callable[[Sequence[Sequence[int]], int, int], Session]:
+        """A function (prompts, group size, new tokens) -> session, over the weights as they are now."""
+        if self.lean:
+            weights = lean.Weights(self.model)
+            return lambda prompts, group_size, new_tokens: lean.LeanSession(
+                weights, prompts, group_size, new_tokens, self.pad_id, self.cuda_graphs
+            )
+        return lambda prompts, group_size, new_tokens: static_cache.StaticCacheSession(
+            self.model, prompts, group_size, new_tokens, self.pad_id
+        )
 
-    def _chunks(self, prompts: list[Sequence[int]], group_size: int) -> list[list[int]]:
+    def chunks(self, prompts: Sequence[Sequence[int]], group_size: int) -> list[list[int]]:
         """Prompts of similar length together, so that little is padded."""
         order = sorted(range(len(prompts)), key=lambda p: len(prompts[p]))
         size = max(1, self.batch_size // group_size)
         return [order[start : start + size] for start in range(0, len(order), size)]
 
-    def _check(self, prompts: list[Sequence[int]], sampling: Sampling) -> None:
+    def check(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
+        """Refuse prompts that the model has no room for, with a RequestError."""
         limit = getattr(self.model.config, "max_position_embeddings", None)
         for index, prompt in enumerate(prompts):
             if not len(prompt):
@@ -118,7 +125,7 @@ class TransformersEngine:
                 )
 
 
-def _decode(session: Session, numbers: Tensor, sampling: Sampling, vocabulary: int | None) -> list[Completion]:
+def decode(session: Session, numbers: Tensor, sampling: Sampling, vocabulary: int | None) -> list[Completion]:
     """Runs a session to its end; `numbers` (S, T) are the uniforms of its rows."""
     device = session.logits.device
     rows_total, length = numbers.shape

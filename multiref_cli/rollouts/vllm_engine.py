@@ -73,7 +73,7 @@ class VllmEngine:
             self.llm.sleep(level=2)
 
     def generate(
-        self, prompts: list[Sequence[int]], group_size: int, sampling: Sampling, seeds: list[int]
+        self, prompts: Sequence[Sequence[int]], group_size: int, sampling: Sampling, seeds: list[int]
     ) -> list[list[Completion]]:
         """Draws `group_size` completions of each prompt; see `Engine.generate`.
 

@@ -57,7 +57,7 @@ def store_pairs(
     Args:
         config: of the run; its regularizer says how to mix and at which level.
         tokens: for each reference of positive weight 2 N arrays, chosen and rejected in turn, each (T,) nats.
-        normalizers: 2 N arrays (T,) of log F_t in nats, by which a token-level mean is divided; None leaves it as it is.
+        normalizers: 2 N arrays (T,) of log F_t in nats, by which a token-level mean is divided; None leaves it.
         vocabulary: ids that the stored log-probabilities normalize over.
 
     Returns:

@@ -56,7 +56,7 @@ class Parts:
     """What a run works with, besides its config.
 
     Attributes:
-        model: the policy.
+        model: the policy, a transformers model with or without an adapter.
         tokenizer: of the policy.
         prompts: training prompts.
         end_ids: ids that end a completion.
@@ -69,7 +69,7 @@ class Parts:
         may_share: whether every model gives the same hidden states when responses share their prompt's row.
     """
 
-    model: nn.Module
+    model: Any
     tokenizer: Any
     prompts: list[Prompt]
     end_ids: list[int]
@@ -108,7 +108,9 @@ class Grpo:
             times = self._collect(number)
         window, length = self.window, self.settings.max_length_constant or self.config.rollout.max_new_tokens
         size = step_size(window.completions, length)
-        micros = [GroupMicro(packed, places, size, inner == 0) for places, packed in self._packs]
+        micros: list[GroupMicro | StoredMicro] = [
+            GroupMicro(packed, places, size, inner == 0) for places, packed in self._packs
+        ]
         micros += self._stored_micros(window.rows, length)
         logged = (step + 1) % self.config.hardware.log_every == 0
         return Batch(

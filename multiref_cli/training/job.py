@@ -1,11 +1,12 @@
 """What a config asks for, opened and checked before anything is written: tokenizers, data, references, scorers."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from multiref_cli.config import build
 from multiref_cli.config.check import REGULARIZED
@@ -18,7 +19,12 @@ from multiref_cli.models.load import load_tokenizer
 from multiref_cli.references.models import check_compatible
 from multiref_cli.references.store import ReferenceStore, Scoring
 
-_LOADERS = {"dpo": load_preferences, "reward_model": load_preferences, "sft": load_demonstrations, "grpo": load_prompts}
+_LOADERS: dict[str, Callable[[Any, Any], Split]] = {
+    "dpo": load_preferences,
+    "reward_model": load_preferences,
+    "sft": load_demonstrations,
+    "grpo": load_prompts,
+}
 
 # The latest data set that was loaded, by what it was made of.
 _LOADED: dict[str, Split] = {}
@@ -98,6 +104,5 @@ def _load_data(config: DictConfig, tokenizer: Any) -> Split:
     key = f"{config.algorithm.name} {config.data} {config.policy.path} {config.policy.tokenizer} {stamps}"
     if key not in _LOADED:
         _LOADED.clear()
-        # A plain object: reading a key of a DictConfig once a row takes longer than encoding the row.
-        _LOADED[key] = _LOADERS[config.algorithm.name](OmegaConf.to_object(config.data), tokenizer)
+        _LOADED[key] = _LOADERS[config.algorithm.name](config.data, tokenizer)
     return _LOADED[key]

@@ -75,7 +75,7 @@ class Optimizers:
             optimizer.load_state_dict(state)
 
 
-def _hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
+def _hidden_matrices(model: Any) -> list[nn.Parameter]:
     # Embeddings and heads are lookup tables, not maps between hidden states: Muon is not meant for them.
     edges = {
         id(p)

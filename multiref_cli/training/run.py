@@ -153,7 +153,8 @@ def _set_up_torch(config: DictConfig) -> None:
         torch.set_num_threads(config.hardware.threads)
     # warn_only: a kernel without a deterministic twin (some CUDA scatters) warns and runs, it does not end the run.
     torch.use_deterministic_algorithms(config.hardware.deterministic, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs time at every allocation
+    # A debugging aid that costs time at every allocation.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 # What `multiref eval` may change of a finished run: how it is measured, never how it was trained.

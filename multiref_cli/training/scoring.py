@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import OmegaConf
 from torch import nn
 
 from multiref_cli.config import build
@@ -142,7 +141,7 @@ def _scorers(job: Job) -> tuple[dict[str, Scorer], list[str]]:
 
 
 def _remembered(identity: str, scorer: Scorer) -> Scorer:
-    """The same scorer, with its latest results kept: every point of a sweep compares with the same reference samples."""
+    """The same scorer, with its latest results kept: all points of a sweep compare with the same reference samples."""
 
     def score(samples: list[Sample]) -> list[float]:
         texts = [(s.messages, s.completion, s.answer, s.finished) for s in samples]
@@ -161,7 +160,7 @@ def _prompts(job: Job) -> list[Prompt]:
     """Prompts of the evaluation: those of the data's held-out (or training) rows, repeated prompts once."""
     rows: list[Any] = getattr(job.data, job.config.evaluation.split)
     if rows and not isinstance(rows[0], Prompt):
-        rows = getattr(load_prompts(OmegaConf.to_object(job.config.data), job.tokenizer), job.config.evaluation.split)
+        rows = getattr(load_prompts(job.config.data, job.tokenizer), job.config.evaluation.split)
     if not rows:
         raise RequestError(
             f"evaluation.split={job.config.evaluation.split} has no rows; set data.held_out or evaluation.prompts=0."
@@ -180,5 +179,5 @@ def _preference_accuracies(job: Job, model: nn.Module, progress: Progress) -> np
 def _refuse_weak(accuracy: float, minimum: float) -> None:
     if accuracy < minimum:
         raise RunError(
-            f"the reward model's held-out accuracy is {accuracy:.3f}, below the bar {minimum:g}: its scores mean little."
+            f"the reward model's held-out accuracy is {accuracy:.3f}, below the bar {minimum:g}: its scores say little."
         )
