@@ -73,11 +73,17 @@ def rescored_ids(sequence: Any, policy_tokenizer: Any, own_tokenizer: Any) -> tu
         policy_tokenizer: made its ids.
         own_tokenizer: of the reference.
     """
-    prompt = prompt_ids(own_tokenizer, sequence.messages)
-    if sequence.completion and sequence.completion[-1] in end_ids(policy_tokenizer):
-        return prompt, completion_ids(own_tokenizer, sequence.text)
-    text = policy_tokenizer.decode(list(sequence.completion), skip_special_tokens=True)
-    return prompt, list(own_tokenizer(text, add_special_tokens=False)["input_ids"])
+    finished = bool(sequence.completion) and sequence.completion[-1] in end_ids(policy_tokenizer)
+    text = sequence.text
+    if not finished:
+        text = policy_tokenizer.decode(list(sequence.completion), skip_special_tokens=True)
+    return response_ids(own_tokenizer, sequence.messages, text, finished)
+
+
+def response_ids(tokenizer: Any, messages: Any, text: str, finished: bool) -> tuple[list[int], list[int]]:
+    """Prompt and completion of a text under a tokenizer and its chat template; no end token unless it is finished."""
+    completion = completion_ids(tokenizer, text)
+    return prompt_ids(tokenizer, messages), completion if finished else completion[:-1]
 
 
 def load_references(references: Sequence[Any], device: Any = "cpu", dtype: str | None = None) -> list[Any]:

@@ -9,12 +9,12 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from multiref_cli.config.schema import Level
-from multiref_cli.data.chat import completion_ids, prompt_ids
 from multiref_cli.models.decoder import Adapted
 from multiref_cli.models.logprobs import Mix, score_references, token_logps
 from multiref_cli.models.packing import Packed, pack
 from multiref_cli.objectives.aggregate import masked_sum
 from multiref_cli.objectives.mixing import power_mean
+from multiref_cli.references.models import response_ids
 from multiref_cli.rewards.sample import Sample
 
 
@@ -126,8 +126,6 @@ class LiveReferences:
 
 
 def _retokenized(tokenizer: Any, samples: Sequence[Sample]) -> Packed:
-    """The responses under another tokenizer and chat template; an unfinished response gets no end token."""
-    prompts = [prompt_ids(tokenizer, one.messages) for one in samples]
-    completions = [completion_ids(tokenizer, one.completion) for one in samples]
-    completions = [ids if one.finished or len(ids) < 2 else ids[:-1] for ids, one in zip(completions, samples)]
-    return pack(prompts, [[ids] for ids in completions], 0, share_prompt=False)
+    """The responses under another tokenizer and chat template."""
+    ids = [response_ids(tokenizer, one.messages, one.completion, one.finished) for one in samples]
+    return pack([prompt for prompt, _ in ids], [[completion] for _, completion in ids], 0, share_prompt=False)

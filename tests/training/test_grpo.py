@@ -327,12 +327,12 @@ def test_references_with_another_tokenizer_read_the_text():
     with torch.no_grad():
         foreign.model.embed_tokens.weight[permutation] = own.model.embed_tokens.weight.clone()
         foreign.lm_head.weight[permutation] = own.lm_head.weight.clone()
-    from multiref_cli.training import live_references
+    from multiref_cli.references import models as reference_models
 
     monkey = pytest.MonkeyPatch()
     read = lambda text: [int(permutation[int(word)]) for word in text.split()]  # noqa: E731
-    monkey.setattr(live_references, "prompt_ids", lambda tokenizer, messages: read(messages[0]["content"]))
-    monkey.setattr(live_references, "completion_ids", lambda tokenizer, text: [*read(text), int(permutation[1])])
+    monkey.setattr(reference_models, "prompt_ids", lambda tokenizer, messages: read(messages[0]["content"]))
+    monkey.setattr(reference_models, "completion_ids", lambda tokenizer, text: [*read(text), int(permutation[1])])
     try:
         found = []
         for model, tokenizer in ((own, None), (foreign, Permuted())):
