@@ -1,13 +1,15 @@
 """Preference pairs: a prompt, a response that was preferred and one that was not, as token ids."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from multiref_cli.config.schema import Data
 from multiref_cli.data.chat import Message, completion_ids, prompt_ids
 from multiref_cli.data.messages import column, conversation, prompt_messages, split_pair, text_of
-from multiref_cli.data.rows import BadRow, Split, load_split, plain_data
+from multiref_cli.data.rows import BadRow, Rows, Split, load_split, plain_data, read_rows
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,32 @@ def load_preferences(data: Data, tokenizer: Any) -> Split[Pair]:
     Raises:
         RequestError: nothing to read, nothing left, or bad rows that the config refuses.
     """
+    return load_encoded(data, tokenizer, parse_pair)
+
+
+def load_encoded(
+    data: Data,
+    tokenizer: Any,
+    parse: Callable[[int, dict[str, Any], Data, Any], T],
+    read: Callable[..., Rows] = read_rows,
+) -> Split[T]:
+    """Load rows that hold a prompt as ids; the one way from a data set to tokens.
+
+    Args:
+        data: the data part of the config.
+        tokenizer: of the policy.
+        parse: (row number, row, data, tokenizer) -> encoded row, as `parse_pair` does.
+        read: see `load_split`.
+
+    Returns:
+        The split; its report counts the truncated responses.
+
+    Raises:
+        RequestError: see `load_split`.
+    """
     data = plain_data(data)
-    split = load_split(data, lambda number, row: parse_pair(number, row, data, tokenizer), prompt_key)
-    split.report.truncated = sum(pair.truncated for pair in (*split.train, *split.held_out))
+    split = load_split(data, lambda number, row: parse(number, row, data, tokenizer), prompt_key, read)
+    split.report.truncated = sum(getattr(row, "truncated", 0) for row in (*split.train, *split.held_out))
     return split
 
 

@@ -7,8 +7,8 @@ from multiref_cli.config.schema import Data
 from multiref_cli.data.answers import final_answer, parse_math, parse_number
 from multiref_cli.data.chat import Message
 from multiref_cli.data.messages import column, conversation, prompt_messages
-from multiref_cli.data.preferences import bounded_prompt, parse_pair, prompt_key
-from multiref_cli.data.rows import BadRow, Rows, Split, load_split, plain_data, read_rows
+from multiref_cli.data.preferences import bounded_prompt, load_encoded, parse_pair, prompt_key
+from multiref_cli.data.rows import BadRow, Split, plain_data
 from multiref_cli.errors import RequestError
 
 QUESTIONS = ("prompt", "question", "problem", "instruction")
@@ -58,11 +58,9 @@ def load_prompts(data: Data, tokenizer: Any) -> Split[Prompt]:
     if data.path == "reasoning_gym":
         from multiref_cli.data.reasoning_gym import generate
 
-        def read(*_: Any) -> Rows:
-            return generate(data.options)
+        split = load_encoded(data, tokenizer, parse_prompt, lambda *_: generate(data.options))
     else:
-        read = read_rows
-    split = load_split(data, lambda number, row: parse_prompt(number, row, data, tokenizer), prompt_key, read)
+        split = load_encoded(data, tokenizer, parse_prompt)
     kept = _once(split.train), _once(split.held_out)
     split.report.duplicates = len(split.train) + len(split.held_out) - sum(map(len, kept))
     split.train, split.held_out = kept
@@ -70,20 +68,7 @@ def load_prompts(data: Data, tokenizer: Any) -> Split[Prompt]:
 
 
 def parse_prompt(number: int, row: dict[str, Any], data: Data, tokenizer: Any) -> Prompt:
-    """Read one row as a prompt.
-
-    Args:
-        number: of the row in its source.
-        row: the columns of the row.
-        data: the data part of the config.
-        tokenizer: of the policy.
-
-    Returns:
-        The prompt.
-
-    Raises:
-        BadRow: with the reason, if the row cannot be used.
-    """
+    """Read one row as a prompt; arguments and errors are those of `parse_pair`."""
     if column(row, data, "chosen") is not None and column(row, data, "rejected") is not None:
         pair = parse_pair(number, row, data, tokenizer)
         return Prompt(pair.prompt, pair.messages, None, number, pair.extra)

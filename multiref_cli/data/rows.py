@@ -24,8 +24,8 @@ def plain_data(data: Any) -> Data:
     """The data part of a config as a plain object: attribute access of a DictConfig is slow, and rows are many."""
     from omegaconf import OmegaConf
 
-    found = OmegaConf.to_object(data) if OmegaConf.is_config(data) else data
-    return Data(**found) if isinstance(found, dict) else found  # type: ignore[arg-type]
+    found: Any = OmegaConf.to_object(data) if OmegaConf.is_config(data) else data
+    return Data(**found) if isinstance(found, dict) else found
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ def _read_hub(path: str, split: str, revision: str | None, max_rows: int | None,
 
     try:
         data = load_dataset(path, name=name, split=split, revision=revision)
-    except Exception as error:
+    except Exception as error:  # datasets raises anything, from connection errors to those of a data set's parser
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise RequestError(
             f"data.path={path} is no local file or folder, and the Hub gave no split {split!r} of it: {reason}"

@@ -7,9 +7,9 @@ from typing import Any
 from multiref_cli.config.schema import Data
 from multiref_cli.data.chat import Message, completion_ids
 from multiref_cli.data.messages import column, conversation, prompt_messages, text_of
-from multiref_cli.data.preferences import bounded_prompt, parse_pair, prompt_key, truncate
+from multiref_cli.data.preferences import bounded_prompt, load_encoded, parse_pair, truncate
 from multiref_cli.data.prompts import question
-from multiref_cli.data.rows import BadRow, Split, load_split, plain_data
+from multiref_cli.data.rows import BadRow, Split
 
 COMPLETIONS = ("completion", "response", "output", "answer")
 _CALCULATOR = re.compile(r"<<[^<>\n]*>>")
@@ -52,27 +52,11 @@ def load_demonstrations(data: Data, tokenizer: Any) -> Split[Demonstration]:
     Raises:
         RequestError: nothing to read, nothing left, or bad rows that the config refuses.
     """
-    data = plain_data(data)
-    split = load_split(data, lambda number, row: parse_demonstration(number, row, data, tokenizer), prompt_key)
-    split.report.truncated = sum(row.truncated for row in (*split.train, *split.held_out))
-    return split
+    return load_encoded(data, tokenizer, parse_demonstration)
 
 
 def parse_demonstration(number: int, row: dict[str, Any], data: Data, tokenizer: Any) -> Demonstration:
-    """Read one row as a demonstration.
-
-    Args:
-        number: of the row in its source.
-        row: the columns of the row.
-        data: the data part of the config.
-        tokenizer: of the policy.
-
-    Returns:
-        The demonstration.
-
-    Raises:
-        BadRow: with the reason, if the row cannot be used.
-    """
+    """Read one row as a demonstration; arguments and errors are those of `parse_pair`."""
     if column(row, data, "chosen") is not None and column(row, data, "rejected") is not None:
         pair = parse_pair(number, row, data, tokenizer)
         cut = int(pair.chosen[-1:] != tuple(completion_ids(tokenizer, pair.chosen_text)[-1:]))
