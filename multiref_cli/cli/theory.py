@@ -24,7 +24,7 @@ def theory(overrides: list[str]) -> None:
     from multiref_cli.reports.laboratory import write_report
     from multiref_cli.tracking.provenance import provenance
 
-    config = typed(compose_plain(overrides, "theory"), Laboratory())
+    config = typed(compose_plain(overrides, "theory", Laboratory()), Laboratory())
     lab: Laboratory = OmegaConf.to_object(config)  # type: ignore[assignment]
     text = OmegaConf.to_yaml(config, resolve=True)
     laboratory.check(lab)

@@ -5,12 +5,14 @@ import logging
 import os
 import re
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from multiref_cli.config.schema import (
     ALGORITHMS,
@@ -87,8 +89,14 @@ def _addable(override: str) -> str:
     return f"++{override}" if "=" in override and key in known_keys() and key not in groups() else override
 
 
-def compose_plain(overrides: list[str], folder: str = "") -> DictConfig:
-    """Compose `conf/<folder>/config.yaml` with overrides, untyped; Hydra's errors become one sentence."""
+def compose_plain(overrides: list[str], folder: str = "", root: Any = None) -> DictConfig:
+    """Compose `conf/<folder>/config.yaml` with overrides, untyped; Hydra's errors become one sentence.
+
+    Args:
+        overrides: as on the command line.
+        folder: within conf/.
+        root: dataclass of the folder's schema, whose nearest key an error names; None: any experiment.
+    """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.errors import HydraException
@@ -98,19 +106,21 @@ def compose_plain(overrides: list[str], folder: str = "") -> DictConfig:
     try:
         with _hydra_alone(), initialize_config_dir(version_base="1.3", config_dir=str(conf_directory() / folder)):
             return hydra_compose("config", overrides=[*searchpath, *overrides])
+    except YAMLError as error:
+        raise RequestError(f"a config file is not valid YAML: {' '.join(str(error).split())}.") from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra raises ValueError for group=null
-        raise RequestError(_sentence(error, folder)) from error
+        raise RequestError(_sentence(error, folder, keys_of(root) if root else known_keys())) from error
 
 
 def typed(plain: DictConfig, root: Any) -> DictConfig:
     """Merge a composed config over dataclasses, so that `+typo=1` and wrong types are refused."""
     try:
         missing = sorted(OmegaConf.missing_keys(plain))
-        config = OmegaConf.merge(OmegaConf.structured(root), {} if missing else plain)
+        config = cast(DictConfig, OmegaConf.merge(OmegaConf.structured(root), {} if missing else plain))
         OmegaConf.resolve(config)
         missing = missing or sorted(OmegaConf.missing_keys(config))
     except OmegaConfBaseException as error:
-        raise RequestError(_sentence(error, "", plain.get("algorithm", {}).get("name"))) from error
+        raise RequestError(_sentence(error, "", keys_of(root))) from error
     if missing:
         raise RequestError(f"{missing[0]} has no value; give it as {missing[0]}=VALUE.")
     return config
@@ -126,7 +136,7 @@ def compose_saved(path: Path, overrides: list[str] | None = None) -> DictConfig:
     Raises:
         RequestError: the file or an override does not fit the schema.
     """
-    plain = OmegaConf.load(path)
+    plain = cast(DictConfig, OmegaConf.load(path))
     for override in _parsed(overrides or []):
         key, value = override.get_key_element(), override.value()
         if key in groups() and isinstance(value, str):
@@ -144,7 +154,7 @@ def _parsed(overrides: list[str]) -> list[Any]:
     try:
         return OverridesParser.create().parse_overrides(overrides)
     except HydraException as error:
-        raise RequestError(_sentence(error, "")) from error
+        raise RequestError(_sentence(error, "", known_keys())) from error
 
 
 def expand_axes(overrides: list[str]) -> tuple[dict[str, list[str]], list[str]]:
@@ -192,7 +202,7 @@ def _hydra_alone():
         logging.root.handlers[:] = handlers
 
 
-def _sentence(error: Exception, folder: str, algorithm: str | None = None) -> str:
+def _sentence(error: Exception, folder: str, keys: set[str]) -> str:
     """One sentence out of Hydra's or OmegaConf's message, with the nearest valid name."""
     text = str(error).strip()
     lone = re.search(r"Error parsing override '([^']*)'", text)
@@ -210,7 +220,7 @@ def _sentence(error: Exception, folder: str, algorithm: str | None = None) -> st
         return f"{group} has no option {option!r}{_nearest(option, options(os.path.join(folder, group)))}."
     key = _unknown_key(error, text)
     if key:
-        return f"there is no key {key!r}{_nearest(key, sorted(known_keys(algorithm)))}."
+        return f"there is no key {key!r}{_nearest(key, sorted(keys))}."
     first = text.splitlines()[0].rstrip(".") if text else type(error).__name__
     full_key = getattr(error, "full_key", None)
     return f"{full_key}: {first}." if full_key and full_key not in first else f"{first}."
@@ -228,16 +238,22 @@ def _unknown_key(error: Exception, text: str) -> str | None:
 
 
 @cache
-def known_keys(algorithm: str | None = None) -> set[str]:
-    """Dotted keys of the schema, and the groups; of all algorithms unless one is named."""
-    found: set[str] = set(groups())
-    for kind in [ALGORITHMS[algorithm]] if algorithm else ALGORITHMS.values():
-        _walk(OmegaConf.structured(Experiment(algorithm=kind(), **_OPTIONAL)), "", found)
+def known_keys() -> set[str]:
+    """Dotted keys of experiments with any algorithm, and the groups."""
+    return set().union(*(keys_of(Experiment(algorithm=kind())) for kind in ALGORITHMS.values()))
+
+
+def keys_of(root: Any) -> set[str]:
+    """Dotted keys of a schema; of an experiment those of its optional parts too, and the groups."""
+    found: set[str] = set()
+    if isinstance(root, Experiment):
+        root, found = replace(root, **_OPTIONAL), set(groups())
+    _walk(OmegaConf.structured(root), "", found)
     return found
 
 
 def _walk(node: DictConfig, prefix: str, found: set[str]) -> None:
-    for key in node:
+    for key in map(str, node):
         found.add(f"{prefix}{key}")
         child = None if OmegaConf.is_missing(node, key) else node._get_node(key)
         if isinstance(child, DictConfig) and not child._is_none():
