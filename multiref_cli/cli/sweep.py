@@ -55,6 +55,7 @@ def sweep(
         with display.sweep_progress(plain) as progress:
 
             def tick() -> None:
+                """Show what happened since the last look."""
                 snapshot = watcher.snapshot()
                 for event in watcher.events():
                     important = "failed" in event["kind"] or "pass" in event["kind"]

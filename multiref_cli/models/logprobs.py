@@ -140,6 +140,7 @@ def token_divergence(
     weights = torch.tensor(mix.weights, device=packed.targets.device)
 
     def statistics(logits: Tensor, rows: slice) -> tuple[Tensor, ...]:
+        """Of some rows, logits (N, V): each result (N,), the references' log-probs (N, K)."""
         targets, logps = packed.targets[rows], logits.log_softmax(-1)
         reference_logps = _reference_chunk(constants, rows, temperature)
         mixed, log_normalizers = _mixed(reference_logps, mix, weights)

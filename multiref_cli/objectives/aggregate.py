@@ -24,7 +24,7 @@ class StepSize:
 
     @classmethod
     def of(cls, mask: Tensor, length: int | None = None) -> "StepSize":
-        """The size of a step that is this one batch; `length` None takes the padded width."""
+        """The size of a step that is this one batch, mask (B, T); `length` None takes the padded width."""
         return cls(mask.shape[0], int(mask.sum()), length or mask.shape[1])
 
 
@@ -45,7 +45,7 @@ def masked_sum(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
 
 
 def masked_mean(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
-    """Mean of the values whose mask is true, 0 where there is none; see `masked_sum`."""
+    """Mean of the (B, T) values whose mask is true, 0 where there is none; see `masked_sum`."""
     count = mask.sum() if dim is None else mask.sum(dim)
     return masked_sum(values, mask, dim) / count.clamp(min=1)
 

@@ -72,6 +72,7 @@ def build_reward(reward: Reward) -> Callable[[Sequence[Sample]], RewardBatch]:
     worker, seconds = Worker(), float(reward.timeout_seconds)
 
     def score(samples: Sequence[Sample]) -> RewardBatch:
+        """Weighted sum of the terms for B samples."""
         samples = list(samples)
         values, timeouts = {}, {}
         for term in terms:
@@ -125,7 +126,7 @@ def _run(term: Term, samples: list[Sample], worker: Worker, seconds: float) -> l
         return worker.call(term.path, samples, term.options, seconds)
     try:
         return [float(value) for value in term.function(samples, **term.options)]
-    except Exception as error:
+    except Exception as error:  # a user's function raises anything
         raise RewardError(f"{type(error).__name__}: {error}", "") from error
 
 

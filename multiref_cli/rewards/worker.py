@@ -148,7 +148,7 @@ def _answer(request: tuple) -> tuple:
     try:
         function = resolve(request[1])
         return ("done", None if request[0] == "import" else [float(v) for v in function(request[2], **request[3])])
-    except Exception as error:
+    except Exception as error:  # a user's function raises anything; the caller raises it again with its row
         return ("raised", f"{type(error).__name__}: {error}", traceback.format_exc())
 
 

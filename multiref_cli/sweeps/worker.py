@@ -100,7 +100,7 @@ def _try_pass(work: Work, ledger: Ledger, one: Pass) -> bool:
             with _printing_to(ledger.path / "logs" / f"pass-{one.id}.log"), _beating(work, ledger, f"pass-{one.id}"):
                 try:
                     work.prepare(one)
-                except Exception as error:
+                except Exception as error:  # whatever it is, the points that wait for this pass name it
                     _refuse_memory(error, holder)
                     traceback.print_exc()
                     problem = _reason(error)
@@ -146,7 +146,7 @@ def _run(work: Work, ledger: Ledger, point: Point, holder: Holder) -> None:
         with _printing_to(ledger.log_path(point.name)), _beating(work, ledger, point.name):
             try:
                 work.run(point.config, folder, resume, point.overrides)
-            except Exception:
+            except Exception:  # printed here, where output goes to the point's log; handled below
                 traceback.print_exc()
                 raise
     except KeyboardInterrupt:
@@ -154,7 +154,7 @@ def _run(work: Work, ledger: Ledger, point: Point, holder: Holder) -> None:
             mark(folder, "stopped", "interrupted")
         ledger.event("stopped", point.name, step=read_status(folder).get("step", 0))
         raise
-    except Exception as error:
+    except Exception as error:  # one failed point never ends a sweep
         _refuse_memory(error, holder)
         _fail(ledger, point, _reason(error))
         return
