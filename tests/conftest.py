@@ -3,12 +3,17 @@
 import json
 import os
 import random
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
 
 from multiref_cli.cli.app import app, run_guarded
 from multiref_cli.data import toy, toy_tokenizer
+from multiref_cli.tracking.run_dir import read_json, read_lines
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
@@ -67,6 +72,35 @@ def place(world, tmp_path, monkeypatch):
 def multiref():
     """The command line, in process: arguments in, exit code out."""
     return lambda *arguments: run_guarded(lambda: app([str(a) for a in arguments], standalone_mode=True))
+
+
+@pytest.fixture
+def figures():
+    """The logged figures of a run folder, without times and speeds, which no two runs share."""
+
+    def read(folder):
+        rows = read_lines(folder / "metrics.jsonl")
+        return [{k: v for k, v in row.items() if "time/" not in k and "per_second" not in k} for row in rows]
+
+    return read
+
+
+@pytest.fixture
+def killed_train():
+    """`multiref train` in a process of its own, killed with SIGKILL once it has logged so many steps."""
+
+    def start_and_kill(arguments, folder, steps):
+        command = [sys.executable, "-c", "from multiref_cli.cli.app import main; main()", "train", *arguments]
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+        deadline = time.time() + 120
+        while len(read_lines(folder / "metrics.jsonl")) < steps and time.time() < deadline:
+            time.sleep(0.002)
+        process.kill()
+        process.wait()
+        assert read_json(folder / "status.json")["state"] == "running"
+
+    return start_and_kill
 
 
 @pytest.fixture

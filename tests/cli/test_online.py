@@ -1,10 +1,5 @@
 """The online job end to end on the tiny world."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -22,13 +17,8 @@ def online(world):
     ]  # fmt: skip
 
 
-def figures(folder: Path) -> list[dict]:
-    rows = read_lines(folder / "metrics.jsonl")
-    return [{k: v for k, v in row.items() if k != "tokens_per_second" and not k.startswith("time/")} for row in rows]
-
-
 @pytest.mark.parametrize("regularizer", ["rkl_token", "fkl_token", "mrpo", "rkl", "rkl_paper", "fkl_reference_states"])
-def test_every_kind_of_penalty_trains(place, multiref, online, regularizer, capsys):
+def test_every_kind_of_penalty_trains(place, multiref, online, regularizer, figures, capsys):
     assert multiref("train", *online, f"regularizer={regularizer}", "run.dir=out") == 0, capsys.readouterr().err
     rows = figures(Path("out"))
     wanted = {"reward", "loss", "entropy", "clip_fraction", "zero_spread_fraction", "length", "truncated_fraction"}
@@ -51,7 +41,7 @@ def test_beta_0_loads_no_reference_and_says_so(place, multiref, online, tmp_path
     assert "beta" in " ".join(read_json(Path("out/results.json"))["notes"])
 
 
-def test_kill_9_inside_a_window_and_resume_is_bitwise(place, multiref, online):
+def test_kill_9_inside_a_window_and_resume_is_bitwise(place, multiref, online, killed_train, figures):
     arguments = [
         *online,
         "steps=12",
@@ -60,21 +50,6 @@ def test_kill_9_inside_a_window_and_resume_is_bitwise(place, multiref, online):
         "hardware.keep_checkpoints=1",
     ]
     assert multiref("train", *arguments, "run.dir=whole") == 0
-    command = [
-        sys.executable,
-        "-c",
-        "from multiref_cli.cli.app import main; main()",
-        "train",
-        *arguments,
-        "run.dir=cut",
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-    deadline = time.time() + 120
-    while len(read_lines(Path("cut/metrics.jsonl"))) < 5 and time.time() < deadline:
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert read_json(Path("cut/status.json"))["state"] == "running"
+    killed_train([*arguments, "run.dir=cut"], Path("cut"), 5)
     assert multiref("train", "--resume", "cut") == 0
     assert figures(Path("cut")) == figures(Path("whole"))

@@ -2,11 +2,6 @@
 
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -20,16 +15,11 @@ FILES = (
 )
 
 
-def figures(folder: Path) -> list[dict]:
-    rows = read_lines(folder / "metrics.jsonl")
-    return [{k: v for k, v in row.items() if k != "tokens_per_second" and not k.startswith("time/")} for row in rows]
-
-
 @pytest.mark.parametrize(
     "regularizer",
     ["rkl", "fkl", "mrpo", "hellinger", "chi2", "rkl_token", "mrpo_token", "multi_dpo", "mrpo_ctro", "mrpo_arwc"],
 )
-def test_every_regularizer_trains_evaluates_and_reports(place, multiref, offline, regularizer, capsys):
+def test_every_regularizer_trains_evaluates_and_reports(place, multiref, offline, regularizer, figures, capsys):
     assert multiref("train", *offline, f"regularizer={regularizer}", "alpha=0.4", "run.dir=out") == 0, (
         capsys.readouterr().err
     )
@@ -51,7 +41,7 @@ def test_every_regularizer_trains_evaluates_and_reports(place, multiref, offline
     assert (folder / "report" / "index.html").is_file()
 
 
-def test_one_reference_starts_at_ln_2_and_never_opens_the_other(place, multiref, offline, tmp_path, capsys):
+def test_one_reference_starts_at_ln_2_and_never_opens_the_other(place, multiref, offline, tmp_path, figures, capsys):
     broken = tmp_path / "broken"
     broken.mkdir()
     for path in (place / "two").iterdir():
@@ -63,7 +53,7 @@ def test_one_reference_starts_at_ln_2_and_never_opens_the_other(place, multiref,
     assert figures(Path("out"))[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
 
 
-def test_the_policy_opens_with_transformers_and_learned(place, multiref, offline):
+def test_the_policy_opens_with_transformers_and_learned(place, multiref, offline, figures):
     from transformers import AutoModelForCausalLM
 
     assert multiref("train", *offline, "steps=30", "evaluation.prompts=0", "run.dir=out") == 0
@@ -74,32 +64,17 @@ def test_the_policy_opens_with_transformers_and_learned(place, multiref, offline
     assert rows[-1]["loss"] < rows[0]["loss"]
 
 
-def test_the_same_config_gives_the_same_numbers_bitwise(place, multiref, offline):
+def test_the_same_config_gives_the_same_numbers_bitwise(place, multiref, offline, figures):
     for name in ("a", "b"):
         assert multiref("train", *offline, f"run.dir={name}") == 0
     assert figures(Path("a")) == figures(Path("b"))
     assert read_json(Path("a/results.json"))["metrics"] == read_json(Path("b/results.json"))["metrics"]
 
 
-def test_kill_9_and_resume_is_bitwise_the_undisturbed_run(place, multiref, offline, tmp_path):
+def test_kill_9_and_resume_is_bitwise_the_undisturbed_run(place, multiref, offline, killed_train, figures):
     arguments = [*offline, "steps=40", "hardware.checkpoint_every=3"]
     assert multiref("train", *arguments, "run.dir=whole") == 0
-    command = [
-        sys.executable,
-        "-c",
-        "from multiref_cli.cli.app import main; main()",
-        "train",
-        *arguments,
-        "run.dir=cut",
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-    deadline = time.time() + 120
-    while len(read_lines(Path("cut/metrics.jsonl"))) < 7 and time.time() < deadline:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert read_json(Path("cut/status.json"))["state"] == "running"
+    killed_train([*arguments, "run.dir=cut"], Path("cut"), 7)
     assert multiref("train", "--resume", "cut") == 0
     assert figures(Path("cut")) == figures(Path("whole"))
     assert read_json(Path("cut/results.json"))["metrics"] == read_json(Path("whole/results.json"))["metrics"]

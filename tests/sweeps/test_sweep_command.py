@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from multiref_cli.reports import figures
+from multiref_cli.reports import figures as report_figures
 from multiref_cli.sweeps import launch
 from multiref_cli.sweeps.ledger import Ledger
 from multiref_cli.sweeps.worker import work_off
@@ -23,22 +23,12 @@ def _results(folder: Path) -> dict[str, dict]:
     return {path.parent.name: read_json(path)["metrics"] for path in folder.glob("*/results.json")}
 
 
-def _metrics(folder: Path) -> dict[str, list[dict]]:
-    untimed = {}
-    for path in folder.glob("*/metrics.jsonl"):
-        rows = [
-            {k: v for k, v in row.items() if "time/" not in k and "per_second" not in k} for row in read_lines(path)
-        ]
-        untimed[path.parent.name] = rows
-    return untimed
-
-
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Work in this process and draw nothing: imports and figures are most of the time of a small sweep."""
+    """Commands given here work in this process and draw nothing: imports and figures take most of a small sweep."""
     monkeypatch.setattr(launch, "launch", lambda work, *_: work_off(work))
     for name in ("metric_against_alpha", "reward_against_divergence", "learning_curves"):
-        monkeypatch.setattr(figures, name, lambda *_: None)
+        monkeypatch.setattr(report_figures, name, lambda *_: None)
 
 
 def test_sweep_runs_and_compares(place, multiref, offline, capfd):
@@ -119,7 +109,7 @@ def _start(arguments: list[str], log: Path) -> subprocess.Popen:
 
 
 @pytest.mark.slow
-def test_killed_and_interrupted_sweeps_end_in_the_same_numbers(place, multiref, offline, monkeypatch):
+def test_killed_and_interrupted_sweeps_end_in_the_same_numbers(place, multiref, offline, in_process, figures):
     arguments = [*offline, "regularizer=rkl", "alpha=0.4", "steps=60", "hardware.checkpoint_every=10"]
     arguments = [*arguments, "evaluation.prompts=4", "run.dir=sweep", "--workers", "1"]
     log, folder = Path("log"), Path("sweep")
@@ -138,12 +128,11 @@ def test_killed_and_interrupted_sweeps_end_in_the_same_numbers(place, multiref, 
     assert multiref("sweep", "--resume", "sweep") == 0
     kinds = [event["kind"] for event in read_lines(folder / "events.jsonl")]
     assert "retried" in kinds and "stopped" in kinds and kinds.count("done") == 3
-    for name in ("metric_against_alpha", "reward_against_divergence", "learning_curves"):
-        monkeypatch.setattr(figures, name, lambda *_: None)
     for point in read_lines(folder / "plan.jsonl"):
         assert multiref("train", *point["overrides"], f"run.dir=undisturbed/{point['name']}") == 0
     assert _results(folder) == _results(Path("undisturbed"))
-    assert _metrics(folder) == _metrics(Path("undisturbed"))
+    logged = {path.name: figures(path) for path in Path("undisturbed").iterdir()}
+    assert {name: figures(folder / name) for name in logged} == logged
 
 
 def _start(arguments: list[str], log: Path) -> subprocess.Popen:
