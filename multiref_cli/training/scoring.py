@@ -96,6 +96,7 @@ def build_evaluator(job: Job, progress: Progress) -> tuple[Evaluator, list[str]]
     if settings.win_rate and scorers and by_name:
 
         def samples(name: str) -> list[list[Completion]]:
+            """Stored responses [P][G] of one reference, drawn once."""
             def generate(prompts: list, group_size: int, sampling: Any, seeds: list[int]) -> list[list[Completion]]:
                 engine = TransformersEngine(open_reference(name), 0, settings.batch_size, job.vocabulary)
                 return engine.generate(prompts, group_size, sampling, seeds)
@@ -144,6 +145,7 @@ def _remembered(identity: str, scorer: Scorer) -> Scorer:
     """The same scorer, with its latest results kept: all points of a sweep compare with the same reference samples."""
 
     def score(samples: list[Sample]) -> list[float]:
+        """Scores of B samples, looked up where the same samples were the latest to be scored."""
         texts = [(s.messages, s.completion, s.answer, s.finished) for s in samples]
         key = hashlib.sha256(f"{identity}{texts}".encode()).hexdigest()
         if key not in _SCORES:
