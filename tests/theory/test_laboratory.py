@@ -82,6 +82,12 @@ def test_senseless_settings_are_refused_by_name(changes, named):
         laboratory.check(dataclasses.replace(small(), **changes))
 
 
+@pytest.mark.parametrize(("wrong", "nearest"), [("nn=3", "n"), ("+problem=3", "problems"), ("run.dri=x", "run.dir")])
+def test_an_unknown_key_is_answered_with_the_nearest_setting(wrong, nearest):
+    with pytest.raises(RequestError, match=f"did you mean '{nearest}'"):
+        theory([wrong])
+
+
 def test_the_yaml_files_hold_every_setting_with_its_default_and_every_study():
     root = OmegaConf.load(CONF / "config.yaml")
     default = dataclasses.asdict(Laboratory())
