@@ -97,6 +97,7 @@ def build_evaluator(job: Job, progress: Progress) -> tuple[Evaluator, list[str]]
 
         def samples(name: str) -> list[list[Completion]]:
             """Stored responses [P][G] of one reference, drawn once."""
+
             def generate(prompts: list, group_size: int, sampling: Any, seeds: list[int]) -> list[list[Completion]]:
                 engine = TransformersEngine(open_reference(name), 0, settings.batch_size, job.vocabulary)
                 return engine.generate(prompts, group_size, sampling, seeds)
