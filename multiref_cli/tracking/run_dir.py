@@ -56,6 +56,7 @@ class RunDir:
             (path / name).mkdir(parents=True, exist_ok=True)
         run = cls(path)
         (path / "config.yaml").write_text(config_yaml)
+        (path / "samples.jsonl").touch()  # an offline run has none
         (path / "overrides.txt").write_text("".join(f"{line}\n" for line in overrides))
         write_json(path / "manifest.json", manifest)
         return run
