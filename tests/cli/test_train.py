@@ -10,8 +10,7 @@ import torch
 from multiref_cli.tracking.run_dir import read_json, read_lines
 
 FILES = (
-    "config.yaml overrides.txt manifest.json status.json metrics.jsonl samples.jsonl results.json "
-    "evaluation.jsonl 
+    "config.yaml overrides.txt manifest.json status.json metrics.jsonl samples.jsonl results.json evaluation.jsonl "
     "report logs checkpoints policy"
 )
 
