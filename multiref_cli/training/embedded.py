@@ -192,9 +192,9 @@ def _make_pairs(name: str, folder: Path, cache: Path, progress: Progress) -> Non
 def _labeled(problems: list[toy.Problem], texts: list[list[list[str]]], gold: Any, seed: int) -> list[dict[str, Any]]:
     """Sample s of the first model against sample s of the second, labeled with the gold reward's odds."""
     first, second = texts
-    pairs = [(p, a, b) for p, one, two in zip(problems, first, second) for a, b in zip(one, two) if a != b]
-    sides = [gold([Sample(_messages(pair[0]), pair[i]) for pair in pairs]).total for i in (1, 2)]
-    return toy.preference_rows([p.text for p, _, _ in pairs], [(a, b) for _, a, b in pairs], list(zip(*sides)), seed)
+    found = [(p, (a, b)) for p, one, two in zip(problems, first, second) for a, b in zip(one, two) if a != b]
+    rewards = [gold([Sample(_messages(p), pair[side]) for p, pair in found]).total for side in (0, 1)]
+    return toy.preference_rows([p.text for p, _ in found], [pair for _, pair in found], list(zip(*rewards)), seed)
 
 
 def _messages(problem: toy.Problem) -> list[dict[str, str]]:
@@ -241,9 +241,15 @@ def _uses(name: str) -> list[str]:
 
 
 def _names_in(value: Any) -> list[str]:
-    found: list[str] = []
-    _replace(value, lambda text: found.append(text.removeprefix(PREFIX)) or text)
-    return sorted(set(found))
+    """The names behind `toy:` in a plain config, sorted."""
+    found: set[str] = set()
+
+    def collect(text: str) -> str:
+        found.add(text.removeprefix(PREFIX))
+        return text
+
+    _replace(value, collect)
+    return sorted(found)
 
 
 def _source_hash() -> str:
