@@ -159,6 +159,14 @@ def refs_prune(
     prune(older_than=older_than, everything=everything, dry_run=dry_run)
 
 
+@refs_app.command("mix")
+def refs_mix(overrides: Overrides = None) -> None:
+    """Sample the mixed references themselves, without training, and score them: alpha=0.1,0.5,0.9."""
+    from multiref_cli.cli.refs import mix
+
+    mix(overrides or [])
+
+
 def run_guarded(command: Callable[[], Any]) -> int:
     """Run a command and turn what it raises into an exit code: 0, 1, 2 or 130 (see README)."""
     debug = os.environ.get("MULTIREF_DEBUG") == "1"

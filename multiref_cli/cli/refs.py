@@ -1,16 +1,25 @@
-"""`multiref refs`: build, list, verify and prune the reference store."""
+"""`multiref refs`: build, list, verify and prune the reference store; sample the mixed references."""
 
 import time
-from typing import TYPE_CHECKING
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from multiref_cli.cli import display
-from multiref_cli.config.build import cache_folder
+from multiref_cli.config.build import cache_folder, config_hash
 from multiref_cli.config.check import check
-from multiref_cli.config.compose import compose
+from multiref_cli.config.compose import compose, expand_axes
 from multiref_cli.errors import RequestError, RunError
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from multiref_cli.evaluation.evaluate import Evaluator
     from multiref_cli.references.store import ReferenceStore
+    from multiref_cli.training.job import Job
+
+MIX_ORDERS = (0.0, 1.0, -1.0)
+MIX_ALPHAS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 def build(overrides: list[str]) -> None:
@@ -71,6 +80,40 @@ def prune(*, older_than: float | None, everything: bool, dry_run: bool) -> None:
     display.line(f"{len(gone)} entries, {sum(sizes[e.key] for e in gone) / 2**20:.1f} MiB {verb}.")
 
 
+def mix(overrides: list[str]) -> None:
+    """Sample the mixed references of a config without any training, score the samples, write a folder with a report."""
+    alphas, others = _alphas(overrides)
+    config = compose(others)
+    names = [reference.name for reference in config.references]
+    if len(names) != 2:
+        raise RequestError(f"refs mix weighs two references against each other, this config has {len(names)}.")
+    check(config)
+    folder = _mix_folder(config, names)
+
+    from omegaconf import OmegaConf
+
+    from multiref_cli.evaluation.mixed import score_mixtures, write_scores
+    from multiref_cli.reports.mixed import MEANS, write_mixed_report
+    from multiref_cli.tracking.provenance import provenance
+    from multiref_cli.tracking.run_dir import RunDir, write_json
+    from multiref_cli.training.embedded import localized
+    from multiref_cli.training.job import prepare
+
+    with display.progress(plain=False) as progress:
+        job = prepare(localized(config, progress), config)
+        evaluator, score = _mix_evaluator(job, progress)
+        models = (evaluator.open_reference(names[0]), evaluator.open_reference(names[1]))
+        rows = score_mixtures(evaluator, models, MIX_ORDERS, alphas, progress)
+    RunDir.create(folder, OmegaConf.to_yaml(config, resolve=True), overrides, provenance())
+    write_scores(rows, folder / "scores.csv")
+    write_json(folder / "mixed.json", _facts(config, names, score) | {"scores": [asdict(row) for row in rows]})
+    page = write_mixed_report(folder)
+    cells = [[MEANS[r.order], r.alpha, r.mean, r.ci_low, r.ci_high, r.n, r.gain] for r in rows]
+    headers = ["mean", "alpha", score, "ci_low", "ci_high", "n", "above the better single"]
+    display.table(f"alpha: weight of {names[0]}; 0: {names[1]} alone", headers, cells)
+    display.line(f"{folder / 'scores.csv'}; report: {page}")
+
+
 def _store() -> "ReferenceStore":
     from multiref_cli.references.store import ReferenceStore
 
@@ -84,3 +127,66 @@ def _found(check) -> list[str]:
 def _ago(then: float) -> str:
     hours = (time.time() - then) / 3600
     return f"{hours / 24:.0f} d ago" if hours >= 48 else f"{hours:.1f} h ago"
+
+
+def _alphas(overrides: list[str]) -> tuple[list[float], list[str]]:
+    """Weights of the first reference from `alpha=0.2,0.5`, and the other overrides; experiment=online_toy unless named.
+
+    Raises:
+        RequestError: a weight that is no number from 0 to 1, or several values of another key.
+    """
+    axes, others = expand_axes(overrides)
+    given = axes.pop("alpha", [])
+    if axes:
+        raise RequestError(f"{next(iter(axes))} has several values; refs mix takes several values of alpha only.")
+    given += [text.partition("=")[2] for text in others if text.startswith("alpha=")]
+    others = [text for text in others if not text.startswith("alpha=")]
+    if not any(text.startswith("experiment=") for text in others):
+        others.insert(0, "experiment=online_toy")
+    try:
+        alphas = [float(text) for text in given]
+    except ValueError as error:
+        raise RequestError(f"alpha={','.join(given)} is not a list of numbers; give alpha=0.1,0.5,0.9.") from error
+    wrong = [alpha for alpha in alphas if not 0 <= alpha <= 1]
+    if wrong:
+        raise RequestError(f"alpha is {wrong[0]:g}, a weight of the first reference lies between 0 and 1.")
+    return alphas or list(MIX_ALPHAS), others
+
+
+def _mix_evaluator(job: "Job", progress) -> tuple["Evaluator", str]:
+    """The evaluator of a job with one scorer, the config's reward where it has one, and that scorer's name."""
+    from multiref_cli.training.scoring import build_evaluator
+
+    evaluator, notes = build_evaluator(job, progress)
+    for name in evaluator.foreign_tokenizers:
+        raise RequestError(f"{name} has another tokenizer than the policy: its tokens cannot be mixed with others.")
+    if not evaluator.scorers:
+        raise RequestError("refs mix scores samples; give reward=NAME or evaluation.scorer.path=MODEL.")
+    reward = job.config.reward
+    score = reward.name if reward is not None and reward.name in evaluator.scorers else next(iter(evaluator.scorers))
+    for note in notes:
+        progress.note(note)
+    scorers = {score: evaluator.scorers[score]}
+    return replace(evaluator, scorers=scorers, references=[], reference_samples=None), score
+
+
+def _mix_folder(config: "DictConfig", names: list[str]) -> Path:
+    given = config.run.dir or (config.run.name and f"runs/{config.run.name}")
+    base = Path(given or f"runs/mixed-{'-'.join(names)}").expanduser()
+    for number in range(1, 2 if given else 10_000):
+        folder = base if number == 1 else base.with_name(f"{base.name}-{number}")
+        if not folder.exists() or not any(folder.iterdir()):
+            return folder
+    raise RequestError(f"{base} exists already; choose another run.dir.")
+
+
+def _facts(config: "DictConfig", names: list[str], score: str) -> dict[str, Any]:
+    settings = config.evaluation
+    return {
+        "references": names,
+        "paths": [reference.path for reference in config.references],
+        "score": score,
+        "samples_per_prompt": settings.samples_per_prompt,
+        "temperature": settings.temperature,
+        "config_hash": config_hash(config),
+    }
