@@ -21,7 +21,7 @@ TORCH_RANGE := torch>=2.9,<3
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test reproduce lint bench clean
+.PHONY: help setup test reproduce publish lint bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,7 +54,19 @@ test: $(STAMP) ## run the tests (a few minutes)
 reproduce: $(STAMP) ## both of the paper's experiments, trained, scored and reported (SCALE=embedded|smoke|paper)
 	OMP_NUM_THREADS=1 $(MULTIREF) sweep sweep=reproduce_offline_$(SCALE) run.dir=$(OUT)/offline --workers $(WORKERS)
 	OMP_NUM_THREADS=1 $(MULTIREF) sweep sweep=reproduce_online_$(SCALE) run.dir=$(OUT)/online --workers $(WORKERS)
+ifeq ($(SCALE),embedded)
+	test -d $(OUT)/mixed || OMP_NUM_THREADS=1 $(MULTIREF) refs mix experiment=online_toy run.dir=$(OUT)/mixed
+endif
 	$(MULTIREF) report $(OUT)/offline $(OUT)/online --out $(OUT)/report $(if $(wildcard $(PUBLISHED)),--against $(PUBLISHED))
+
+publish: $(STAMP) ## the last reproduction's results into runs/published and the README's table
+	mkdir -p $(dir $(PUBLISHED))
+	cp $(OUT)/report/summary.csv $(PUBLISHED)
+	cp $(OUT)/offline/report/figures/reward-model-against-alpha.png runs/published/offline.png
+	cp $(OUT)/online/report/figures/toy-verifier-against-alpha.png runs/published/online.png
+	cp $(OUT)/mixed/report/figures/*.png runs/published/mixed.png
+	$(BIN)/python -c "from pathlib import Path; from multiref_cli.reports.compare import update_readme; \
+	  update_readme(Path('README.md'), Path('$(PUBLISHED)'), '$(PUBLISHED)', ['toy_gold', 'reward_model', 'toy_verifier', 'kl/mixed'])"
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check multiref_cli tests && $(BIN)/ruff format --check multiref_cli tests && $(BIN)/mypy multiref_cli
