@@ -192,3 +192,24 @@ def test_bad_rows_are_named(place, multiref, offline, tmp_path, capsys):
     assert "4" in capsys.readouterr().err
     assert multiref("train", *offline, f"data.path={path}", "evaluation.prompts=0", "run.dir=out") == 0
     assert "2 dropped" in capsys.readouterr().out or "dropped" in read_json(Path("out/manifest.json"))["data"]["rows"]
+
+
+def test_lora_trains_an_adapter_and_saves_merged_weights(place, multiref, offline, capsys):
+    from transformers import AutoModelForCausalLM
+
+    arguments = [*offline, "policy=lora", "policy.lora.rank=2", "alpha=1", "evaluation.prompts=4", "run.dir=out"]
+    assert multiref("train", *arguments) == 0, capsys.readouterr().err
+    assert "(ln 2)" in capsys.readouterr().out
+    merged = AutoModelForCausalLM.from_pretrained("out/policy")
+    start = AutoModelForCausalLM.from_pretrained(str(place / "one"))
+    assert any(not torch.equal(a, b) for a, b in zip(merged.parameters(), start.parameters()))
+    assert Path("out/policy/adapter/adapter_model.safetensors").is_file()
+    assert multiref("eval", "out") == 0, capsys.readouterr().err
+
+
+def test_gradient_checkpointing_changes_nothing(place, multiref, offline, figures):
+    for name, flag in (("plain", "false"), ("recomputed", "true")):
+        run = [f"policy.gradient_checkpointing={flag}", "evaluation.prompts=0", f"run.dir={name}"]
+        assert multiref("train", *offline, *run) == 0
+    for a, b in zip(figures(Path("plain")), figures(Path("recomputed"))):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
