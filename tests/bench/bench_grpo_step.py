@@ -2,13 +2,13 @@
 
 16 sequences of 64 prompt and 64 new tokens (2 prompts x 8), vocabulary 4,096, float32, one thread, AdamW. Each variant
 runs in a process of its own, so that its peak memory is its own. Times are CPU-seconds: the other core may be
-busy. Writes tests/bench/results/grpo_step.json.
+busy. With --write the figures are kept in results/.
 """
 
+import argparse
 import copy
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
@@ -16,6 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
+
+from common import machine
 
 PROMPTS, GROUP, PROMPT_TOKENS, NEW_TOKENS, VOCABULARY, STEPS = 2, 8, 64, 64, 4096, 3
 VARIANTS = {
@@ -183,11 +185,13 @@ def measure(variant: str) -> dict[str, float]:
 
 def main() -> None:
     """Runs every variant in its own process and stores the result."""
-    if len(sys.argv) > 1:
-        print(json.dumps(measure(sys.argv[1])))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("variant", nargs="?", choices=list(VARIANTS), help="measure this one only, in this process")
+    parser.add_argument("--write", action="store_true", help="keep the figures in tests/bench/results")
+    arguments = parser.parse_args()
+    if arguments.variant:
+        print(json.dumps(measure(arguments.variant)))
         return
-    import torch
-
     results = {}
     for variant in VARIANTS:
         done = subprocess.run(
@@ -201,13 +205,11 @@ def main() -> None:
         print(variant, results[variant], flush=True)
     report = {
         "what": f"{PROMPTS} prompts x {GROUP} samples, {PROMPT_TOKENS} + {NEW_TOKENS} tokens, 10 M parameters, CPU-s",
-        "machine": platform.machine(),
-        "torch": torch.__version__,
+        "machine": machine(1),
         "results": results,
     }
-    path = Path(__file__).parent / "results" / "grpo_step.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(report, indent=1) + "\n")
+    if arguments.write:
+        (Path(__file__).parent / "results" / "grpo_step.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,16 @@
 """Rollout speed beside `generate()` on the embedded model's size; run: python tests/bench/bench_rollout.py
 
-Writes tests/bench/results/rollout.json. Both sides sample the same number of tokens from the same prompts on one
-thread, in CPU-seconds (the other core may be busy); `generate()` gets its best ordinary settings (cache on).
+Both sides sample the same number of tokens from the same prompts on one thread, in CPU-seconds (the other core may be
+busy); `generate()` gets its best ordinary settings (cache on). With --write the figures are kept in results/.
 """
 
+import argparse
 import json
-import platform
 import time
 from pathlib import Path
 
 import torch
+from common import machine
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from multiref_cli.rollouts.engine import Sampling
@@ -67,6 +68,9 @@ def measure(size: dict, end_ids: tuple[int, ...]) -> dict:
 
 def main() -> None:
     """Measures each size with and without end tokens and stores the result."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true", help="keep the figures in tests/bench/results")
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     results = {
         f"{name}{'_with_end' if ends else ''}": measure(size, ends)
@@ -75,14 +79,12 @@ def main() -> None:
     }
     report = {
         "what": f"{PROMPTS} prompts x {GROUP} samples, {PROMPT_TOKENS} + {NEW_TOKENS} tokens, float32, CPU-s",
-        "machine": platform.machine(),
-        "torch": torch.__version__,
+        "machine": machine(1),
         "results": results,
     }
-    path = Path(__file__).parent / "results" / "rollout.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report, indent=1))
+    if arguments.write:
+        (Path(__file__).parent / "results" / "rollout.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":
