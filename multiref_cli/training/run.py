@@ -129,7 +129,7 @@ def _execute(job: Job, run: RunDir, progress: Heartbeat) -> None:
     optimizers = Optimizers(trainee.model, job.config.optimizer, job.total_steps)
     Loop(run, trainee.model, trainee.algorithm, optimizers, job.config.hardware).fit(progress)
     save_policy(trainee.model, job.tokenizer, run.path / "policy")
-    _write_outcome(job, run, evaluate_policy(job, trainee, progress), trainee.notes)
+    _write_outcome(job, run, evaluate_policy(job, trainee.model, progress), trainee.notes)
     discard_checkpoints(run.path / "checkpoints")
 
 

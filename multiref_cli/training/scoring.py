@@ -24,7 +24,7 @@ from multiref_cli.rollouts.engine import Completion
 from multiref_cli.rollouts.transformers_engine import TransformersEngine
 from multiref_cli.tracking.progress import Progress
 from multiref_cli.tracking.run_dir import read_json
-from multiref_cli.training.assemble import Trainee, load_policy, stored_pairs
+from multiref_cli.training.assemble import load_policy, stored_pairs
 from multiref_cli.training.dpo import Dpo
 from multiref_cli.training.job import Job
 from multiref_cli.training.reward_model import pair_accuracies
@@ -37,35 +37,31 @@ _KEPT_SCORES = 16
 Outcome = tuple[dict[str, dict[str, float]], list[dict[str, Any]], list[str]]
 
 
-def evaluate_policy(job: Job, trainee: Trainee, progress: Progress) -> Outcome:
+def evaluate_policy(job: Job, model: nn.Module, progress: Progress) -> Outcome:
     """Measure a trained model: held-out accuracy of pairs, then samples of held-out prompts."""
     metrics: dict[str, dict[str, float]] = {}
     bootstrap = job.config.evaluation.bootstrap
     if job.config.algorithm.name == "reward_model":
-        accuracies = pair_accuracies(trainee.model, job.data.held_out, job.config.algorithm.batch_pairs).numpy()
+        accuracies = pair_accuracies(model, job.data.held_out, job.config.algorithm.batch_pairs).numpy()
         metrics["held_out_accuracy"] = summary(accuracies, bootstrap)
         _refuse_weak(metrics["held_out_accuracy"]["mean"], job.config.algorithm.minimum_accuracy)
         return metrics, [], []
     if job.config.algorithm.name == "dpo" and job.data.held_out:
         progress.advance("evaluate: held-out pairs", 0, len(job.data.held_out))
-        metrics["preference_accuracy"] = summary(_preference_accuracies(job, trainee.model, progress), bootstrap)
+        metrics["preference_accuracy"] = summary(_preference_accuracies(job, model, progress), bootstrap)
     if job.config.evaluation.prompts == 0:
         return metrics, [], []
     evaluator, notes = build_evaluator(job, progress)
-    engine = TransformersEngine(trainee.model, 0, job.config.evaluation.batch_size, job.vocabulary)
-    found, samples = evaluator.evaluate(trainee.model, engine, progress)
+    engine = TransformersEngine(model, 0, job.config.evaluation.batch_size, job.vocabulary)
+    found, samples = evaluator.evaluate(model, engine, progress)
     return metrics | found, samples, notes
 
 
 def evaluate_folder(job: Job, policy_folder: Path, progress: Progress) -> Outcome:
     """Measure the policy that a finished run left in its folder."""
-    from multiref_cli.training.assemble import assemble
-
     if job.config.algorithm.name == "reward_model":
         raise RequestError("a reward model is measured when it is trained; `multiref eval` scores policies.")
-    trainee = assemble(job, progress)
-    trainee.model = load_policy(job, str(policy_folder))
-    return evaluate_policy(job, trainee, progress)
+    return evaluate_policy(job, load_policy(job, str(policy_folder)), progress)
 
 
 def build_evaluator(job: Job, progress: Progress) -> tuple[Evaluator, list[str]]:
