@@ -12,7 +12,7 @@ from torch import Tensor
 from multiref_cli.config.schema import Level
 from multiref_cli.data.prompts import Prompt
 from multiref_cli.evaluation.statistics import bootstrap_interval
-from multiref_cli.models.logprobs import Mix, normalizers, token_logps
+from multiref_cli.models.logprobs import Mix, score_references, token_logps
 from multiref_cli.models.packing import Packed, micro_batches, pack
 from multiref_cli.objectives.mixing import power_mean
 from multiref_cli.references.models import rescored_ids
@@ -84,7 +84,7 @@ class Evaluator:
         }
         scores = self._score(completions, progress)
         values |= scores
-        values |= self._distances(policy, completions, progress)
+        values |= self._distances(policy, engine, completions, progress)
         values |= self._objectives(values, scores)
         values |= self._win_rates(scores, progress)
         bootstrap = self.config.evaluation.bootstrap
@@ -119,42 +119,61 @@ class Evaluator:
                 )
         return rows
 
-    def _distances(self, policy: Any, completions: list[list[Completion]], progress: Progress) -> dict[str, np.ndarray]:
-        """kl/<reference> = E[log pi - log pi_i] of whole responses in nats; kl/mixed, against the unnormalized mean."""
+    def _distances(
+        self, policy: Any, engine: Engine, completions: list[list[Completion]], progress: Progress
+    ) -> dict[str, np.ndarray]:
+        """kl/<reference> = E[log pi - log pi_i] of whole responses in nats; kl/mixed, against the mixed reference."""
         if not self.references or self.config.evaluation.temperature != 1.0 or self.config.evaluation.top_p != 1.0:
             return {}
-        device = next(policy.parameters()).device
-        samples, ids = self.samples(completions), [one.ids for group in completions for one in group]
-        each = len(ids) // len(self.prompts)
+        flat = [one for group in completions for one in group]
+        each = len(flat) // len(self.prompts)
         sequences = [
-            Sequence(tuple(self.prompts[i // each].ids), tuple(ids[i]), sample.messages, sample.completion)
-            for i, sample in enumerate(samples)
+            Sequence(tuple(self.prompts[i // each].ids), tuple(one.ids), sample.messages, sample.completion)
+            for i, (one, sample) in enumerate(zip(flat, self.samples(completions)))
         ]
-        own = _sums(self._tokens(policy, sequences, device))
-        tokens: dict[str, list[Tensor]] = {}
-        for number, name in enumerate(self.references):
-            progress.advance(f"evaluate: kl/{name}", number, len(self.references))
-            tokens[name] = self._tokens(self.open_reference(name), sequences, device, self.foreign_tokenizers.get(name))
+        device = next(policy.parameters()).device
+        own = torch.tensor([sum(one.logps) for one in flat], dtype=torch.float64)
+        if not engine.exact_logps:
+            own = _sums(self._tokens(policy, sequences, device))
+        token_level = self.config.regularizer is not None and self.config.regularizer.level == Level.token
+        active = [name for name, weight in zip(self.references, self.weights) if weight > 0 and token_level]
+        tokens, log_f = self._together(active, sequences, device, progress) if active else ({}, [])
+        for name in self.references:
+            if name not in tokens:
+                progress.advance(f"evaluate: kl/{name}", 0, len(sequences))
+                foreign = self.foreign_tokenizers.get(name)
+                tokens[name] = self._tokens(self.open_reference(name), sequences, device, foreign)
         sums = torch.stack([_sums(tokens[name]) for name in self.references])
         found = {f"kl/{name}": own - sums[i] for i, name in enumerate(self.references)}
         if self.config.regularizer is not None:
-            found["kl/mixed"] = own - self._mixed(sums, tokens, sequences, device)
+            found["kl/mixed"] = own - (self._mixed(tokens, log_f) if token_level else self._power_mean(sums))
         return {name: v.reshape(len(completions), -1).mean(1).numpy() for name, v in found.items()}
 
-    def _mixed(self, sums: Tensor, tokens: dict[str, list[Tensor]], sequences: list[Sequence], device: Any) -> Tensor:
-        regularizer, weights = self.config.regularizer, torch.tensor(self.weights, dtype=torch.float64)
-        if regularizer.level == Level.sequence:
-            return power_mean(sums, weights, regularizer.mean_order)
-        active = [name for name, w in zip(self.references, self.weights) if w > 0]
-        models = [self.open_reference(name) for name in active]
-        mix = Mix(regularizer.mean_order, tuple(w for w in self.weights if w > 0))
-        ids = [(one.prompt, one.completion) for one in sequences]
-        log_f = self._each(ids, device, lambda rows: normalizers(models, rows, [mix], vocabulary=self.vocabulary)[0])
-        flat = torch.stack([torch.cat(tokens[name]) for name in self.references])
-        per_token = power_mean(flat, weights, regularizer.mean_order)
-        if regularizer.normalized:
+    def _together(
+        self, names: list[str], sequences: list[Sequence], device: Any, progress: Progress
+    ) -> tuple[dict[str, list[Tensor]], list[Tensor]]:
+        """Token log-probabilities of several references and log F of their mix, in one pass."""
+        progress.advance(f"evaluate: kl of {', '.join(names)}", 0, len(sequences))
+        models = [self.open_reference(name) for name in names]
+        mix = Mix(self.config.regularizer.mean_order, tuple(weight for weight in self.weights if weight > 0))
+
+        def compute(rows: Packed) -> Tensor:
+            logps, log_normalizers = score_references(models, rows, [mix], vocabulary=self.vocabulary)
+            return torch.cat([logps, torch.stack(log_normalizers)])
+
+        found = self._each([(one.prompt, one.completion) for one in sequences], device, compute)
+        return {name: [one[k] for one in found] for k, name in enumerate(names)}, [one[-1] for one in found]
+
+    def _mixed(self, tokens: dict[str, list[Tensor]], log_f: list[Tensor]) -> Tensor:
+        """(B,) log M of whole responses, mixed token by token."""
+        per_token = self._power_mean(torch.stack([torch.cat(tokens[name]) for name in self.references]))
+        if self.config.regularizer.normalized:
             per_token = per_token - torch.cat(log_f)
-        return _sums(list(per_token.split([len(t) for t in log_f])))
+        return _sums(list(per_token.split([len(one) for one in log_f])))
+
+    def _power_mean(self, logps: Tensor) -> Tensor:
+        """(K, ...) -> (...) log M_A, unnormalized."""
+        return power_mean(logps, torch.tensor(self.weights, dtype=torch.float64), self.config.regularizer.mean_order)
 
     def _tokens(self, model: Any, sequences: list[Sequence], device: Any, foreign: Any = None) -> list[Tensor]:
         """log-probabilities of every response's tokens, under the model's own tokenizer where that is another one."""
@@ -166,14 +185,14 @@ class Evaluator:
 
     @torch.no_grad()
     def _each(self, ids: list[tuple[Any, Any]], device: Any, compute: Callable[[Packed], Tensor]) -> list[Tensor]:
-        """Per-token results of every (prompt, response) in order, float64, on CPU."""
+        """Results (..., T) of every (prompt, response) in order, float64, on CPU; `compute` gives (..., B, T)."""
         lengths = [len(prompt) + len(response) for prompt, response in ids]
         found: list[Tensor] = [torch.empty(0)] * len(ids)
         for part in micro_batches(lengths, max_tokens=self.config.evaluation.batch_size * max(lengths)):
             packed = pack([ids[i][0] for i in part], [(ids[i][1],) for i in part], 0, share_prompt=True)
             values = compute(packed.to(device)).double().cpu()
             for row, i in enumerate(part):
-                found[i] = values[row, : len(ids[i][1])]
+                found[i] = values[..., row, : len(ids[i][1])]
         return found
 
     def _objectives(self, values: dict[str, np.ndarray], scores: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

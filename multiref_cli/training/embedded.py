@@ -32,6 +32,8 @@ from multiref_cli.tracking.progress import Progress
 
 PREFIX = "toy:"
 MAX_NEW_TOKENS = 40
+# Part of every key; raised when a change of the training code makes other weights of the same recipe.
+RECIPE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -226,7 +228,7 @@ def _key(name: str) -> str:
     recipe = repr(CORPORA.get(name) or PAIRS.get(name))
     if name in _models():
         recipe = build.config_hash(compose(_recipe(name)))
-    parts = [name, _source_hash(), SPLITS, recipe, *[_key(other) for other in _uses(name)]]
+    parts = [RECIPE_VERSION, name, _source_hash(), SPLITS, recipe, *[_key(other) for other in _uses(name)]]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 

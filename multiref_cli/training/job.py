@@ -1,6 +1,7 @@
 """What a config asks for, opened and checked before anything is written: tokenizers, data, references, scorers."""
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +27,9 @@ _LOADERS: dict[str, Callable[[Any, Any], Split]] = {
     "grpo": load_prompts,
 }
 
-# The latest data set that was loaded, by what it was made of.
-_LOADED: dict[str, Split] = {}
+# The latest data sets that were loaded, by what they were made of: a run reads its rows, and prompts to evaluate on.
+_LOADED: OrderedDict[str, Split] = OrderedDict()
+_KEPT = 2
 
 
 @dataclass
@@ -87,7 +89,7 @@ def prepare(config: DictConfig, original: DictConfig) -> Job:
         RequestError: data, tokenizers or references that do not fit; nothing was written.
     """
     tokenizer = load_tokenizer(config.policy)
-    data = _load_data(config, tokenizer)
+    data = load_data(config, tokenizer, config.algorithm.name)
     if not data.train:
         raise RequestError(f"{config.data.path} has no usable training row: {data.report.summary()}.")
     vocabulary = len(tokenizer)
@@ -97,12 +99,23 @@ def prepare(config: DictConfig, original: DictConfig) -> Job:
     return Job(config, build.config_hash(original), build.condition(original), tokenizer, data, vocabulary)
 
 
-def _load_data(config: DictConfig, tokenizer: Any) -> Split:
-    """The rows, encoded; kept for the next point of a sweep in this process, which most often asks for the same."""
+def load_data(config: DictConfig, tokenizer: Any, algorithm: str) -> Split:
+    """The config's rows as an algorithm reads them, kept for the next point of a sweep, which most often wants the same.
+
+    Args:
+        config: with local folders in place of `toy:` names.
+        tokenizer: of the policy.
+        algorithm: dpo and reward_model read pairs, sft demonstrations, grpo (and every evaluation) prompts.
+
+    Raises:
+        RequestError: nothing to read, or rows that the config refuses.
+    """
     files = [Path(path) for path in (config.data.path, config.data.held_out_path) if path and Path(path).exists()]
     stamps = [(str(path), path.stat().st_mtime_ns) for path in files]
-    key = f"{config.algorithm.name} {config.data} {config.policy.path} {config.policy.tokenizer} {stamps}"
+    key = f"{_LOADERS[algorithm].__name__} {config.data} {config.policy.path} {config.policy.tokenizer} {stamps}"
     if key not in _LOADED:
-        _LOADED.clear()
-        _LOADED[key] = _LOADERS[config.algorithm.name](config.data, tokenizer)
+        _LOADED[key] = _LOADERS[algorithm](config.data, tokenizer)
+    _LOADED.move_to_end(key)
+    while len(_LOADED) > _KEPT:
+        _LOADED.popitem(last=False)
     return _LOADED[key]

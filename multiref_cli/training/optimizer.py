@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from multiref_cli.config import schema
+from multiref_cli.training.muon import Muon
 
 
 def schedule(step: int, total: int, settings: schema.Optimizer) -> float:
@@ -44,7 +45,7 @@ class Optimizers:
         adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=peak, betas=betas, eps=settings.epsilon)
         self.optimizers: list[tuple[torch.optim.Optimizer, float]] = [(adamw, peak)]
         if muon:
-            matrices = torch.optim.Muon(muon, lr=settings.matrix_learning_rate, weight_decay=settings.weight_decay)
+            matrices = Muon(muon, lr=settings.matrix_learning_rate, weight_decay=settings.weight_decay)
             self.optimizers.append((matrices, settings.matrix_learning_rate))
 
     def step(self, step: int) -> dict[str, float]:

@@ -11,7 +11,7 @@ from torch import nn
 
 from multiref_cli.config import build
 from multiref_cli.data.chat import end_ids
-from multiref_cli.data.prompts import Prompt, load_prompts
+from multiref_cli.data.prompts import Prompt
 from multiref_cli.errors import RequestError, RunError
 from multiref_cli.evaluation.evaluate import Evaluator, Scorer, summary
 from multiref_cli.models.decoder import sharing_width
@@ -26,7 +26,7 @@ from multiref_cli.tracking.progress import Progress
 from multiref_cli.tracking.run_dir import read_json
 from multiref_cli.training.assemble import load_policy, stored_pairs
 from multiref_cli.training.dpo import Dpo
-from multiref_cli.training.job import Job
+from multiref_cli.training.job import Job, load_data
 from multiref_cli.training.reward_model import pair_accuracies
 
 # The latest results of scorers, by scorer and samples.
@@ -159,7 +159,7 @@ def _prompts(job: Job) -> list[Prompt]:
     """Prompts of the evaluation: those of the data's held-out (or training) rows, repeated prompts once."""
     rows: list[Any] = getattr(job.data, job.config.evaluation.split)
     if rows and not isinstance(rows[0], Prompt):
-        rows = getattr(load_prompts(job.config.data, job.tokenizer), job.config.evaluation.split)
+        rows = getattr(load_data(job.config, job.tokenizer, "grpo"), job.config.evaluation.split)
     if not rows:
         raise RequestError(
             f"evaluation.split={job.config.evaluation.split} has no rows; set data.held_out or evaluation.prompts=0."
