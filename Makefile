@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 # auto: CPU build of torch where there is no NVIDIA GPU; cpu; cuda; skip (keep what is installed); or a pip requirement.
 TORCH ?= auto
+# Further extras of pyproject.toml, such as slurm,ray: they belong to nobody's default.
+EXTRAS ?=
 # embedded: both jobs, small, on two CPU cores; smoke: the same in 90 seconds; paper: the paper's setting (GPU, Hub).
 SCALE ?= embedded
 WORKERS ?= 2
@@ -11,6 +13,7 @@ ifeq ($(SCALE),paper)
 WORKERS = 1
 endif
 
+COMMA := ,
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.multiref-installed
 MULTIREF := $(BIN)/multiref
@@ -25,7 +28,8 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  options: TORCH=auto|cpu|cuda|skip|REQUIREMENT  SCALE=embedded|smoke|paper  WORKERS=2  PYTHON=python3"
+	@echo "  options: TORCH=auto|cpu|cuda|skip|REQUIREMENT  EXTRAS=slurm,ray"
+	@echo "           SCALE=embedded|smoke|paper  WORKERS=2  PYTHON=python3"
 
 setup: $(STAMP) ## make .venv and install multiref into it
 
@@ -44,7 +48,7 @@ $(STAMP): pyproject.toml
 	        elif nvidia-smi -L >/dev/null 2>&1; then $$pip install '$(TORCH_RANGE)'; else cpu; fi ;; \
 	  *) $$pip install '$(TORCH)' ;; \
 	esac; \
-	$$pip install -e '.[dev]' 2> >(grep -v '^WARNING: Location' >&2)
+	$$pip install -e '.[dev$(if $(EXTRAS),$(COMMA)$(EXTRAS))]' 2> >(grep -v '^WARNING: Location' >&2)
 	@touch $@
 
 # One thread a process: with both cores busy, two threads each are several times slower.
@@ -52,18 +56,17 @@ test: $(STAMP) ## run the tests (a few minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests $(ARGS)
 
 reproduce: $(STAMP) ## both of the paper's experiments, trained, scored and reported (SCALE=embedded|smoke|paper)
-	OMP_NUM_THREADS=1 $(MULTIREF) sweep sweep=reproduce_offline_$(SCALE) run.dir=$(OUT)/offline --workers $(WORKERS)
-	OMP_NUM_THREADS=1 $(MULTIREF) sweep sweep=reproduce_online_$(SCALE) run.dir=$(OUT)/online --workers $(WORKERS)
+	OMP_NUM_THREADS=1 $(MULTIREF) sweep sweep=reproduce_$(SCALE) run.dir=$(OUT)/sweep --workers $(WORKERS)
 ifeq ($(SCALE),embedded)
 	test -d $(OUT)/mixed || OMP_NUM_THREADS=1 $(MULTIREF) refs mix experiment=online_toy run.dir=$(OUT)/mixed
 endif
-	$(MULTIREF) report $(OUT)/offline $(OUT)/online --out $(OUT)/report $(if $(wildcard $(PUBLISHED)),--against $(PUBLISHED))
+	$(MULTIREF) report $(OUT)/sweep --out $(OUT)/report $(if $(wildcard $(PUBLISHED)),--against $(PUBLISHED))
 
 publish: $(STAMP) ## the last reproduction's results into runs/published and the README's table
 	mkdir -p $(dir $(PUBLISHED))
 	cp $(OUT)/report/summary.csv $(PUBLISHED)
-	cp $(OUT)/offline/report/figures/reward-model-against-alpha.png runs/published/offline.png
-	cp $(OUT)/online/report/figures/toy-verifier-against-alpha.png runs/published/online.png
+	cp $(OUT)/report/figures/dpo-reward-model-against-alpha.png runs/published/offline.png
+	cp $(OUT)/report/figures/grpo-toy-verifier-against-alpha.png runs/published/online.png
 	cp $(OUT)/mixed/report/figures/*.png runs/published/mixed.png
 	$(BIN)/python -c "from pathlib import Path; from multiref_cli.reports.compare import update_readme; \
 	  update_readme(Path('README.md'), Path('$(PUBLISHED)'), '$(PUBLISHED)', ['toy_gold', 'reward_model', 'toy_verifier', 'kl/mixed'])"

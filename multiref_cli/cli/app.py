@@ -123,7 +123,7 @@ def theory(overrides: Overrides = None) -> None:
 
 @refs_app.command("build")
 def refs_build(overrides: Overrides = None) -> None:
-    """Compute and store the log-probabilities that a config needs."""
+    """Compute and store what runs of a config read: log-probabilities, normalizers, samples."""
     from multiref_cli.cli.refs import build
 
     build(overrides or [])

@@ -12,7 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
-_console = Console(highlight=False, soft_wrap=True)
+# Piped, a table is as wide as its rows: who reads a file or a log has no 80 columns to fit into.
+_console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 240)
 # Figures worth a place in the live panel, in this order, whatever else a step logs.
 _SHOWN = ("loss", "reward", "reward_margin", "accuracy", "kl/mixed", "entropy", "length", "tokens_per_second")
 

@@ -23,23 +23,23 @@ MIX_ALPHAS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 def build(overrides: list[str]) -> None:
-    """Fill the store with what an offline run of this config needs."""
+    """Fill the store with what runs of this config read from it."""
     config = compose(overrides)
     check(config)
-    if config.algorithm.name != "dpo":
-        raise RequestError(
-            f"algorithm={config.algorithm.name} scores its references as it goes; store those of algorithm=dpo."
-        )
-    from multiref_cli.training.assemble import stored_pairs
+    from multiref_cli.training.assemble import fill_store, reads_samples
     from multiref_cli.training.embedded import localized
     from multiref_cli.training.job import prepare
 
+    if config.algorithm.name != "dpo" and not reads_samples(config):
+        raise RequestError(
+            f"algorithm={config.algorithm.name} asks its references as it goes; the store serves algorithm=dpo and "
+            "regularizer.states=reference."
+        )
     with display.progress(plain=False) as progress:
         job = prepare(localized(config, progress), config)
-        store, start = job.open_store(), time.time()
-        for pairs in filter(None, (job.data.train, job.data.held_out)):
-            stored_pairs(job, pairs, progress)
-    new = [entry for entry in store.list() if entry.created >= start]
+        start = time.time()
+        fill_store(job, progress)
+    new = [entry for entry in job.open_store().list() if entry.created >= start]
     tokens, seconds = sum(entry.tokens for entry in new), sum(entry.seconds for entry in new)
     display.line(f"{len(new)} new entries, {tokens:,} tokens in {seconds:.1f} s; all others were there.")
 

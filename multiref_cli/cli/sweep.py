@@ -2,17 +2,19 @@
 
 import dataclasses
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from multiref_cli.cli import display
 from multiref_cli.errors import RequestError, RunError
+from multiref_cli.sweeps.estimate import measured
 from multiref_cli.sweeps.ledger import Ledger
 from multiref_cli.sweeps.plan import Plan, make_plan
-from multiref_cli.sweeps.request import Request, parse_request
+from multiref_cli.sweeps.request import Request, key_of, parse_request
 from multiref_cli.sweeps.watch import Snapshot, Watcher, duration, event_line
 
-# More rows than this say nothing on a terminal; plan.jsonl has them all.
-_SHOWN = 40
+# More rows than this say nothing on a terminal; plan.jsonl has every point.
+_SHOWN = 60
 
 
 def sweep(
@@ -42,9 +44,9 @@ def sweep(
     workers = workers or default_workers(len(plan.points), plan.points[0].config["hardware"]["device"])
     ledger = Ledger(request.folder)
     watcher = Watcher(ledger, plan)
-    _show(request, plan, watcher.snapshot(), workers, launcher, dry_run)
+    _show(request, plan, ledger, watcher.snapshot(), workers, launcher, dry_run)
     if dry_run:
-        return _show_one_point(plan, workers)
+        return _show_cost(plan, workers)
     from multiref_cli.tracking.provenance import git_state, versions
 
     ledger.write_plan(request, plan, {"git": git_state(), "versions": versions(), "command": _command(request)})
@@ -82,7 +84,9 @@ def _command(request: Request) -> str:
     return shlex.join(["multiref", "sweep", *request.overrides])
 
 
-def _show(request: Request, plan: Plan, now: Snapshot, workers: int, launcher: str, whole: bool) -> None:
+def _show(
+    request: Request, plan: Plan, ledger: Ledger, now: Snapshot, workers: int, launcher: str, whole: bool
+) -> None:
     """Print the plan: what is compared, how often, what is shared, what is done already."""
     grid, single, zero = (plan.count(role) for role in ("grid", "single", "beta0"))
     parts = [f"{grid} of the grid", f"{single} single-reference baselines", f"{zero} without penalty"]
@@ -94,28 +98,63 @@ def _show(request: Request, plan: Plan, now: Snapshot, workers: int, launcher: s
         ["points", f"{len(plan.points)}, {seeds} seed{'s' * (seeds > 1)} each"],
         ["done, failed, begun", f"{now.counts['done']}, {now.counts['failed']}, {now.counts['stopped']}"],
         ["workers", f"{workers} ({launcher})"],
+        ["time left", _time_left(plan, ledger, workers)],
     ]
     display.table("sweep", ["what", "value"], rows)
     made = ", ".join(one.title for one in plan.passes)
     if made:
         display.line(f"made once, before the points that need it: {made}")
     if whole:
-        points = plan.points[:_SHOWN]
-        display.table(
-            "points", ["name", "role", "overrides"], [[p.name, p.role, " ".join(p.overrides)] for p in points]
-        )
-        if len(plan.points) > _SHOWN:
-            display.line(f"… and {len(plan.points) - _SHOWN} more")
+        _show_conditions(plan, request.seeds)
 
 
-def _show_one_point(plan: Plan, workers: int) -> None:
-    """Print what one point costs and, from it, the whole sweep."""
+def _show_conditions(plan: Plan, seeds: Sequence[int]) -> None:
+    """Print one line a condition; what all of them share is said once."""
+    conditions = {point.condition_id: point for point in plan.points}.values()
+    asked = [[o for o in point.overrides if key_of(o) != "seed"] for point in conditions]
+    shared = [override for override in asked[0] if all(override in one for one in asked)]
+    rows = [
+        [point.condition, point.role, " ".join(o for o in one if o not in shared)]
+        for point, one in zip(conditions, asked)
+    ]
+    if shared:
+        display.line(f"all points: {' '.join(shared)}")
+    title = f"conditions, each with seeds {', '.join(map(str, seeds))}"
+    display.table(title, ["condition", "role", "overrides"], rows[:_SHOWN])
+    if len(rows) > _SHOWN:
+        display.line(f"… and {len(rows) - _SHOWN} more")
+
+
+def _time_left(plan: Plan, ledger: Ledger, workers: int) -> str:
+    """How long the missing points take, where finished ones tell."""
+    left = measured(plan, ledger)
+    if left.seconds is None:
+        return "told once a point is done; counted by --dry-run"
+    if left.points == 0:
+        return "nothing is left"
+    each, whole = duration(left.seconds / left.points), duration(left.seconds / workers)
+    return f"{left.points} x {each}: {whole} on {workers} workers (measured on {left.measured} points)"
+
+
+def _show_cost(plan: Plan, workers: int) -> None:
+    """Print one point as `train --dry-run` does, and what the whole sweep takes, counted."""
+    from multiref_cli.sweeps.estimate import counted
     from multiref_cli.sweeps.plan import restore
+    from multiref_cli.training.plan import memory_text
     from multiref_cli.training.plan import plan as plan_run
 
     found = plan_run(restore(plan.points[0].config))
     display.table(f"one point: {plan.points[0].name}", ["what", "value"], found.rows)
-    display.line(f"the sweep is {len(plan.points)} such points on {workers} workers")
+    needs = counted(plan)
+    if needs is None:
+        display.line("the sweep's time and memory can be counted once its models and data are on this machine")
+        return
+    rows = [
+        ["all points", f"{duration(sum(needs.seconds.values()) / workers)} on {workers} workers"],
+        ["reference passes", f"{duration(needs.references)}, once per machine"],
+        ["memory", f"{workers} x {memory_text(needs.memory)}, without activations"],
+    ]
+    display.table("the whole sweep, counted: an order of magnitude", ["what", "value"], rows)
 
 
 def _finish(ledger: Ledger, snapshot: Snapshot) -> None:

@@ -24,11 +24,27 @@ def jobs(found: Sequence[Condition]) -> list[list[Condition]]:
     return list(groups.values())
 
 
-def add_job(page: Page, found: list[Condition], several: bool) -> None:
-    """Add one job: setting, table of results, figures, comparisons with plain sentences."""
-    name = job_name(found[0])
-    page.text(f"## {name if several else 'Setting'}").text(_setting(found))
-    stem = slug(name) if several else ""
+def stems(groups: Sequence[Sequence[Condition]]) -> list[str]:
+    """What the files of each job begin with: nothing for one job, else its algorithm, numbered if several share it."""
+    if len(groups) == 1:
+        return [""]
+    algorithms = [group[0].algorithm for group in groups]
+    return [
+        slug(name if algorithms.count(name) == 1 else f"{name}-{algorithms[: i + 1].count(name)}")
+        for i, name in enumerate(algorithms)
+    ]
+
+
+def add_job(page: Page, found: list[Condition], stem: str) -> None:
+    """Add one job: setting, table of results, figures, comparisons with plain sentences.
+
+    Args:
+        page: to add to.
+        found: conditions of the job.
+        stem: what the names of its figures and tables begin with; empty: it is the only job of the page.
+    """
+    several = bool(stem)
+    page.text(f"## {job_name(found[0]) if several else 'Setting'}").text(_setting(found))
     if not several:
         page.text("## Results")
     _add_results(page, found, stem)

@@ -8,7 +8,7 @@ from multiref_cli.errors import RequestError
 from multiref_cli.reports import figures
 from multiref_cli.reports.collect import Condition, Run, alpha_text, conditions, read_run, write_csv
 from multiref_cli.reports.compare import Check, compare_with, read_rows, rows_of, verdict, write_rows
-from multiref_cli.reports.comparison import add_job, jobs, plus_minus, summary_line, write_pending
+from multiref_cli.reports.comparison import add_job, jobs, plus_minus, stems, summary_line, write_pending
 from multiref_cli.reports.page import Page
 from multiref_cli.sweeps.ledger import Ledger, expand_folders
 
@@ -49,8 +49,8 @@ def write_report(folders: Sequence[Path], out: Path | None = None, against: Path
     if against is not None:
         add_checks(page, compare_with(read_rows(against), found), against)
     groups = jobs(found)
-    for group in groups:
-        add_job(page, group, several=len(groups) > 1)
+    for group, stem in zip(groups, stems(groups)):
+        add_job(page, group, stem)
     add_provenance(page, runs, [Ledger(sweep).description().get("command", "unknown") for sweep in sweeps])
     return page.write(target)
 

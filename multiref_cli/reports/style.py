@@ -136,7 +136,10 @@ def label_ends(axes: Any, labels: Sequence[tuple[float, float, str, str]], gap: 
             va="center",
             ha="left",
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 4, "alpha": 0.7},
+            arrowprops={
+                **{"arrowstyle": "-", "color": color, "linewidth": 0.6, "alpha": 0.7},
+                **{"shrinkA": 1, "shrinkB": 4, "relpos": (0.0, 0.5)},
+            },
         )
 
 

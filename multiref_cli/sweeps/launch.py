@@ -81,9 +81,10 @@ def prepare_pass(one: Pass) -> None:
         embedded.ensure(one.toy, build.cache_folder(config), progress)
         return
     ready = job.prepare(embedded.localized(config, progress), config)
-    if config.algorithm.name == "dpo":
-        for rows in (ready.data.train, ready.data.held_out):
-            assemble.stored_pairs(ready, rows, progress)
+    if one.mixes:
+        assemble.store_normalizers(ready, one.mixes, progress)
+        return
+    assemble.fill_store(ready, progress)
     if config.evaluation.prompts > 0 and config.evaluation.win_rate:
         evaluator, _ = scoring.build_evaluator(ready, progress)
         for reference in build.active_references(config)[0]:

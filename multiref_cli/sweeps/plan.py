@@ -5,7 +5,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -50,7 +50,8 @@ class Point:
 class Pass:
     """Work that points share, done once before them: an embedded model or data set, a reference's pass over the data.
 
-    `toy` is the name behind `toy:` where that is what is made; `needs` are ids of passes that come before this one.
+    `toy` is the name behind `toy:` where that is what is made; `needs` are ids of passes that come before this one;
+    `mixes`, (order, weights) each, are the token-level mixes whose normalizers one pass computes together.
     """
 
     id: str
@@ -58,6 +59,7 @@ class Pass:
     toy: str | None
     needs: tuple[str, ...]
     config: Plain = field(repr=False)
+    mixes: tuple[tuple[float, tuple[float, ...]], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def make_plan(request: Request) -> Plan:
         for seed in request.seeds
         for identity, (config, overrides) in conditions.items()
     ]
-    return Plan(tuple(points), tuple({one.id: one for passes in needed.values() for one in passes}.values()))
+    return Plan(tuple(points), _merged(one for passes in needed.values() for one in passes))
 
 
 def condition_overrides(request: Request) -> list[tuple[str, ...]]:
@@ -245,18 +247,30 @@ def _passes(config: Plain) -> list[Pass]:
         _reference_pass(canonical(_alone(config, i)), f"{config['references'][i]['name']} over {data}", [i], needs)
         for i in active
     ]
-    if config["algorithm"]["name"] == "dpo" and config["regularizer"]["level"] == "token" and len(active) > 1:
-        order = config["regularizer"]["mean_order"]
-        title = f"normalizers of order {order:g}, weights {_weights(config)}, over {data}"
-        found.append(_reference_pass(config, title, active, (*needs, *(one.id for one in found))))
+    regularizer = config["regularizer"]
+    if config["algorithm"]["name"] == "dpo" and regularizer["level"] == "token" and regularizer["normalized"]:
+        mix = (float(regularizer["mean_order"]), tuple(_weights(config)))
+        if len(active) > 1:
+            everyone = list(range(len(config["references"])))
+            before = (*needs, *(one.id for one in found))
+            one = _reference_pass(config, f"normalizers of the mixes over {data}", everyone, before)
+            found.append(replace(one, mixes=(mix,)))
     return made + found
 
 
+def _merged(passes: Iterable[Pass]) -> tuple[Pass, ...]:
+    """Each pass once; what two conditions want of the same pass is done in one."""
+    found: dict[str, Pass] = {}
+    for one in passes:
+        before = found.get(one.id, one)
+        mixes, needs = (dict.fromkeys((*getattr(before, key), *getattr(one, key))) for key in ("mixes", "needs"))
+        found[one.id] = replace(before, mixes=tuple(mixes), needs=tuple(needs))
+    return tuple(found.values())
+
+
 def _reference_pass(config: Plain, title: str, references: list[int], needs: tuple[str, ...]) -> Pass:
-    key = [config[name] for name in ("algorithm", "policy", "data", "evaluation", "reward")]
-    key += [[config["references"][index] for index in references], config["regularizer"]["states"]]
-    if len(references) > 1:
-        key += [config["regularizer"]["mean_order"], _weights(config)]
+    key: list[Any] = [config[name] for name in ("algorithm", "policy", "data", "evaluation", "reward", "rollout")]
+    key += [title, [config["references"][index] for index in references], config["regularizer"]["states"]]
     return Pass(_hash(key), title, None, needs, config)
 
 

@@ -1,16 +1,19 @@
 """From a checked job to the model and the algorithm that the training loop takes."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from omegaconf import DictConfig
 from torch import nn
 
 from multiref_cli.config import build
-from multiref_cli.config.schema import Level, Model
+from multiref_cli.config.schema import Level, Model, States
 from multiref_cli.data.preferences import Pair
 from multiref_cli.models.decoder import sharing_width
 from multiref_cli.models.load import fingerprint, load_causal_lm, load_reward_model, new_causal_lm
-from multiref_cli.references.store import Sequence
+from multiref_cli.models.logprobs import Mix
+from multiref_cli.references.store import Sequence as Response
 from multiref_cli.seeding import derive
 from multiref_cli.tracking.progress import Progress
 from multiref_cli.training.dpo import Dpo, StoredPairs, store_pairs
@@ -55,10 +58,10 @@ def load_policy(job: Job, path: str | None = None) -> nn.Module:
     return model
 
 
-def pair_sequences(pairs: list[Pair]) -> list[Sequence]:
+def pair_sequences(pairs: list[Pair]) -> list[Response]:
     """The responses of every pair for the reference store, chosen and rejected in turn."""
     return [
-        Sequence(pair.prompt, ids, pair.messages, text)
+        Response(pair.prompt, ids, pair.messages, text)
         for pair in pairs
         for ids, text in ((pair.chosen, pair.chosen_text), (pair.rejected, pair.rejected_text))
     ]
@@ -74,6 +77,41 @@ def stored_pairs(job: Job, pairs: list[Pair], progress: Progress) -> StoredPairs
     if config.regularizer.level == Level.token and config.regularizer.normalized:
         normalizers = store.normalizers(references, sequences, config.regularizer.mean_order, weights, progress)
     return store_pairs(config, tokens, normalizers, job.vocabulary)
+
+
+def fill_store(job: Job, progress: Progress) -> None:
+    """Compute all that runs of this job read from the reference store, whatever their seed, for what is not there yet.
+
+    Log-probabilities of all pairs for algorithm=dpo; samples of the references for `states: reference` online; nothing
+    for other jobs, which ask their references as they go.
+    """
+    config = job.config
+    if config.algorithm.name == "dpo":
+        for pairs in filter(None, (job.data.train, job.data.held_out)):
+            stored_pairs(job, pairs, progress)
+    elif reads_samples(config):
+        from multiref_cli.training.online import reference_samples
+
+        reference_samples(job, range(len(job.data.train)), progress)
+
+
+def store_normalizers(job: Job, mixes: Iterable[tuple[float, Sequence[float]]], progress: Progress) -> None:
+    """Compute log F_t of several token-level mixes over all pairs in one pass, for those that are not stored yet.
+
+    Args:
+        job: of algorithm=dpo.
+        mixes: (order of the mean, weights of all references of the config), weights of 0 allowed.
+        progress: told tokens done.
+    """
+    wanted = [Mix(order, tuple(weights)) for order, weights in mixes]
+    for pairs in filter(None, (job.data.train, job.data.held_out)):
+        job.open_store().normalizers_of(list(job.config.references), pair_sequences(pairs), wanted, progress)
+
+
+def reads_samples(config: DictConfig) -> bool:
+    """Whether a run trains on stored samples of its references."""
+    regularized = config.algorithm.name == "grpo" and config.beta > 0
+    return regularized and config.regularizer.states == States.reference
 
 
 def _dpo(job: Job, progress: Progress) -> Trainee:

@@ -106,6 +106,26 @@ def needed(plain: Any) -> dict[str, list[str]]:
     return found
 
 
+def missing(config: DictConfig) -> list[str]:
+    """Embedded models and data sets, as `toy:<name>`, that this machine would have to make before a run.
+
+    Raises:
+        RequestError: an unknown name.
+    """
+    cache, found = build.cache_folder(config), dict[str, None]()
+
+    def visit(name: str) -> None:
+        _refuse_unknown(name)
+        if not _target(name, cache).is_dir():
+            for other in _uses(name):
+                visit(other)
+            found[PREFIX + name] = None
+
+    for name in _names_in(build.plain(config)):
+        visit(name)
+    return list(found)
+
+
 def names() -> list[str]:
     """What can stand after `toy:`."""
     return sorted(["tokenizer", "prompts", *CORPORA, *PAIRS, *_models()])
@@ -122,8 +142,7 @@ def ensure(name: str, cache: Path, progress: Progress) -> Path:
     Raises:
         RequestError: an unknown name.
     """
-    if name not in names():
-        raise RequestError(f"there is no {PREFIX}{name}; allowed: {', '.join(PREFIX + n for n in names())}.")
+    _refuse_unknown(name)
     target = _target(name, cache)
     if target.is_dir():
         return target
@@ -136,6 +155,11 @@ def ensure(name: str, cache: Path, progress: Progress) -> Path:
             _make(name, making, cache, progress)
             making.rename(target)
     return target
+
+
+def _refuse_unknown(name: str) -> None:
+    if name not in names():
+        raise RequestError(f"there is no {PREFIX}{name}; allowed: {', '.join(PREFIX + n for n in names())}.")
 
 
 def _make(name: str, folder: Path, cache: Path, progress: Progress) -> None:

@@ -27,9 +27,9 @@ _LOADERS: dict[str, Callable[[Any, Any], Split]] = {
     "grpo": load_prompts,
 }
 
-# The latest data sets that were loaded, by what they were made of: a run reads its rows, and prompts to evaluate on.
+# The latest data sets that were loaded, by what they were made of: a sweep of two jobs reads this many.
 _LOADED: OrderedDict[str, Split] = OrderedDict()
-_KEPT = 2
+_KEPT = 4
 
 
 @dataclass
@@ -100,7 +100,7 @@ def prepare(config: DictConfig, original: DictConfig) -> Job:
 
 
 def load_data(config: DictConfig, tokenizer: Any, algorithm: str) -> Split:
-    """The config's rows as an algorithm reads them, kept for the next point of a sweep, which most often wants the same.
+    """The config's rows as an algorithm reads them, kept for the next point of a sweep, which mostly wants the same.
 
     Args:
         config: with local folders in place of `toy:` names.

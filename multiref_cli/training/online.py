@@ -1,5 +1,7 @@
 """From a checked job to the online algorithm: engine, reward, live references, or their stored samples."""
 
+from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 from torch import nn
@@ -48,7 +50,7 @@ def build_grpo(job: Job, model: nn.Module, progress: Progress) -> Grpo:
     )
     if config.beta > 0 and config.regularizer.states == States.reference:
         parts.stored_weights = build.active_references(config)[1]
-        parts.stored = [_stored_samples(job, parts, number, progress) for number in range(len(parts.stored_weights))]
+        parts.stored = reference_samples(job, _reached(job), progress)
     elif config.beta > 0:
         parts.references = live_references(job, progress)
         own = [member.model for member in parts.references.members if member.tokenizer is None]
@@ -93,25 +95,54 @@ def _foreign_tokenizer(job: Job, reference: Any) -> Any:
     return None if first_difference(job.tokenizer, tokenizer) is None else tokenizer
 
 
-def _stored_samples(job: Job, parts: Parts, number: int, progress: Progress) -> dict[int, list[list[int]]]:
-    """Responses of one reference to the prompts that this run reaches, drawn once per machine; prompt -> [S] ids."""
-    config = job.config
-    references, _ = build.active_references(config)
-    reference, settings = references[number], config.rollout
-    rows = _reached(job)
-    each = max(1, settings.group_size // len(references))
-    sampling = Sampling(settings.temperature, max_new_tokens=settings.max_new_tokens, end_ids=tuple(parts.end_ids))
-    prompts = [job.data.train[row].ids for row in rows]
-    seeds = [derive(0, "reference samples", job.data.train[row].row) for row in rows]
+def reference_samples(job: Job, rows: Iterable[int], progress: Progress) -> list[dict[int, list[list[int]]]]:
+    """Responses of every active reference to training prompts, drawn once per machine.
+
+    They are drawn and stored in blocks of consecutive prompts, as many as the engine decodes at once, a whole group of
+    each reference: what is stored depends neither on the seed, the weights or beta of who asks first, nor on how far a
+    killed process had come. K references share a group: of each one the first group_size / K are used.
+
+    Args:
+        job: with `states: reference`.
+        rows: numbers of the prompts wanted; blocks are drawn whole.
+        progress: told while a reference is sampled.
+
+    Returns:
+        For each active reference: prompt number -> [S] token ids, S responses.
+    """
+    references, _ = build.active_references(job.config)
+    share = max(1, job.config.rollout.group_size // len(references))
+    rows = list(rows)
+    stored = [_stored_blocks(job, reference, rows, progress) for reference in references]
+    return [{row: groups[row][:share] for row in rows} for groups in stored]
+
+
+def _stored_blocks(job: Job, reference: Any, wanted: list[int], progress: Progress) -> dict[int, list[list[int]]]:
+    """Prompt number -> a group of responses of one reference, for all blocks that the wanted prompts lie in."""
+    config, settings, train, store = job.config, job.config.rollout, job.data.train, job.open_store()
+    size = max(1, settings.batch_size // settings.group_size)
+    blocks = sorted({row // size for row in wanted})
+    sampling = Sampling(
+        settings.temperature, max_new_tokens=settings.max_new_tokens, end_ids=tuple(end_ids(job.tokenizer))
+    )
+
+    @cache
+    def engine() -> TransformersEngine:
+        model = load_causal_lm(reference, build.device_name(config), build.dtype_name(config, reference.dtype))
+        return TransformersEngine(model, 0, settings.batch_size, job.vocabulary)
 
     def generate(texts: list, group_size: int, how: Sampling, numbers: list[int]) -> list[list[Completion]]:
-        progress.advance(f"sample {reference.name}", 0, len(texts))
-        model = load_causal_lm(reference, build.device_name(config), build.dtype_name(config, reference.dtype))
-        engine = TransformersEngine(model, 0, settings.batch_size, job.vocabulary)
-        return engine.generate(texts, group_size, how, numbers)
+        return engine().generate(texts, group_size, how, numbers)
 
-    groups = job.open_store().samples(reference, prompts, each, sampling, seeds, generate)
-    return {row: [one.ids for one in group] for row, group in zip(rows, groups)}
+    found: dict[int, list[list[int]]] = {}
+    for done, block in enumerate(blocks):
+        progress.advance(f"samples of {reference.name}", done, len(blocks))
+        rows = range(block * size, min((block + 1) * size, len(train)))
+        seeds = [derive(0, "reference samples", train[row].row) for row in rows]
+        prompts = [train[row].ids for row in rows]
+        groups = store.samples(reference, prompts, settings.group_size, sampling, seeds, generate)
+        found |= {row: [one.ids for one in group] for row, group in zip(rows, groups)}
+    return found
 
 
 def _reached(job: Job) -> list[int]:

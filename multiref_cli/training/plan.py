@@ -6,15 +6,18 @@ from typing import Any
 from omegaconf import DictConfig
 
 from multiref_cli.config import build
+from multiref_cli.config.check import REGULARIZED
 from multiref_cli.data.chat import completion_mask
 from multiref_cli.errors import RequestError
 from multiref_cli.models.load import parameter_count
 from multiref_cli.tracking.progress import Silent
-from multiref_cli.training.embedded import localized
+from multiref_cli.training.embedded import localized, missing
 from multiref_cli.training.job import Job, prepare
 
 # Floating-point operations per second assumed by the estimate of time: one CPU core, one current GPU.
 _SPEED = {"cpu": 2e10, "cuda": 1.5e14}
+# Operations a parameter and token: a forward pass; a forward and a backward pass.
+_FORWARD, _TRAIN = 2, 6
 
 
 @dataclass
@@ -25,8 +28,25 @@ class Plan:
     masks: list[tuple[str, list[tuple[str, bool]]]] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What a run takes, counted in floating-point operations and parameters: rough, for orders of magnitude.
+
+    Attributes:
+        training: seconds of optimizer steps, with rollouts and live references.
+        evaluation: seconds of sampling, scoring and measuring at the end.
+        references: seconds of the passes that fill the reference store, once per machine.
+        memory: bytes of weights, gradients and optimizer state, references included; no activations.
+    """
+
+    training: float
+    evaluation: float
+    references: float
+    memory: float
+
+
 def plan(config: DictConfig) -> Plan:
-    """Describe a run; opens tokenizers and data where they can be reached, loads no weights.
+    """Describe a run; opens tokenizers and data where they can be reached, loads no weights, makes nothing.
 
     Raises:
         RequestError: what `train` would refuse too, except models and data of a hub that cannot be reached.
@@ -37,6 +57,10 @@ def plan(config: DictConfig) -> Plan:
         ["run folder", str(build.run_folder(config))],
         ["device, dtype", f"{build.device_name(config)}, {build.dtype_name(config)}"],
     ]
+    unmade = missing(config)
+    if unmade:
+        rows.append(["made first, once per machine", ", ".join(unmade)])
+        return Plan(rows)
     try:
         job = prepare(localized(config, Silent()), config)
     except RequestError as error:
@@ -78,22 +102,71 @@ def _reference_rows(job: Job) -> list[list[Any]]:
 
 
 def _estimates(job: Job) -> list[list[Any]]:
-    config = job.config
-    parameters = parameter_count(config.policy, job.tokenizer)
-    if parameters is None:
+    parameters, found = parameter_count(job.config.policy, job.tokenizer), cost(job)
+    if parameters is None or found is None:
         return []
-    trained = 0.02 if config.policy.lora else 1.0
-    bytes_each = 2 if build.dtype_name(config) == "bfloat16" else 4
-    memory = parameters * (bytes_each + trained * 3 * bytes_each)
-    tokens = job.total_steps * job.batch_size * _mean_tokens(job)
-    kind = "cuda" if build.device_name(config).startswith("cuda") else "cpu"
-    # A forward pass takes 2 operations a parameter and token, a backward pass 4.
-    seconds = 6 * parameters * tokens / _SPEED[kind]
-    return [
+    rows = [
         ["policy", f"{parameters / 1e6:.2f} M parameters"],
-        ["memory, without activations", f"{memory / 2**30:.2f} GiB"],
-        ["training time, roughly", f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 3600:.1f} h"],
+        ["memory, without activations", memory_text(found.memory)],
+        ["training time, roughly", duration(found.training)],
     ]
+    if found.evaluation:
+        rows.append(["evaluation time, roughly", duration(found.evaluation)])
+    if found.references:
+        rows.append(["reference passes, roughly", duration(found.references)])
+    return rows
+
+
+def cost(job: Job) -> Cost | None:
+    """Estimate what a run takes; None where a model's size is out of reach."""
+    config = job.config
+    regularized = config.algorithm.name in REGULARIZED and bool(config.references)
+    scorer = [] if config.evaluation.scorer is None else [config.evaluation.scorer]
+    active = build.active_references(config)[0] if regularized and config.beta > 0 else []
+    everyone = list(config.references) if regularized else []
+    sizes = {id(m): parameter_count(m, job.tokenizer) for m in (config.policy, *everyone, *active, *scorer)}
+    if None in sizes.values():
+        return None
+    policy, references = sizes[id(config.policy)], sum(sizes[id(one)] for one in active)
+    kind = "cuda" if build.device_name(config).startswith("cuda") else "cpu"
+    online = config.algorithm.name == "grpo"
+    tokens = job.total_steps * job.batch_size * _mean_tokens(job)
+    training = _TRAIN * policy * tokens
+    if online:
+        training += _FORWARD * (policy + references) * tokens
+    stored = 0.0
+    if config.algorithm.name == "dpo":
+        rows = len(job.data.train) + len(job.data.held_out)
+        stored = _FORWARD * references * rows * _mean_tokens(job)
+    measured = sum(sizes[id(one)] for one in (*everyone, *scorer))
+    evaluation = _FORWARD * (2 * policy + measured) * _evaluated_tokens(job)
+    bytes_each = 2 if build.dtype_name(config) == "bfloat16" else 4
+    trained = 0.02 if config.policy.lora else 1.0
+    resident = max(references if online else 0, measured)
+    memory = bytes_each * (policy * (1 + 3 * trained) + resident)
+    return Cost(training / _SPEED[kind], evaluation / _SPEED[kind], stored / _SPEED[kind], memory)
+
+
+def memory_text(count: float) -> str:
+    """Bytes as people read them."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
+def duration(seconds: float) -> str:
+    """A rough duration as people read it."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _evaluated_tokens(job: Job) -> float:
+    """Tokens of all evaluated responses with their prompts, taking every response for as long as allowed."""
+    settings = job.config.evaluation
+    rows = getattr(job.data, settings.split)[:200]
+    if not rows:
+        return 0.0
+    prompt = sum(len(getattr(row, "ids", None) or row.prompt) for row in rows) / len(rows)
+    return settings.prompts * settings.samples_per_prompt * (prompt + settings.max_new_tokens)
 
 
 def _mean_tokens(job: Job) -> float:

@@ -64,7 +64,7 @@ def test_token_level_stores_normalizers_beside_what_is_there(overrides, capsys):
 
 
 def test_online_algorithms_have_nothing_to_build(overrides):
-    with pytest.raises(RequestError, match="scores its references as it goes"):
+    with pytest.raises(RequestError, match="asks its references as it goes"):
         refs.build(["experiment=online_toy"])
 
 

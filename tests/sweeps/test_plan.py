@@ -74,10 +74,28 @@ def test_passes_are_shared() -> None:
         assert len(set(point.passes) - made) == (1 if alone else 2), expected
 
 
-def test_normalizers_are_planned_once_for_each_mix() -> None:
-    plan = _plan("regularizer=rkl_token", "alpha=0.3,0.7", "seeds=2")
-    titles = [one.title for one in plan.passes if one.title.startswith("normalizers")]
-    assert len(titles) == 2
+def test_normalizers_of_all_mixes_are_one_pass() -> None:
+    """Two means x two alphas x two seeds: four mixes, computed together after the references' own passes."""
+    plan = _plan("regularizer=rkl_token,mrpo_token", "alpha=0.3,0.7", "seeds=2")
+    (one,) = [one for one in plan.passes if one.mixes]
+    weights = ((0.3, 0.7), (0.7, pytest.approx(0.3)))
+    assert sorted(one.mixes) == [(order, pair) for order in (-1.0, 0.0) for pair in weights]
+    assert set(one.needs) == {other.id for other in plan.passes} - {one.id}
+    mixed = [point for point in plan.points if point.role == "grid"]
+    assert all(one.id in point.passes for point in mixed) and len(mixed) == 8
+    assert all(one.id not in point.passes for point in plan.points if point.role == "single")
+
+
+def test_unnormalized_mixes_need_no_normalizers() -> None:
+    plan = _plan("regularizer=rkl_token", "regularizer.normalized=false", "alpha=0.3")
+    assert not any(one.mixes for one in plan.passes)
+
+
+def test_reference_samples_are_one_pass_a_reference() -> None:
+    plan = make_plan(parse_request(["experiment=online_toy", "regularizer=fkl_reference_states", "alpha=0.3,0.7"]))
+    titles = [one.title for one in plan.passes if one.toy is None]
+    assert titles == ["instruct over toy_prompts", "math over toy_prompts"]
+    assert all(len(point.passes) == len(plan.passes) for point in plan.points if point.role == "grid")
 
 
 @pytest.mark.parametrize(

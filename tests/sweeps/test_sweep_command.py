@@ -52,6 +52,7 @@ def test_sweep_does_what_is_missing_and_nothing_else(place, multiref, offline, c
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*/results.json")}
     capfd.readouterr()
     assert multiref("sweep", *offline, *GRID) == 0
+    assert "nothing is left" in capfd.readouterr().out
     assert multiref("sweep", "--resume", "sweep") == 0
     assert before == {path: path.stat().st_mtime_ns for path in folder.glob("*/results.json")}
     assert len(read_lines(folder / "events.jsonl")) == 2 * (2 + 6)
@@ -68,7 +69,8 @@ def test_dry_run_writes_nothing(place, multiref, offline, capsys):
     assert multiref("sweep", *offline, *GRID, "--dry-run") == 0
     out = capsys.readouterr().out
     assert "6, 2 seeds each" in out and "2 single-reference baselines" in out and "first over" in out
-    assert "dpo-mrpo-a0.4-b0.3-s1" in out and "training time" in out
+    assert "dpo-mrpo-a0.4-b0.3 " in out and "seeds 0, 1" in out and "training time" in out
+    assert "whole sweep, counted" in out and "once per machine" in out and "without activations" in out
     assert not Path("sweep").exists()
 
 

@@ -12,7 +12,7 @@ from multiref_cli.data.toy_tokenizer import tokenizer as toy_tokenizer
 from multiref_cli.errors import RequestError
 from multiref_cli.tracking.progress import Silent
 from multiref_cli.training import online
-from multiref_cli.training.assemble import load_policy
+from multiref_cli.training.assemble import fill_store, load_policy
 from multiref_cli.training.job import prepare
 from multiref_cli.training.online import build_grpo
 
@@ -150,3 +150,20 @@ def test_two_adapters_of_one_base_share_it(world, tmp_path):
     assert first.model is second.model
     algorithm.batch(0)
     assert (algorithm.window.sums[0] - algorithm.window.sums[1]).abs().max() > 1e-4
+
+
+def test_stored_samples_depend_on_nobody_who_asks(world, tmp_path):
+    """Blocks of two prompts: what one seed and pair of weights draw is what others find, and what a pass draws."""
+    options = ["regularizer=fkl_reference_states", "rollout.batch_size=8", "algorithm.batch_prompts=2", "steps=2"]
+    alone = job_of(world, tmp_path / "a", *options, "alpha=1.0", "seed=3")
+    mixed = job_of(world, tmp_path / "a", *options, "alpha=0.4")
+    everything = job_of(world, tmp_path / "b", *options, "alpha=0.4")
+    rows = online._reached(alone)
+    groups = online.reference_samples(alone, rows, Silent())
+    assert all(len(groups[0][row]) == 4 for row in rows)  # one reference: a whole group of 4
+    shared = online.reference_samples(mixed, rows, Silent())
+    assert [shared[0][row] for row in rows] == [groups[0][row][:2] for row in rows]
+    fill_store(everything, Silent())
+    whole = online.reference_samples(everything, range(len(everything.data.train)), Silent())
+    assert [{row: one[row] for row in rows} for one in whole] == shared
+    assert len(mixed.open_store().list()) < len(everything.open_store().list())

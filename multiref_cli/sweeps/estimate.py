@@ -1,0 +1,95 @@
+"""What a sweep will take: from its finished points where there are some, else counted from models and rows."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from multiref_cli.errors import RequestError
+from multiref_cli.sweeps.ledger import Ledger
+from multiref_cli.sweeps.plan import Plain, Plan, Point, restore
+
+# Without effect on what a run costs: points that differ in these alone are counted once.
+_SAME_COST = ("alpha", "beta", "seed", "regularizer", "run", "tracking")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What is left of a sweep.
+
+    Attributes:
+        points: points that are not done.
+        seconds: of work on all of them together; None where nothing is known.
+        measured: finished points that the estimate comes from; 0: it was counted, and is an order of magnitude.
+    """
+
+    points: int
+    seconds: float | None
+    measured: int
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a sweep takes besides its points, counted; None where models or data are out of reach.
+
+    Attributes:
+        seconds: of all points together, were none of them done.
+        references: seconds of the passes that fill the reference store; what is stored already is counted too.
+        memory: most bytes of one worker, activations aside.
+    """
+
+    seconds: dict[str, float]
+    references: float
+    memory: float
+
+
+def measured(plan: Plan, ledger: Ledger) -> Estimate:
+    """What is left, from the mean time of the points that this folder has finished; reads files only."""
+    left = [point for point in plan.points if ledger.state(point.name, point.id) != "done"]
+    names = {point.name for point in plan.points}
+    done = [e["seconds"] for e in ledger.events()[0] if e["kind"] == "done" and e["name"] in names]
+    return Estimate(len(left), len(left) * sum(done) / len(done) if done else None, len(done))
+
+
+def counted(plan: Plan) -> Needs | None:
+    """What all points take, counted from models and rows; opens tokenizers and data, makes and loads nothing."""
+    costs = {kind: _cost(config) for kind, config in _kinds(plan.points)}
+    if any(cost is None for cost in costs.values()):
+        return None
+    seconds = {p.name: costs[_kind(p.config)].training + costs[_kind(p.config)].evaluation for p in plan.points}
+    most = {name: max(getattr(cost, name) for cost in costs.values()) for name in ("references", "memory")}
+    return Needs(seconds, **most)
+
+
+def _kinds(points: tuple[Point, ...]) -> Iterator[tuple[str, Plain]]:
+    """One config of each kind of points that cost the same."""
+    seen = set()
+    for point in points:
+        kind = _kind(point.config)
+        if kind not in seen:
+            seen.add(kind)
+            yield kind, point.config
+
+
+def _kind(config: Plain) -> str:
+    """What a run's cost depends on: everything but what is compared, and which references have a weight."""
+    alpha = config["alpha"]
+    active = [weight > 0 for weight in alpha] if isinstance(alpha, list) else [alpha == 0, alpha == 1]
+    same = {key: value for key, value in config.items() if key not in _SAME_COST}
+    return json.dumps([same, active, config["beta"] > 0], sort_keys=True)
+
+
+def _cost(config: Plain) -> Any:
+    """The cost of one run, None where something of it is not on this machine."""
+    from multiref_cli.tracking.progress import Silent
+    from multiref_cli.training.embedded import localized, missing
+    from multiref_cli.training.job import prepare
+    from multiref_cli.training.plan import cost
+
+    typed = restore(config)
+    if missing(typed):
+        return None
+    try:
+        return cost(prepare(localized(typed, Silent()), typed))
+    except RequestError:  # a Hub that cannot be reached; the run itself will say so
+        return None
