@@ -20,8 +20,14 @@ MULTIREF := $(BIN)/multiref
 OUT := runs/reproduce-$(SCALE)
 # Results that are committed for this scale; the report says which new means lie within their intervals.
 PUBLISHED := runs/published/$(SCALE).csv
+# Results of `multiref sweep sweep=estimators`.
+ESTIMATORS := runs/published/estimators.csv
 TORCH_RANGE := torch>=2.9,<3
 CPU_INDEX := https://download.pytorch.org/whl/cpu
+
+# Puts the committed results $(1) between their marks in the README.
+update_readme = $(BIN)/python -c "from pathlib import Path; from multiref_cli.reports.compare import update_readme; \
+  update_readme(Path('README.md'), Path('$(1)'), '$(1)', ['toy_gold', 'reward_model', 'toy_verifier', 'kl/mixed'])"
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test reproduce publish lint bench clean
@@ -68,8 +74,9 @@ publish: $(STAMP) ## the last reproduction's results into runs/published and the
 	cp $(OUT)/report/figures/dpo-reward-model-against-alpha.png runs/published/offline.png
 	cp $(OUT)/report/figures/grpo-toy-verifier-against-alpha.png runs/published/online.png
 	cp $(OUT)/mixed/report/figures/*.png runs/published/mixed.png
-	$(BIN)/python -c "from pathlib import Path; from multiref_cli.reports.compare import update_readme; \
-	  update_readme(Path('README.md'), Path('$(PUBLISHED)'), '$(PUBLISHED)', ['toy_gold', 'reward_model', 'toy_verifier', 'kl/mixed'])"
+	$(call update_readme,$(PUBLISHED))
+	if test -d runs/estimators; then cp runs/estimators/report/summary.csv $(ESTIMATORS); fi
+	$(call update_readme,$(ESTIMATORS))
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check multiref_cli tests && $(BIN)/ruff format --check multiref_cli tests && $(BIN)/mypy multiref_cli

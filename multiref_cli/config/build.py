@@ -63,9 +63,18 @@ def condition(config: DictConfig) -> str:
         return f"{config.algorithm.name}-beta0"
     if max(alphas) == 1.0:
         single = config.references[alphas.index(1.0)].name
-        return f"{config.algorithm.name}-{config.regularizer.name}-single_{single}-b{config.beta:g}"
+        return f"{config.algorithm.name}-{_penalty_name(config)}-single_{single}-b{config.beta:g}"
     mix = "_".join(f"{a:g}" for a in (alphas[:1] if len(alphas) == 2 else alphas))
-    return f"{config.algorithm.name}-{config.regularizer.name}-a{mix}-b{config.beta:g}"
+    return f"{config.algorithm.name}-{_penalty_name(config)}-a{mix}-b{config.beta:g}"
+
+
+def _penalty_name(config: DictConfig) -> str:
+    """The regularizer's name, with the online estimator where it is not the usual one of its level."""
+    regularizer = config.regularizer
+    given, level = (getattr(value, "name", value) for value in (regularizer.estimator, regularizer.level))
+    usual = "reward" if level == Level.sequence.name else "exact"
+    online = config.algorithm.name == "grpo"
+    return f"{regularizer.name}-{given}" if online and given not in (None, usual) else regularizer.name
 
 
 def run_name(config: DictConfig) -> str:

@@ -32,7 +32,10 @@ CSV_SETTINGS = (
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its folder's config.yaml, results.json and manifest.json."""
+    """A finished run: its folder's config.yaml, results.json and manifest.json.
+
+    Where `multiref eval` measured it again, `config` says how: its evaluation, reward, data and hardware are those.
+    """
 
     folder: Path
     config: dict[str, Any] = field(repr=False)
@@ -171,7 +174,8 @@ def read_run(folder: Path) -> Run:
     config, results = folder / "config.yaml", read_json(folder / "results.json")
     if not config.is_file() or results is None:
         raise RequestError(f"{folder} holds no finished run (config.yaml and results.json); finish it with --resume.")
-    return Run(folder, yaml.load(config.read_text(), _YAML), results, read_json(folder / "manifest.json") or {})
+    settings = yaml.load(config.read_text(), _YAML) | (results.get("measured_by") or {})
+    return Run(folder, settings, results, read_json(folder / "manifest.json") or {})
 
 
 def conditions(runs: Iterable[Run]) -> list[Condition]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from multiref_cli.errors import RequestError
 from multiref_cli.evaluation.statistics import Interval
 from multiref_cli.reports.collect import Condition, scorers
-from multiref_cli.reports.comparison import job_name, jobs, plus_minus, reference_value
+from multiref_cli.reports.comparison import in_order, job_name, jobs, plus_minus, reference_value
 
 COLUMNS = (
     *("job", "condition", "role", "level", "estimator", "metric", "mean", "low", "high", "n"),
@@ -76,7 +76,7 @@ def rows_of(found: Sequence[Condition], command: str = "") -> list[Row]:
                 value = reference_value(first, name, reference)
                 if value is not None:
                     rows.append(_row(first, f"{reference}, untrained", "untrained", name, value, command))
-        for condition in group:
+        for condition in in_order(group):
             for metric in metrics:
                 interval = condition.interval(metric)
                 if interval is not None:

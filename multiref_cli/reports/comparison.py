@@ -54,6 +54,12 @@ def add_job(page: Page, found: list[Condition], stem: str) -> None:
     _add_curves(page, found, stem, "###" if several else "##")
 
 
+def in_order(found: Sequence[Condition]) -> list[Condition]:
+    """Conditions as a table shows them: without penalty, each reference alone, then line by line over alpha."""
+    baselines = [c for role in ("beta0", "single") for c in found if c.role == role]
+    return [*baselines, *(c for line in series(found) for c in line.conditions)]
+
+
 def start_value(condition: Condition, metric: str) -> Interval | None:
     """The policy's score before training: that of the reference which it starts from, on the same prompts."""
     config = condition.first.config
@@ -128,8 +134,7 @@ def _add_results(page: Page, found: list[Condition], stem: str) -> None:
     rows: list[list[Any]] = []
     for label, values in _untrained(found, names):
         rows.append([label, "–", "–", *values, *["–"] * len(extra)])
-    baselines = [c for role in ("beta0", "single") for c in found if c.role == role]
-    for condition in [*baselines, *(c for line in series(found) for c in line.conditions)]:
+    for condition in in_order(found):
         cells = [plus_minus(condition.interval(name)) for name in (*names, *extra)]
         how = condition.level + ("" if condition.estimator == "–" else f", {condition.estimator}")
         rows.append([condition.label, how, len(condition.runs), *cells])

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -77,7 +78,11 @@ def series_label(condition: Condition, found: Sequence[Condition]) -> str:
 
 
 def compare_over_alpha(found: Sequence[Condition], metric: str, confidence: float = 0.95) -> list[Verdict]:
-    """Compare the mean over alpha of every line with its single references, with beta 0, and with other lines."""
+    """Compare the mean over alpha of every line with its single references, with beta 0, and with other lines.
+
+    Two lines, like two conditions, are compared where they differ in one thing alone: the regularizer's orders, or how
+    it is estimated. Every further pair would cost the ones that answer a question their significance.
+    """
     pairs = []
     lines = series(found)
     for index, line in enumerate(lines):
@@ -85,9 +90,9 @@ def compare_over_alpha(found: Sequence[Condition], metric: str, confidence: floa
         for other in _baselines(head, found):
             pairs.append((_over(line), other.label, _kind(other), line.values(metric), other.values(metric)))
         for other_line in lines[index + 1 :]:
-            if _same_weights(line, other_line) and head.beta == other_line.conditions[0].beta:
-                pair = (_over(line), _over(other_line), "regularizer", line.values(metric), other_line.values(metric))
-                pairs.append(pair)
+            kind = _one_difference(head, other_line.conditions[0])
+            if kind and _same_weights(line, other_line):
+                pairs.append((_over(line), _over(other_line), kind, line.values(metric), other_line.values(metric)))
     return _judge(pairs, confidence)
 
 
@@ -99,9 +104,9 @@ def compare_conditions(found: Sequence[Condition], metric: str, confidence: floa
         for other in _baselines(condition, found):
             pairs.append((condition.label, other.label, _kind(other), condition.values(metric), other.values(metric)))
         for other in grid[index + 1 :]:
-            if (other.weights, other.beta, other.rest) == (condition.weights, condition.beta, condition.rest):
-                pair = (condition.label, other.label, "regularizer", condition.values(metric), other.values(metric))
-                pairs.append(pair)
+            kind = _one_difference(condition, other)
+            if kind and other.weights == condition.weights:
+                pairs.append((condition.label, other.label, kind, condition.values(metric), other.values(metric)))
     return _judge(pairs, confidence)
 
 
@@ -113,6 +118,22 @@ def _baselines(condition: Condition, found: Sequence[Condition]) -> list[Conditi
         if (other.role == "single" and other.setting == condition.setting)
         or (other.role == "beta0" and (other.algorithm, other.rest) == (condition.algorithm, condition.rest))
     ]
+
+
+def _one_difference(first: Condition, second: Condition) -> str | None:
+    """regularizer or estimator, where that is all in which two conditions differ (alpha aside); else None."""
+    if (first.beta, first.rest) != (second.beta, second.rest):
+        return None
+    orders, how = zip(*((_orders(c), (c.level, c.estimator)) for c in (first, second)))
+    if how[0] == how[1]:
+        return "regularizer"
+    return "estimator" if orders[0] == orders[1] else None
+
+
+def _orders(condition: Condition) -> tuple[Any, ...]:
+    """What a regularizer is, its name and estimator aside."""
+    naming = ("name", "estimator", "level")
+    return tuple(sorted((key, str(value)) for key, value in condition.regularizer.items() if key not in naming))
 
 
 def _kind(other: Condition) -> str:

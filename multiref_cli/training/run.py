@@ -133,12 +133,13 @@ def _execute(job: Job, run: RunDir, progress: Heartbeat) -> None:
     discard_checkpoints(run.path / "checkpoints")
 
 
-def _write_outcome(job: Job, run: RunDir, outcome: Outcome, training_notes: list[str]) -> None:
-    """Write what an evaluation found: the samples, results.json, the final status."""
+def _write_outcome(job: Job, run: RunDir, outcome: Outcome, training_notes: list[str], **more: Any) -> None:
+    """Write what an evaluation found: the samples, results.json (with what else it should hold), the final status."""
     metrics, samples, notes = outcome
     _replace_lines(run.path / "evaluation.jsonl", samples)
     notes = [*training_notes, *notes]
-    run.write_results(metrics, job.hash, job.config.seed, job.condition, notes=notes, training_notes=training_notes)
+    more |= {"notes": notes, "training_notes": training_notes}
+    run.write_results(metrics, job.hash, job.config.seed, job.condition, **more)
     run.write_status("done", job.total_steps, job.total_steps)
 
 
@@ -189,5 +190,7 @@ def evaluate(folder: Path, overrides: Sequence[str] = (), progress: Progress | N
     outcome = evaluate_folder(job, run.path / "policy", progress)
     results = read_json(run.path / "results.json") or {}
     job.hash = results.get("config_hash", job.hash)
-    _write_outcome(job, run, outcome, results.get("training_notes", []))
+    # config.yaml says how the run was trained; a report must also know how it was measured since.
+    measured_by = {name: build.plain(config)[name] for name in _MEASURED_BY} if overrides else None
+    _write_outcome(job, run, outcome, results.get("training_notes", []), measured_by=measured_by)
     return run.path

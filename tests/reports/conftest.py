@@ -91,6 +91,13 @@ def trio(tmp_path_factory: pytest.TempPathFactory) -> Ledger:
     return write_sweep(folder, ["experiment=offline_toy", "references=toy_trio", alphas, "seeds=2"])
 
 
+@pytest.fixture(scope="session")
+def estimators(tmp_path_factory: pytest.TempPathFactory) -> Ledger:
+    """GRPO with two regularizers, each under two estimators."""
+    grid = ["regularizer=rkl_token,mrpo_token", "regularizer.estimator=exact,k3", "alpha=0.5", "baselines=false"]
+    return write_sweep(tmp_path_factory.mktemp("estimators") / "sweep", ["experiment=online_toy", "seeds=2", *grid])
+
+
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave figures out: they are most of the time of a report."""

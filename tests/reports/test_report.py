@@ -81,6 +81,16 @@ def test_lines_over_alpha(offline: Ledger) -> None:
     assert verdicts[0].first == "rkl (mean over 3 α)" and verdicts[0].word() == "**above**"
 
 
+def test_only_pairs_that_differ_in_one_thing_are_compared(estimators: Ledger) -> None:
+    """Two regularizers x two estimators: four pairs with one difference, none of the two with both."""
+    found = _conditions(estimators)
+    for verdicts in (compare_conditions(found, "gold"), compare_over_alpha(found, "gold")):
+        assert sorted(verdict.kind for verdict in verdicts) == ["estimator", "estimator", "regularizer", "regularizer"]
+        for verdict in verdicts:
+            names = [side.split(" ")[0] for side in (verdict.first, verdict.second)]
+            assert (names[0] == names[1]) == (verdict.kind == "estimator")
+
+
 def test_sweep_report(offline: Ledger) -> None:
     index = write_report([offline.path])
     folder, text = index.parent, (index.parent / "report.md").read_text()

@@ -43,6 +43,19 @@ def test_points_are_what_train_would_run() -> None:
         assert build.condition(config) == point.condition and config.seed == point.seed
 
 
+def test_names_tell_estimators_apart() -> None:
+    plan = make_plan(
+        parse_request(["experiment=online_toy", "regularizer.estimator=exact,k3", "regularizer=rkl_token,rkl_paper"])
+    )
+    grid = [point.condition for point in plan.points if point.role == "grid"]
+    assert grid == [
+        "grpo-rkl_token-a0.5-b1",
+        "grpo-rkl_paper-a0.5-b1",
+        "grpo-rkl_token-k3-a0.5-b1",
+        "grpo-rkl_paper-k3-a0.5-b1",
+    ]
+
+
 def test_alone_is_alone_under_every_mean() -> None:
     config = build.plain(compose([*BASE, "regularizer=mrpo", "alpha=1"]))
     assert canonical(config) == build.plain(compose([*BASE, "regularizer=rkl", "alpha=1"]))
@@ -151,8 +164,9 @@ def test_wrong_requests(overrides: list[str], sentence: str) -> None:
 
 @pytest.mark.parametrize("name", options("sweep"))
 def test_every_sweep_file_makes_a_plan(name: str) -> None:
-    plan = make_plan(parse_request([f"sweep={name}"]))
-    assert plan.points and plan.count("single") >= 2
+    request = parse_request([f"sweep={name}"])
+    plan = make_plan(request)
+    assert plan.points and (plan.count("single") >= 2) == request.baselines
     folder = conf_directory() / "sweep"
     keys = [line for line in (folder / f"{name}.yaml").read_text().splitlines() if line and line[0].isalpha()]
     above = (folder / f"{name}.yaml").read_text().splitlines()
