@@ -215,9 +215,10 @@ def _add_comparisons(page: Page, found: list[Condition], metric: str, stem: str)
     if max(len(condition.runs) for condition in found) < 2:
         page.text("There is one seed: differences between conditions cannot be told from differences between seeds.")
     if over_alpha:
-        _add_verdicts(page, over_alpha, metric, "averaged over α", f"{stem}-comparisons-over-alpha")
+        # With one alpha a line both families are the same comparisons.
+        which = "averaged over α" if len(each) > len(over_alpha) else "at each α"
+        _add_verdicts(page, over_alpha, metric, which, f"{stem}-comparisons-over-alpha")
         _add_bootstrap(page, found, metric, stem)
-    # With one alpha a line both families are the same comparisons.
     if len(each) > len(over_alpha):
         _add_verdicts(page, each, metric, "at each α", f"{stem}-comparisons-at-each-alpha")
 
