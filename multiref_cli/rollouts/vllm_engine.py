@@ -1,7 +1,7 @@
 """Rollouts from a vLLM engine in the same process; the policy's weights are copied into it before every generation.
 
-Written against vLLM 0.11 and later: `LLM.generate` with token prompts, `SamplingParams`, `LLM.apply_model`,
-`LLM.reset_prefix_cache`, `LLM.sleep` and `LLM.wake_up`. The engine lives in the trainer's process (vLLM's own
+Written against vLLM 0.11 and later (names and arguments compared with the source of 0.33): `LLM.generate` with token
+prompts, `SamplingParams`, `LLM.apply_model`, `LLM.reset_prefix_cache`, `LLM.sleep`, `LLM.wake_up`. The engine lives in the trainer's process (vLLM's own
 multiprocessing switched off), so that weights move on the device and nothing is serialized.
 
 Seeds make a generation repeatable for a given batch, but vLLM's numbers depend on its scheduling: common random numbers
