@@ -1,4 +1,4 @@
-"""What a sweep costs beside its points, and what a second worker brings; run: python tests/bench/bench_sweep.py
+"""What a sweep costs beside its points, and what a second worker brings; run: python tests/bench/bench_sweep.py (7 min)
 
 Machinery: points that do nothing but write a run's files, on one worker. Efficiency: the same real tiny online points
 on one worker and on two (each worker one thread), in turn, beginning and end of the processes left out; efficiency is
