@@ -93,6 +93,8 @@ class LiveProgress:
     def advance(self, phase: str, done: int, total: int, **figures: float) -> None:
         """Move the bar of a phase and show its newest figures."""
         if phase not in self._tasks:
+            for task in self.bars.tasks:  # a phase ends where the next one begins
+                self.bars.update(task.id, completed=task.total)
             self._tasks[phase] = self.bars.add_task(phase, total=total)
         self.bars.update(self._tasks[phase], completed=done, total=total)
         self._figures = {name: figures[name] for name in _SHOWN if name in figures} or self._figures

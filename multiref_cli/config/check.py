@@ -1,6 +1,7 @@
 """Rules that span several keys: whatever can be refused before a model is loaded is refused here, in one sentence."""
 
 import math
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,17 @@ from multiref_cli.errors import RequestError
 
 REGULARIZED = ("dpo", "grpo")
 _TOKEN_ESTIMATORS = (Estimator.exact, Estimator.k2, Estimator.k3, Estimator.k3_ratio)
+VLLM_MISSING = (
+    "rollout=vllm needs vLLM, which is not installed: pip install 'multiref[vllm]', or use rollout=transformers"
+)
+_TINY = 1e-12
+# Name -> smallest and largest value, and how to say so.
+_SAMPLING = {
+    "temperature": (0.0, math.inf, "0 or more (0 is greedy)"),
+    "top_p": (_TINY, 1.0, "above 0 and at most 1 (1 is off)"),
+    "top_k": (0, math.inf, "0 or more (0 is off)"),
+    "min_p": (0.0, 1.0 - _TINY, "from 0 up to 1 (0 is off)"),
+}
 
 
 def check(config: DictConfig) -> None:
@@ -25,8 +37,7 @@ def check(config: DictConfig) -> None:
         _check_references(config)
         _check_regularizer(config)
     if config.algorithm.name == "grpo":
-        _require(config.steps is not None, "algorithm=grpo has no epochs; give steps=NUMBER")
-        _require(config.reward is not None, "algorithm=grpo needs a reward; give reward=NAME")
+        _check_online(config)
     if config.steps is None:
         _require(config.epochs is not None and config.epochs > 0, "give steps=NUMBER or epochs=NUMBER above 0")
 
@@ -73,6 +84,7 @@ def _check_numbers(config: DictConfig) -> None:
     ):
         for name in names:
             _require(config[group][name] > 0, f"{group}.{name} is {config[group][name]}; it must be above 0")
+        check_sampling(config[group], f"{group}.")
     _choice("optimizer.name", config.optimizer.name, ("adamw", "muon"))
     _choice("optimizer.schedule", config.optimizer.schedule, ("linear", "cosine", "wsd", "constant"))
     _choice("evaluation.split", config.evaluation.split, ("held_out", "train"))
@@ -88,6 +100,54 @@ def _check_numbers(config: DictConfig) -> None:
         _choice("algorithm.importance", config.algorithm.importance, ("token", "sequence"))
         _choice("algorithm.baseline", config.algorithm.baseline, ("group_mean", "leave_one_out", "none"))
         _choice("algorithm.advantage_scale", config.algorithm.advantage_scale, ("group", "batch", "none"))
+
+
+def check_sampling(values: Any, prefix: str = "") -> None:
+    """Refuse sampling settings outside their range.
+
+    Args:
+        values: name -> number, of temperature, top_p, top_k and min_p.
+        prefix: stands before the name in the sentence.
+
+    Raises:
+        RequestError: naming the setting, its value and what is allowed.
+    """
+    for name, (lowest, highest, allowed) in _SAMPLING.items():
+        if name in values:
+            value = values[name]
+            _require(lowest <= value <= highest, f"{prefix}{name} is {value:g}; it must be {allowed}")
+
+
+def _check_online(config: DictConfig) -> None:
+    _require(config.steps is not None, "algorithm=grpo has no epochs; give steps=NUMBER")
+    _require(config.reward is not None, "algorithm=grpo needs a reward; give reward=NAME")
+    _require(
+        config.rollout.temperature > 0,
+        "rollout.temperature is 0: greedy responses of a group are all the same; usual is 1",
+    )
+    if config.rollout.engine == "vllm":
+        _require(find_spec("vllm") is not None, VLLM_MISSING)
+    if config.hardware.reference_device is not None and config.beta > 0 and config.regularizer.states == States.policy:
+        _check_placement(config)
+
+
+def _check_placement(config: DictConfig) -> None:
+    """References on a device of their own: mixed token by token they are needed together, `exact` beside the policy."""
+    from multiref_cli.config import build
+
+    given, policy_device = config.hardware.reference_device, build.device_name(config)
+    exact = build.estimator(config) == Estimator.exact
+    visiting = given.split(":")[0] == "cpu" and not policy_device.startswith("cpu")
+    _require(
+        not (visiting and (exact or config.regularizer.level == Level.token)),
+        "hardware.reference_device=cpu lets references visit the GPU one at a time, but level=token mixes all of them "
+        "at every token: leave it unset or use level=sequence",
+    )
+    _require(
+        not exact or given == policy_device,
+        f"estimator=exact compares policy and references over the whole vocabulary, so they share a device: leave "
+        f"hardware.reference_device unset (given {given}), or use estimator=k2",
+    )
 
 
 def _check_paths(config: DictConfig) -> None:

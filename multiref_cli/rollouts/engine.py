@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import TYPE_CHECKING, Any, Protocol
 
+from multiref_cli.config.check import check_sampling
 from multiref_cli.errors import RequestError
 
 if TYPE_CHECKING:
@@ -26,16 +28,9 @@ class Sampling:
 
     def __post_init__(self):
         """Refuses values outside their range with one sentence."""
-        checks = {
-            "temperature": (self.temperature >= 0, "at least 0 (0 is greedy)"),
-            "top_p": (0 < self.top_p <= 1, "in (0, 1] (1 is off)"),
-            "top_k": (self.top_k >= 0, "at least 0 (0 is off)"),
-            "min_p": (0 <= self.min_p < 1, "in [0, 1) (0 is off)"),
-            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
-        }
-        for name, (good, allowed) in checks.items():
-            if not good:
-                raise RequestError(f"Sampling {name}={getattr(self, name)} is out of range: it must be {allowed}.")
+        check_sampling(vars(self))
+        if self.max_new_tokens < 1:
+            raise RequestError(f"max_new_tokens is {self.max_new_tokens}; it must be 1 or more.")
 
 
 @dataclass(frozen=True)
@@ -79,6 +74,25 @@ def sampling_of(rollout: "Rollout", end_ids: Sequence[int]) -> Sampling:
         max_new_tokens=rollout.max_new_tokens,
         end_ids=tuple(end_ids),
     )
+
+
+def check_engine(rollout: "Rollout") -> None:
+    """Refuse options that the engine of a rollout config does not take; nothing is loaded.
+
+    Raises:
+        RequestError: naming the option and what the engine takes. Options of vLLM are vLLM's own to refuse.
+    """
+    if not rollout.options or rollout.engine != "transformers":
+        return
+    from multiref_cli.rollouts.transformers_engine import TransformersEngine
+
+    given = ("self", "model", "pad_id", "batch_size", "vocabulary")
+    known = [name for name in signature(TransformersEngine.__init__).parameters if name not in given]
+    unknown = [name for name in rollout.options if name not in known]
+    if unknown:
+        raise RequestError(
+            f"rollout.options.{unknown[0]} is unknown to engine transformers; it takes {', '.join(known)}."
+        )
 
 
 def build_engine(

@@ -1,8 +1,9 @@
 """Rollouts from a vLLM engine in the same process; the policy's weights are copied into it before every generation.
 
 Written against vLLM 0.11 and later (names and arguments compared with the source of 0.33): `LLM.generate` with token
-prompts, `SamplingParams`, `LLM.apply_model`, `LLM.reset_prefix_cache`, `LLM.sleep`, `LLM.wake_up`. The engine lives in the trainer's process (vLLM's own
-multiprocessing switched off), so that weights move on the device and nothing is serialized.
+prompts, `SamplingParams`, `LLM.apply_model`, `LLM.reset_prefix_cache`, `LLM.sleep`, `LLM.wake_up`. The engine lives in
+the trainer's process (vLLM's own multiprocessing switched off), so that weights move on the device and nothing is
+serialized.
 
 Seeds make a generation repeatable for a given batch, but vLLM's numbers depend on its scheduling: common random numbers
 across sweep points hold in tendency, not to the bit as with the transformers engine.
@@ -14,6 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
+from multiref_cli.config.check import VLLM_MISSING
 from multiref_cli.errors import RequestError
 from multiref_cli.rollouts.engine import Completion, Sampling
 
@@ -52,10 +54,7 @@ class VllmEngine:
         try:
             from vllm import LLM
         except ImportError as error:
-            raise RequestError(
-                "rollout=vllm needs vLLM, which is not installed: pip install 'multiref[vllm]', or use "
-                "rollout=transformers."
-            ) from error
+            raise RequestError(f"{VLLM_MISSING}.") from error
         self.model, self.sleep = model, sleep
         head = model.get_output_embeddings().weight.shape[0]
         # The largest negative bias that vLLM takes: e^-100 of the probability is left to the padding of the head.

@@ -98,6 +98,7 @@ def make_plan(request: Request) -> Plan:
         for one, given in [(config, overrides), *(_baselines(config, overrides) if request.baselines else ())]:
             one = canonical(one)
             conditions.setdefault(_same_result(one), (one, given))
+    _check_parts(config for config, _ in conditions.values())
     needed = {identity: _passes(config) for identity, (config, _) in conditions.items()}
     points = [
         _point(config, seed, overrides, tuple(one.id for one in needed[identity]))
@@ -105,6 +106,18 @@ def make_plan(request: Request) -> Plan:
         for identity, (config, overrides) in conditions.items()
     ]
     return Plan(tuple(points), _merged(one for passes in needed.values() for one in passes))
+
+
+def _check_parts(configs: Iterable[Plain]) -> None:
+    """Refuse reward functions that are not there, and options that an engine does not take, with a RequestError."""
+    from multiref_cli.rewards.combine import build_reward
+    from multiref_cli.rollouts.engine import check_engine
+
+    different = {json.dumps([config["reward"], config["rollout"]], sort_keys=True): config for config in configs}
+    for config in map(restore, different.values()):
+        check_engine(config.rollout)
+        if config.reward is not None:
+            build_reward(config.reward)
 
 
 def condition_overrides(request: Request) -> list[tuple[str, ...]]:

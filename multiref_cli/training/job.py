@@ -16,9 +16,11 @@ from multiref_cli.data.prompts import load_prompts
 from multiref_cli.data.rows import Split
 from multiref_cli.data.text import load_demonstrations
 from multiref_cli.errors import RequestError
-from multiref_cli.models.load import load_tokenizer
+from multiref_cli.models.load import load_tokenizer, require_peft
 from multiref_cli.references.models import check_compatible
 from multiref_cli.references.store import ReferenceStore, Scoring
+from multiref_cli.rewards.combine import build_reward
+from multiref_cli.rollouts.engine import check_engine
 
 _LOADERS: dict[str, Callable[[Any, Any], Split]] = {
     "dpo": load_preferences,
@@ -86,8 +88,14 @@ def prepare(config: DictConfig, original: DictConfig) -> Job:
         original: the same config as the user gave it; names and hashes come from it.
 
     Raises:
-        RequestError: data, tokenizers or references that do not fit; nothing was written.
+        RequestError: data, tokenizers, references, a reward or an engine that do not fit; nothing was written.
     """
+    if config.algorithm.name == "grpo":
+        check_engine(config.rollout)
+    if config.reward is not None:
+        build_reward(config.reward)
+    if config.policy.lora is not None or config.policy.adapter:
+        require_peft()
     tokenizer = load_tokenizer(config.policy)
     data = load_data(config, tokenizer, config.algorithm.name)
     if not data.train:

@@ -7,9 +7,8 @@ from typing import Any
 from torch import nn
 
 from multiref_cli.config import build
-from multiref_cli.config.schema import Estimator, Level, States
+from multiref_cli.config.schema import States
 from multiref_cli.data.chat import end_ids
-from multiref_cli.errors import RequestError
 from multiref_cli.models.decoder import Adapted, honours_shared_prompts
 from multiref_cli.models.load import load_causal_lm, load_tokenizer
 from multiref_cli.references.models import first_difference, load_references
@@ -30,13 +29,8 @@ def build_grpo(job: Job, model: nn.Module, progress: Progress) -> Grpo:
         job: checked.
         model: the policy, on its device.
         progress: told while references are loaded or sampled.
-
-    Raises:
-        RequestError: a sampling temperature of 0, or references that cannot be placed as asked.
     """
     config = job.config
-    if config.rollout.temperature <= 0:
-        raise RequestError("rollout.temperature is 0: greedy responses of a group are all the same; usual is 1.")
     # Ids beyond the tokenizer's are padding of the head: never sampled, left out of every softmax.
     parts = Parts(
         model=model,
@@ -60,28 +54,13 @@ def build_grpo(job: Job, model: nn.Module, progress: Progress) -> Grpo:
 
 
 def live_references(job: Job, progress: Progress) -> LiveReferences:
-    """The references with a positive weight, frozen, where hardware.reference_device wants them.
-
-    Raises:
-        RequestError: token-level mixing needs all references on one device at once.
-    """
+    """The references with a positive weight, frozen, where hardware.reference_device wants them."""
     config = job.config
     policy_device, given = build.device_name(config), config.hardware.reference_device
     references, weights = build.active_references(config)
-    device = given or policy_device
-    together = config.regularizer.level == Level.token or build.estimator(config) == Estimator.exact
-    if together and device.split(":")[0] == "cpu" and not policy_device.startswith("cpu"):
-        raise RequestError(
-            "hardware.reference_device=cpu lets references visit the GPU one at a time, but level=token mixes all of "
-            "them at every token: leave it unset or use level=sequence."
-        )
-    if build.estimator(config) == Estimator.exact and device != policy_device:
-        raise RequestError(
-            f"estimator=exact compares policy and references over the whole vocabulary, so they share a device: leave "
-            f"hardware.reference_device unset (given {device}), or use estimator=k2."
-        )
     progress.advance("load references", 0, len(references))
-    models = load_references(references, device, build.dtype_name(config))
+    models = load_references(references, given or policy_device, build.dtype_name(config))
+    progress.advance("load references", len(references), len(references))
     members = [
         Member(reference.name, model, weight, _foreign_tokenizer(job, reference))
         for reference, model, weight in zip(references, models, weights)

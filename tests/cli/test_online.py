@@ -53,3 +53,19 @@ def test_kill_9_inside_a_window_and_resume_is_bitwise(place, multiref, online, k
     killed_train([*arguments, "run.dir=cut"], Path("cut"), 5)
     assert multiref("train", "--resume", "cut") == 0
     assert figures(Path("cut")) == figures(Path("whole"))
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("reward.terms.correct.function._target_=nowhere.reward", "importing nowhere failed"),
+        ("reward.terms.correct.function._target_=multiref_cli.rewards.toy.toy_corect", "did you mean toy_correct"),
+        ("+rollout.options.cuda_graph=true", "it takes lean_decoder, cuda_graphs"),
+        ("rollout.top_p=1.5", "rollout.top_p is 1.5"),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "sweep"])
+def test_a_wrong_request_writes_nothing(place, multiref, online, command, override, sentence, capsys):
+    assert multiref(command, *online, override, "run.dir=out") == 2
+    assert sentence in capsys.readouterr().err
+    assert not Path("out").exists()

@@ -166,3 +166,27 @@ def test_every_yaml_key_has_a_comment():
             if not above.startswith("#") and "#" not in line:
                 bare.append(f"{path.name}:{number + 1} {line.strip()}")
     assert bare == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["rollout.temperature=0"], "rollout.temperature is 0: greedy"),
+        (["rollout.top_p=0"], "rollout.top_p is 0; it must be above 0"),
+        (["rollout.min_p=1"], "rollout.min_p is 1"),
+        (["evaluation.temperature=-1"], "evaluation.temperature is -1; it must be 0 or more"),
+        (["rollout=vllm"], "pip install 'multiref[vllm]'"),
+    ],
+)
+def test_what_would_fail_on_the_way_is_refused_before(overrides, sentence, monkeypatch):
+    monkeypatch.setattr("multiref_cli.config.check.find_spec", lambda name: None)
+    assert sentence in refused("experiment=online_toy", *overrides)
+
+
+def test_references_go_only_where_they_can_be_mixed(monkeypatch):
+    """Token-level mixing cannot swap references in and out of a GPU, `exact` cannot span devices."""
+    monkeypatch.setattr(build, "device_name", lambda config: "cuda")
+    token = ["experiment=online_toy", "regularizer=rkl_token"]
+    assert "level=sequence" in refused(*token, "hardware.reference_device=cpu")
+    assert "estimator=k2" in refused(*token, "hardware.reference_device=cuda:1")
+    check(compose(["experiment=online_toy", "regularizer=rkl", "hardware.reference_device=cpu"]))

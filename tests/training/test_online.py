@@ -9,7 +9,6 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from multiref_cli.config.compose import compose
 from multiref_cli.data.toy import problems, prompt_rows
 from multiref_cli.data.toy_tokenizer import tokenizer as toy_tokenizer
-from multiref_cli.errors import RequestError
 from multiref_cli.tracking.progress import Silent
 from multiref_cli.training import online
 from multiref_cli.training.assemble import fill_store, load_policy
@@ -100,20 +99,6 @@ def test_reference_samples_are_drawn_once_and_shared_by_sweep_points(world, tmp_
     for micro in again.batch(0).micros:
         again.loss(model, micro)[0].backward()
     assert model.lm_head.weight.grad.abs().max() > 0
-
-
-def test_impossible_placements_and_greedy_training_are_refused(world, tmp_path, monkeypatch):
-    """Token-level mixing cannot swap references, `exact` cannot span devices, greedy groups are all alike."""
-    greedy = job_of(world, tmp_path, "rollout.temperature=0")
-    with pytest.raises(RequestError, match="temperature"):
-        build_grpo(greedy, torch.nn.Linear(1, 1), Silent())
-    monkeypatch.setattr(online.build, "device_name", lambda config: "cuda")
-    token = job_of(world, tmp_path, "regularizer=rkl_token", "hardware.reference_device=cpu")
-    with pytest.raises(RequestError, match="level=sequence"):
-        online.live_references(token, Silent())
-    apart = job_of(world, tmp_path, "regularizer=rkl_token", "hardware.reference_device=cuda:1")
-    with pytest.raises(RequestError, match="estimator=exact"):
-        online.live_references(apart, Silent())
 
 
 def test_references_that_visit_one_at_a_time_say_the_same(world, tmp_path):
