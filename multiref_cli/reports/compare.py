@@ -156,7 +156,8 @@ def readme_table(rows: Sequence[Row], metrics: Sequence[str] = ()) -> str:
         parts.append("\n".join(lines))
         facts = [sorted({getattr(row, name) for row in own}) for name in ("commit", "hardware", "command")]
         commit, hardware, command = (", ".join(one) for one in facts)
-        parts.append(f"Commit `{commit}`, `{command}`, on {hardware}. ± is half of a 95 % t interval over seeds.")
+        bounds = "± is half of a 95 % t interval over seeds, for untrained models of a bootstrap interval over prompts"
+        parts.append(f"Commit `{commit}`, `{command}`, on {hardware}. {bounds}.")
     return "\n\n".join(parts)
 
 
