@@ -124,16 +124,15 @@ def _one_difference(first: Condition, second: Condition) -> str | None:
     """regularizer or estimator, where that is all in which two conditions differ (alpha aside); else None."""
     if (first.beta, first.rest) != (second.beta, second.rest):
         return None
-    orders, how = zip(*((_orders(c), (c.level, c.estimator)) for c in (first, second)))
-    if how[0] == how[1]:
+    if (first.level, first.estimator) == (second.level, second.estimator):
         return "regularizer"
-    return "estimator" if orders[0] == orders[1] else None
+    return "estimator" if _objective(first) == _objective(second) else None
 
 
-def _orders(condition: Condition) -> tuple[Any, ...]:
-    """What a regularizer is, its name and estimator aside."""
-    naming = ("name", "estimator", "level")
-    return tuple(sorted((key, str(value)) for key, value in condition.regularizer.items() if key not in naming))
+def _objective(condition: Condition) -> dict[str, Any]:
+    """What a regularizer is, its name aside and how it is estimated."""
+    aside = ("name", "level", "estimator")
+    return {key: value for key, value in condition.regularizer.items() if key not in aside}
 
 
 def _kind(other: Condition) -> str:

@@ -19,8 +19,8 @@ class Estimate:
 
     Attributes:
         points: points that are not done.
-        seconds: of work on all of them together; None where nothing is known.
-        measured: finished points that the estimate comes from; 0: it was counted, and is an order of magnitude.
+        seconds: of work on all of them together; None where none is done yet.
+        measured: finished points that the estimate comes from.
     """
 
     points: int
@@ -30,10 +30,10 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a sweep takes besides its points, counted; None where models or data are out of reach.
+    """What a whole sweep takes, counted from models and rows: an order of magnitude.
 
     Attributes:
-        seconds: of all points together, were none of them done.
+        seconds: of every point, by its name.
         references: seconds of the passes that fill the reference store; what is stored already is counted too.
         memory: most bytes of one worker, activations aside.
     """
@@ -52,7 +52,11 @@ def measured(plan: Plan, ledger: Ledger) -> Estimate:
 
 
 def counted(plan: Plan) -> Needs | None:
-    """What all points take, counted from models and rows; opens tokenizers and data, makes and loads nothing."""
+    """Count what a sweep takes; opens tokenizers and data, makes and loads nothing.
+
+    Returns:
+        None where models or data are not on this machine.
+    """
     costs = {kind: _cost(config) for kind, config in _kinds(plan.points)}
     if any(cost is None for cost in costs.values()):
         return None

@@ -1,7 +1,7 @@
 """Muon (Jordan et al., 2024) in the precision of the parameters; matrices of one shape are orthogonalized together.
 
 The rule is that of `torch.optim.Muon`, which always computes in bfloat16: on a CPU without bfloat16 units that took
-more time than the forward and backward passes of the embedded models together, and they learned less from it.
+more time than the forward and backward passes of the embedded models together.
 """
 
 import math

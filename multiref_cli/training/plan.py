@@ -60,6 +60,7 @@ def plan(config: DictConfig) -> Plan:
     unmade = missing(config)
     if unmade:
         rows.append(["made first, once per machine", ", ".join(unmade)])
+        rows.append(["rows, mask, time, memory", "known once these are made, by the first run"])
         return Plan(rows)
     try:
         job = prepare(localized(config, Silent()), config)
