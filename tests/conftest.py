@@ -113,3 +113,14 @@ def offline(world):
         "optimizer.learning_rate=1e-3", "evaluation.prompts=6", "evaluation.max_new_tokens=8",
         f"evaluation.scorer.path={world}/judge", "evaluation.bootstrap=50",
     ]  # fmt: skip
+
+
+@pytest.fixture
+def online(world):
+    """Overrides of a small online run on the tiny world."""
+    return [
+        "experiment=online_toy", "policy=folder", f"policy.path={world}/one", "references=pair", f"first={world}/one",
+        f"second={world}/two", f"data.path={world}/prompts.jsonl", "data.held_out_split=null", "data.held_out=0.2",
+        "tracking=off", "steps=4", "algorithm.batch_prompts=3", "rollout.group_size=4", "rollout.max_new_tokens=6",
+        "evaluation.prompts=4", "evaluation.max_new_tokens=6", "evaluation.bootstrap=50",
+    ]  # fmt: skip

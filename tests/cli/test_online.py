@@ -7,16 +7,6 @@ import pytest
 from multiref_cli.tracking.run_dir import read_json, read_lines
 
 
-@pytest.fixture
-def online(world):
-    return [
-        "experiment=online_toy", "policy=folder", f"policy.path={world}/one", "references=pair", f"first={world}/one",
-        f"second={world}/two", f"data.path={world}/prompts.jsonl", "data.held_out_split=null", "data.held_out=0.2",
-        "tracking=off", "steps=4", "algorithm.batch_prompts=3", "rollout.group_size=4", "rollout.max_new_tokens=6",
-        "evaluation.prompts=4", "evaluation.max_new_tokens=6", "evaluation.bootstrap=50",
-    ]  # fmt: skip
-
-
 @pytest.mark.parametrize("regularizer", ["rkl_token", "fkl_token", "mrpo", "rkl", "rkl_paper", "fkl_reference_states"])
 def test_every_kind_of_penalty_trains(place, multiref, online, regularizer, figures, capsys):
     assert multiref("train", *online, f"regularizer={regularizer}", "run.dir=out") == 0, capsys.readouterr().err
