@@ -11,7 +11,8 @@ from multiref_cli.sweeps.estimate import measured
 from multiref_cli.sweeps.ledger import Ledger
 from multiref_cli.sweeps.plan import Plan, make_plan
 from multiref_cli.sweeps.request import Request, key_of, parse_request
-from multiref_cli.sweeps.watch import Snapshot, Watcher, duration, event_line
+from multiref_cli.sweeps.watch import Snapshot, Watcher, event_line
+from multiref_cli.tracking.progress import duration
 
 # More rows than this say nothing on a terminal; plan.jsonl has every point.
 _SHOWN = 60

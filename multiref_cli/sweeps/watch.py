@@ -8,6 +8,7 @@ from typing import Any
 
 from multiref_cli.sweeps.ledger import Ledger
 from multiref_cli.sweeps.plan import Plan
+from multiref_cli.tracking.progress import duration
 from multiref_cli.tracking.run_dir import RunDir
 
 # The first of these that a run logs is shown for it.
@@ -148,11 +149,3 @@ def event_line(event: dict[str, Any], counts: dict[str, int]) -> str:
     if kind in ("done", "failed"):
         text += f" [{counts['done']} of {sum(counts.values())} done, {counts['failed']} failed]"
     return f"{at} {text}"
-
-
-def duration(seconds: float) -> str:
-    """A duration as people read it."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

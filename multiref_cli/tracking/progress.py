@@ -48,3 +48,11 @@ class Heartbeat:
             if phase == "train":  # not before: a resume first drops what was logged behind its checkpoint
                 self.mirror.update()
         self.inner.advance(phase, done, total, **figures)
+
+
+def duration(seconds: float) -> str:
+    """A duration as people read it."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -10,7 +10,7 @@ from multiref_cli.config.check import REGULARIZED
 from multiref_cli.data.chat import completion_mask
 from multiref_cli.errors import RequestError
 from multiref_cli.models.load import parameter_count
-from multiref_cli.tracking.progress import Silent
+from multiref_cli.tracking.progress import Silent, duration
 from multiref_cli.training.embedded import localized, missing
 from multiref_cli.training.job import Job, prepare
 
@@ -93,9 +93,11 @@ def _reference_rows(job: Job) -> list[list[Any]]:
     active, weights = build.active_references(config)
     mixed = ", ".join(f"{w:g} {r.name}" for r, w in zip(active, weights))
     r = config.regularizer
+    # Offline the penalty is the loss itself: nothing of it is estimated.
+    how = f", estimator {build.estimator(config).name}" if config.algorithm.name == "grpo" else ""
     rows = [
         ["mixed reference", f"order {r.mean_order:g} at level {r.level.name}: {mixed}"],
-        ["penalty", f"score order {r.score_order:g}, estimator {build.estimator(config).name}, beta {config.beta:g}"],
+        ["penalty", f"score order {r.score_order:g}{how}, beta {config.beta:g}"],
     ]
     if config.algorithm.name == "dpo":
         rows.append(["reference passes", f"{len(active)} x {2 * len(job.data.train)} responses, once per machine"])
@@ -114,7 +116,7 @@ def _estimates(job: Job) -> list[list[Any]]:
     if found.evaluation:
         rows.append(["evaluation time, roughly", duration(found.evaluation)])
     if found.references:
-        rows.append(["reference passes, roughly", duration(found.references)])
+        rows.append(["time of reference passes, roughly", duration(found.references)])
     return rows
 
 
@@ -151,13 +153,6 @@ def cost(job: Job) -> Cost | None:
 def memory_text(count: float) -> str:
     """Bytes as people read them."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
-
-
-def duration(seconds: float) -> str:
-    """A rough duration as people read it."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _evaluated_tokens(job: Job) -> float:

@@ -15,8 +15,9 @@ import fake_points
 from multiref_cli.cli.display import LiveSweep, clock
 from multiref_cli.sweeps.ledger import Ledger, mark
 from multiref_cli.sweeps.plan import Plan
-from multiref_cli.sweeps.watch import Snapshot, Watcher, duration, event_line, last_line
+from multiref_cli.sweeps.watch import Snapshot, Watcher, event_line, last_line
 from multiref_cli.sweeps.worker import work_off
+from multiref_cli.tracking.progress import duration
 from multiref_cli.tracking.run_dir import RunDir
 
 
