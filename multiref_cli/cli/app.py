@@ -1,6 +1,7 @@
 """The command line: parse, call one function, print. Imports nothing heavy, so that help is instant."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any, Optional
@@ -200,5 +201,6 @@ def _fail(error: Exception, code: int, debug: bool, text: str | None = None) -> 
 
 
 def main() -> None:
-    """Entry point of the `multiref` script."""
+    """Entry point of the `multiref` script; SIGTERM (a scheduler's stop, `kill`) ends it as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(run_guarded(lambda: app(standalone_mode=True)))

@@ -96,6 +96,8 @@ def _main(work: Work, index: int, environment: dict[str, str]) -> None:
     """The life of a worker process."""
     os.environ.update(environment)
     os.setsid()  # the terminal's Ctrl-C goes to the parent alone, which passes it on once
+    # A job in the background of a script inherits an ignored SIGINT; here it is how the parent says stop.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     log = os.open(work.folder / "logs" / f"worker-{index}.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)

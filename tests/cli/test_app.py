@@ -60,3 +60,19 @@ def test_completion_of_groups_and_options():
     assert "regularizer=" in complete_override("reg")
     assert complete_override("regularizer=rk") == ["regularizer=rkl", "regularizer=rkl_paper", "regularizer=rkl_token"]
     assert all(not name.startswith("regularizer=_") for name in complete_override("regularizer="))
+
+
+def test_sigterm_ends_a_command_as_ctrl_c_does():
+    """What a scheduler sends: exit code 130 and the sentence that the command has for it."""
+    code = (
+        "import time, multiref_cli.cli.app as cli\n"
+        "def app(**options):\n"
+        "    print('up', flush=True)\n"
+        "    time.sleep(30)\n"
+        "cli.app = app\n"
+        "cli.main()\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "up\n"
+    process.terminate()
+    assert process.communicate(timeout=20)[1] == "interrupted.\n" and process.returncode == 130

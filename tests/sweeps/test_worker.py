@@ -141,12 +141,17 @@ def test_workers_that_cannot_work_end_the_sweep(tmp_path: Path) -> None:
         run_local(work, 1, lambda: None)
 
 
-def _sweep_process(folder: Path, points: int, steps: int, seconds: float, workers: int) -> subprocess.Popen:
+def _sweep_process(
+    folder: Path, points: int, steps: int, seconds: float, workers: int, in_background: bool = False
+) -> subprocess.Popen:
+    """A sweep in a process of its own; in the background of a script, where a shell has SIGINT ignored."""
     arguments = [str(a) for a in (folder, points, steps, seconds, workers)]
     root = str(Path(__file__).parents[2])
     path = os.pathsep.join([root, str(Path(__file__).parent)])
     command = [sys.executable, str(Path(fake_points.__file__)), *arguments]
-    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.DEVNULL)
+    ignore = (lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) if in_background else None
+    environment = {**os.environ, "PYTHONPATH": path}
+    return subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, preexec_fn=ignore)
 
 
 def _live_claims(folder: Path) -> list[int]:
@@ -207,8 +212,9 @@ def test_interrupt_stops_workers_with_a_checkpoint(tmp_path: Path) -> None:
     assert states == ["stopped", "stopped"] and not list(tmp_path.glob(".sweep/claims/*.json"))
 
 
-def test_workers_stop_when_their_parent_is_killed(tmp_path: Path) -> None:
-    process = _sweep_process(tmp_path, 2, 400, 0.05, 1)
+@pytest.mark.parametrize("in_background", [False, True])
+def test_workers_stop_when_their_parent_is_killed(tmp_path: Path, in_background: bool) -> None:
+    process = _sweep_process(tmp_path, 2, 400, 0.05, 1, in_background)
     deadline = time.monotonic() + 30
     while not _live_claims(tmp_path) and time.monotonic() < deadline:
         time.sleep(0.1)
