@@ -43,7 +43,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None, against: Path
     if out is not None:
         write_csv(found, target / "results.csv")
     write_rows(rows_of(found), target / "summary.csv")
-    page = Page(" and ".join(folder.resolve().name for folder in folders))
+    page = Page(" and ".join(_name(folder) for folder in folders))
     page.text(summary_line(found) + " Every number comes from the run folders; nothing was trained for this report.")
     write_pending(page, sweeps)
     if against is not None:
@@ -53,6 +53,12 @@ def write_report(folders: Sequence[Path], out: Path | None = None, against: Path
         add_job(page, group, stem)
     add_provenance(page, runs, [Ledger(sweep).description().get("command", "unknown") for sweep in sweeps])
     return page.write(target)
+
+
+def _name(folder: Path) -> str:
+    """What a run or sweep is called: after its sweep file where it has one, else after its folder."""
+    overrides = Ledger(folder).description().get("overrides", [])
+    return next((text.partition("=")[2] for text in overrides if text.startswith("sweep=")), folder.resolve().name)
 
 
 def write_run_report(folder: Path) -> Path:

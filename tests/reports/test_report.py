@@ -107,6 +107,15 @@ def test_sweep_report(offline: Ledger) -> None:
     assert r"\begin{tabular}" in (folder / "tables" / "results.tex").read_text()
 
 
+def test_a_report_is_called_after_the_sweep_file(offline: Ledger, tmp_path: Path, undrawn: None) -> None:
+    named = Ledger(tmp_path / "sweep")
+    shutil.copytree(offline.path, named.path)
+    description = named.description() | {"overrides": ["sweep=paper_grid", "experiment=offline_toy"]}
+    (named.path / "sweep.yaml").write_text(yaml.safe_dump(description))
+    titles = [write_report([ledger.path]).parent / "report.md" for ledger in (offline, named)]
+    assert [path.read_text().splitlines()[0] for path in titles] == ["# sweep", "# paper_grid"]
+
+
 def test_results_csv(offline: Ledger, undrawn: None) -> None:
     write_report([offline.path])
     with (offline.path / "results.csv").open() as file:
