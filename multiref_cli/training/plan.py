@@ -168,8 +168,9 @@ def _evaluated_tokens(job: Job) -> float:
 def _mean_tokens(job: Job) -> float:
     rows = job.data.train[:200]
     if job.config.algorithm.name == "grpo":
-        length = sum(len(r.ids) for r in rows) / len(rows) + job.config.rollout.max_new_tokens
-        return job.config.rollout.group_size * length
+        # A prompt is computed once for its group; every response is taken for as long as allowed.
+        prompt = sum(len(r.ids) for r in rows) / len(rows)
+        return prompt + job.config.rollout.group_size * job.config.rollout.max_new_tokens
     if job.config.algorithm.name == "sft":
         return sum(len(r.prompt) + len(r.completion) for r in rows) / len(rows)
     return sum(2 * len(r.prompt) + len(r.chosen) + len(r.rejected) for r in rows) / len(rows)
