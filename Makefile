@@ -6,7 +6,7 @@ VENV ?= .venv
 TORCH ?= auto
 # Further extras of pyproject.toml, such as slurm,ray: they belong to nobody's default.
 EXTRAS ?=
-# embedded: both jobs, small, on two CPU cores; smoke: the same in 90 seconds; paper: the paper's setting (GPU, Hub).
+# embedded: both jobs, small, on two CPU cores; smoke: the same in less than a minute; paper: the paper's setting (GPU, Hub).
 SCALE ?= embedded
 WORKERS ?= 2
 ifeq ($(SCALE),paper)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multiref_cli.cli import display
-from multiref_cli.config.build import cache_folder, config_hash
+from multiref_cli.config.build import cache_folder, config_hash, reads_samples
 from multiref_cli.config.check import check
 from multiref_cli.config.compose import compose, expand_axes
 from multiref_cli.errors import RequestError, RunError
@@ -26,7 +26,7 @@ def build(overrides: list[str]) -> None:
     """Fill the store with what runs of this config read from it."""
     config = compose(overrides)
     check(config)
-    from multiref_cli.training.assemble import fill_store, reads_samples
+    from multiref_cli.training.assemble import fill_store
     from multiref_cli.training.embedded import localized
     from multiref_cli.training.job import prepare
 

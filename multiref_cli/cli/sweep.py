@@ -99,7 +99,7 @@ def _show(
         ["points", f"{len(plan.points)}, {seeds} seed{'s' * (seeds > 1)} each"],
         ["done, failed, begun", f"{now.counts['done']}, {now.counts['failed']}, {now.counts['stopped']}"],
         ["workers", f"{workers} ({launcher})"],
-        ["time left", _time_left(plan, ledger, workers)],
+        ["time left", _time_left(plan, ledger, now, workers)],
     ]
     display.table("sweep", ["what", "value"], rows)
     made = ", ".join(one.title for one in plan.passes)
@@ -126,15 +126,16 @@ def _show_conditions(plan: Plan, seeds: Sequence[int]) -> None:
         display.line(f"… and {len(rows) - _SHOWN} more")
 
 
-def _time_left(plan: Plan, ledger: Ledger, workers: int) -> str:
+def _time_left(plan: Plan, ledger: Ledger, now: Snapshot, workers: int) -> str:
     """How long the missing points take, where finished ones tell."""
-    left = measured(plan, ledger)
-    if left.seconds is None:
-        return "told once a point is done; counted by --dry-run"
-    if left.points == 0:
+    left, seconds = now.total - now.counts["done"], measured(plan, ledger)
+    if left == 0:
         return "nothing is left"
-    each, whole = duration(left.seconds / left.points), duration(left.seconds / workers)
-    return f"{left.points} x {each}: {whole} on {workers} workers (measured on {left.measured} points)"
+    if not seconds:
+        return "told once a point is done; counted by --dry-run"
+    each = sum(seconds) / len(seconds)
+    whole = duration(left * each / workers)
+    return f"{left} x {duration(each)}: {whole} on {workers} workers (measured on {len(seconds)} points)"
 
 
 def _show_cost(plan: Plan, workers: int) -> None:
@@ -151,7 +152,7 @@ def _show_cost(plan: Plan, workers: int) -> None:
         display.line("the sweep's time and memory can be counted once its models and data are on this machine")
         return
     rows = [
-        ["all points", f"{duration(sum(needs.seconds.values()) / workers)} on {workers} workers"],
+        ["all points", f"{duration(needs.seconds / workers)} on {workers} workers"],
         ["reference passes", f"{duration(needs.references)}, once per machine"],
         ["memory", f"{workers} x {memory_text(needs.memory)}, without activations"],
     ]

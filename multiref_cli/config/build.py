@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from multiref_cli.config.check import simplex
-from multiref_cli.config.schema import Estimator, Level, Reference
+from multiref_cli.config.schema import Estimator, Level, Reference, States
 
 # Keys that can change without changing a result: where it runs, where it is written, how it is watched.
 _WITHOUT_EFFECT = ("run", "tracking", "hardware", "first", "second")
@@ -29,8 +29,18 @@ def active_references(config: DictConfig) -> tuple[list[Reference], list[float]]
 
 def estimator(config: DictConfig) -> Estimator:
     """The online estimator: as given, else `reward` at sequence level and `exact` at token level."""
-    given = config.regularizer.estimator
-    return given or (Estimator.reward if config.regularizer.level == Level.sequence else Estimator.exact)
+    return config.regularizer.estimator or Estimator[usual_estimator(config.regularizer.level.name)]
+
+
+def usual_estimator(level: str) -> str:
+    """The online estimator of a level where none is named."""
+    return "reward" if level == Level.sequence.name else "exact"
+
+
+def reads_samples(config: DictConfig) -> bool:
+    """Whether a run trains on stored samples of its references."""
+    regularized = config.algorithm.name == "grpo" and config.beta > 0
+    return regularized and config.regularizer.states == States.reference
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -72,9 +82,8 @@ def _penalty_name(config: DictConfig) -> str:
     """The regularizer's name, with the online estimator where it is not the usual one of its level."""
     regularizer = config.regularizer
     given, level = (getattr(value, "name", value) for value in (regularizer.estimator, regularizer.level))
-    usual = "reward" if level == Level.sequence.name else "exact"
     online = config.algorithm.name == "grpo"
-    return f"{regularizer.name}-{given}" if online and given not in (None, usual) else regularizer.name
+    return f"{regularizer.name}-{given}" if online and given not in (None, usual_estimator(level)) else regularizer.name
 
 
 def run_name(config: DictConfig) -> str:

@@ -1,6 +1,7 @@
 """Rules that span several keys: whatever can be refused before a model is loaded is refused here, in one sentence."""
 
 import math
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,12 @@ _TOKEN_ESTIMATORS = (Estimator.exact, Estimator.k2, Estimator.k3, Estimator.k3_r
 VLLM_MISSING = (
     "rollout=vllm needs vLLM, which is not installed: pip install 'multiref[vllm]', or use rollout=transformers"
 )
-_TINY = 1e-12
-# Name -> smallest and largest value, and how to say so.
-_SAMPLING = {
-    "temperature": (0.0, math.inf, "0 or more (0 is greedy)"),
-    "top_p": (_TINY, 1.0, "above 0 and at most 1 (1 is off)"),
-    "top_k": (0, math.inf, "0 or more (0 is off)"),
-    "min_p": (0.0, 1.0 - _TINY, "from 0 up to 1 (0 is off)"),
+# Name -> whether a value is good, and what is allowed.
+_SAMPLING: dict[str, tuple[Callable[[float], bool], str]] = {
+    "temperature": (lambda value: value >= 0, "0 or more (0 is greedy)"),
+    "top_p": (lambda value: 0 < value <= 1, "above 0 and at most 1 (1 is off)"),
+    "top_k": (lambda value: value >= 0, "0 or more (0 is off)"),
+    "min_p": (lambda value: 0 <= value < 1, "from 0 up to 1 (0 is off)"),
 }
 
 
@@ -112,10 +112,9 @@ def check_sampling(values: Any, prefix: str = "") -> None:
     Raises:
         RequestError: naming the setting, its value and what is allowed.
     """
-    for name, (lowest, highest, allowed) in _SAMPLING.items():
+    for name, (good, allowed) in _SAMPLING.items():
         if name in values:
-            value = values[name]
-            _require(lowest <= value <= highest, f"{prefix}{name} is {value:g}; it must be {allowed}")
+            _require(good(values[name]), f"{prefix}{name} is {values[name]:g}; it must be {allowed}")
 
 
 def _check_online(config: DictConfig) -> None:

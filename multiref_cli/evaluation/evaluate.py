@@ -132,8 +132,9 @@ class Evaluator:
             for i, (one, sample) in enumerate(zip(flat, self.samples(completions)))
         ]
         device = next(policy.parameters()).device
-        own = torch.tensor([sum(one.logps) for one in flat], dtype=torch.float64)
-        if not engine.exact_logps:
+        if engine.exact_logps:
+            own = torch.tensor([sum(one.logps) for one in flat], dtype=torch.float64)
+        else:
             own = _sums(self._tokens(policy, sequences, device))
         token_level = self.config.regularizer is not None and self.config.regularizer.level == Level.token
         active = [name for name, weight in zip(self.references, self.weights) if weight > 0 and token_level]

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from multiref_cli.config.build import plain_hash
+from multiref_cli.config.build import plain_hash, usual_estimator
 from multiref_cli.config.check import REGULARIZED, simplex
 from multiref_cli.errors import RequestError
 from multiref_cli.evaluation.statistics import Interval, t_interval
@@ -115,7 +115,7 @@ class Condition:
         """How the online penalty was estimated; offline losses have none."""
         if self.algorithm != "grpo":
             return "–"
-        return str(self.regularizer.get("estimator") or ("reward" if self.level == "sequence" else "exact"))
+        return str(self.regularizer.get("estimator") or usual_estimator(self.level))
 
     @property
     def beta(self) -> float:

@@ -137,8 +137,13 @@ def label_ends(axes: Any, labels: Sequence[tuple[float, float, str, str]], gap: 
             ha="left",
             annotation_clip=False,
             arrowprops={
-                **{"arrowstyle": "-", "color": color, "linewidth": 0.6, "alpha": 0.7},
-                **{"shrinkA": 1, "shrinkB": 4, "relpos": (0.0, 0.5)},
+                "arrowstyle": "-",
+                "color": color,
+                "linewidth": 0.6,
+                "alpha": 0.7,
+                "shrinkA": 1,
+                "shrinkB": 4,
+                "relpos": (0.0, 0.5),
             },
         )
 

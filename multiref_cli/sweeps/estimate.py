@@ -1,31 +1,15 @@
 """What a sweep will take: from its finished points where there are some, else counted from models and rows."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from multiref_cli.errors import RequestError
 from multiref_cli.sweeps.ledger import Ledger
-from multiref_cli.sweeps.plan import Plain, Plan, Point, restore
+from multiref_cli.sweeps.plan import Plain, Plan, restore
 
 # Without effect on what a run costs: points that differ in these alone are counted once.
 _SAME_COST = ("alpha", "beta", "seed", "regularizer", "run", "tracking")
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What is left of a sweep.
-
-    Attributes:
-        points: points that are not done.
-        seconds: of work on all of them together; None where none is done yet.
-        measured: finished points that the estimate comes from.
-    """
-
-    points: int
-    seconds: float | None
-    measured: int
 
 
 @dataclass(frozen=True)
@@ -33,22 +17,20 @@ class Needs:
     """What a whole sweep takes, counted from models and rows: an order of magnitude.
 
     Attributes:
-        seconds: of every point, by its name.
+        seconds: of all points together, were none of them done.
         references: seconds of the passes that fill the reference store; what is stored already is counted too.
         memory: most bytes of one worker, activations aside.
     """
 
-    seconds: dict[str, float]
+    seconds: float
     references: float
     memory: float
 
 
-def measured(plan: Plan, ledger: Ledger) -> Estimate:
-    """What is left, from the mean time of the points that this folder has finished; reads files only."""
-    left = [point for point in plan.points if ledger.state(point.name, point.id) != "done"]
+def measured(plan: Plan, ledger: Ledger) -> list[float]:
+    """Seconds of every point of a plan that this folder has finished; reads its events only."""
     names = {point.name for point in plan.points}
-    done = [e["seconds"] for e in ledger.events()[0] if e["kind"] == "done" and e["name"] in names]
-    return Estimate(len(left), len(left) * sum(done) / len(done) if done else None, len(done))
+    return [e["seconds"] for e in ledger.events()[0] if e["kind"] == "done" and e["name"] in names]
 
 
 def counted(plan: Plan) -> Needs | None:
@@ -57,22 +39,13 @@ def counted(plan: Plan) -> Needs | None:
     Returns:
         None where models or data are not on this machine.
     """
-    costs = {kind: _cost(config) for kind, config in _kinds(plan.points)}
+    kinds = [_kind(point.config) for point in plan.points]
+    costs = {kind: _cost(point.config) for kind, point in dict(zip(kinds, plan.points)).items()}
     if any(cost is None for cost in costs.values()):
         return None
-    seconds = {p.name: costs[_kind(p.config)].training + costs[_kind(p.config)].evaluation for p in plan.points}
+    seconds = sum(costs[kind].training + costs[kind].evaluation for kind in kinds)
     most = {name: max(getattr(cost, name) for cost in costs.values()) for name in ("references", "memory")}
     return Needs(seconds, **most)
-
-
-def _kinds(points: tuple[Point, ...]) -> Iterator[tuple[str, Plain]]:
-    """One config of each kind of points that cost the same."""
-    seen = set()
-    for point in points:
-        kind = _kind(point.config)
-        if kind not in seen:
-            seen.add(kind)
-            yield kind, point.config
 
 
 def _kind(config: Plain) -> str:

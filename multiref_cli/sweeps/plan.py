@@ -109,15 +109,13 @@ def make_plan(request: Request) -> Plan:
 
 
 def _check_parts(configs: Iterable[Plain]) -> None:
-    """Refuse reward functions that are not there, and options that an engine does not take, with a RequestError."""
-    from multiref_cli.rewards.combine import build_reward
-    from multiref_cli.rollouts.engine import check_engine
+    """What every run checks of its parts, once for all points with the same ones."""
+    from multiref_cli.training.job import check_parts
 
-    different = {json.dumps([config["reward"], config["rollout"]], sort_keys=True): config for config in configs}
-    for config in map(restore, different.values()):
-        check_engine(config.rollout)
-        if config.reward is not None:
-            build_reward(config.reward)
+    named = ("algorithm", "policy", "reward", "rollout")
+    different = {json.dumps([config[name] for name in named], sort_keys=True): config for config in configs}
+    for config in different.values():
+        check_parts(restore(config))
 
 
 def condition_overrides(request: Request) -> list[tuple[str, ...]]:
@@ -261,13 +259,12 @@ def _passes(config: Plain) -> list[Pass]:
         for i in active
     ]
     regularizer = config["regularizer"]
-    if config["algorithm"]["name"] == "dpo" and regularizer["level"] == "token" and regularizer["normalized"]:
-        mix = (float(regularizer["mean_order"]), tuple(_weights(config)))
-        if len(active) > 1:
-            everyone = list(range(len(config["references"])))
-            before = (*needs, *(one.id for one in found))
-            one = _reference_pass(config, f"normalizers of the mixes over {data}", everyone, before)
-            found.append(replace(one, mixes=(mix,)))
+    mixed = regularizer["level"] == "token" and regularizer["normalized"] and len(active) > 1
+    if config["algorithm"]["name"] == "dpo" and mixed:
+        everyone = list(range(len(config["references"])))
+        before = (*needs, *(one.id for one in found))
+        one = _reference_pass(config, f"normalizers of the mixes over {data}", everyone, before)
+        found.append(replace(one, mixes=((float(regularizer["mean_order"]), tuple(_weights(config))),)))
     return made + found
 
 

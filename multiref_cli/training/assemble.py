@@ -4,11 +4,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from omegaconf import DictConfig
 from torch import nn
 
 from multiref_cli.config import build
-from multiref_cli.config.schema import Level, Model, States
+from multiref_cli.config.schema import Level, Model
 from multiref_cli.data.preferences import Pair
 from multiref_cli.models.decoder import sharing_width
 from multiref_cli.models.load import fingerprint, load_causal_lm, load_reward_model, new_causal_lm
@@ -89,7 +88,7 @@ def fill_store(job: Job, progress: Progress) -> None:
     if config.algorithm.name == "dpo":
         for pairs in filter(None, (job.data.train, job.data.held_out)):
             stored_pairs(job, pairs, progress)
-    elif reads_samples(config):
+    elif build.reads_samples(config):
         from multiref_cli.training.online import reference_samples
 
         reference_samples(job, range(len(job.data.train)), progress)
@@ -106,12 +105,6 @@ def store_normalizers(job: Job, mixes: Iterable[tuple[float, Sequence[float]]], 
     wanted = [Mix(order, tuple(weights)) for order, weights in mixes]
     for pairs in filter(None, (job.data.train, job.data.held_out)):
         job.open_store().normalizers_of(list(job.config.references), pair_sequences(pairs), wanted, progress)
-
-
-def reads_samples(config: DictConfig) -> bool:
-    """Whether a run trains on stored samples of its references."""
-    regularized = config.algorithm.name == "grpo" and config.beta > 0
-    return regularized and config.regularizer.states == States.reference
 
 
 def _dpo(job: Job, progress: Progress) -> Trainee:

@@ -85,21 +85,28 @@ def localized(config: DictConfig, progress: Progress) -> DictConfig:
     return OmegaConf.merge(config, found)  # type: ignore[return-value]
 
 
-def needed(plain: Any) -> dict[str, list[str]]:
+def needed(plain: Any, made: Callable[[str], bool] = lambda name: False) -> dict[str, list[str]]:
     """Embedded models and data sets that a plain config needs, each after what it is made from.
 
     Args:
         plain: config as dictionaries and lists.
+        made: says of a name that it need not be made; neither need what it is made from.
 
     Returns:
         name -> names that must exist before it; names whose own lists are done can be made side by side.
+
+    Raises:
+        RequestError: an unknown name.
     """
     found: dict[str, list[str]] = {}
 
     def visit(name: str) -> None:
-        for other in _uses(name):
-            visit(other)
-        found.setdefault(name, list(_uses(name)))
+        """Add a name behind everything that it is made from."""
+        _refuse_unknown(name)
+        if not made(name):
+            for other in _uses(name):
+                visit(other)
+            found.setdefault(name, list(_uses(name)))
 
     for name in _names_in(plain):
         visit(name)
@@ -112,18 +119,8 @@ def missing(config: DictConfig) -> list[str]:
     Raises:
         RequestError: an unknown name.
     """
-    cache, found = build.cache_folder(config), dict[str, None]()
-
-    def visit(name: str) -> None:
-        _refuse_unknown(name)
-        if not _target(name, cache).is_dir():
-            for other in _uses(name):
-                visit(other)
-            found[PREFIX + name] = None
-
-    for name in _names_in(build.plain(config)):
-        visit(name)
-    return list(found)
+    cache = build.cache_folder(config)
+    return [PREFIX + name for name in needed(build.plain(config), lambda name: _target(name, cache).is_dir())]
 
 
 def names() -> list[str]:

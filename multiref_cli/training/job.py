@@ -90,12 +90,7 @@ def prepare(config: DictConfig, original: DictConfig) -> Job:
     Raises:
         RequestError: data, tokenizers, references, a reward or an engine that do not fit; nothing was written.
     """
-    if config.algorithm.name == "grpo":
-        check_engine(config.rollout)
-    if config.reward is not None:
-        build_reward(config.reward)
-    if config.policy.lora is not None or config.policy.adapter:
-        require_peft()
+    check_parts(config)
     tokenizer = load_tokenizer(config.policy)
     data = load_data(config, tokenizer, config.algorithm.name)
     if not data.train:
@@ -105,6 +100,20 @@ def prepare(config: DictConfig, original: DictConfig) -> Job:
         tokenizers = {r.name: load_tokenizer(r) for r in config.references}
         vocabulary = check_compatible(tokenizer, tokenizers, config.regularizer.level)
     return Job(config, build.config_hash(original), build.condition(original), tokenizer, data, vocabulary)
+
+
+def check_parts(config: DictConfig) -> None:
+    """Find what a config names besides models and data: its engine's options, its reward functions, peft.
+
+    Raises:
+        RequestError: something is not there, or does not take what it is given.
+    """
+    if config.algorithm.name == "grpo":
+        check_engine(config.rollout)
+    if config.reward is not None:
+        build_reward(config.reward)
+    if config.policy.lora is not None or config.policy.adapter:
+        require_peft()
 
 
 def load_data(config: DictConfig, tokenizer: Any, algorithm: str) -> Split:

@@ -7,7 +7,6 @@ from typing import Any
 from torch import nn
 
 from multiref_cli.config import build
-from multiref_cli.config.schema import States
 from multiref_cli.data.chat import end_ids
 from multiref_cli.models.decoder import Adapted, honours_shared_prompts
 from multiref_cli.models.load import load_causal_lm, load_tokenizer
@@ -42,7 +41,7 @@ def build_grpo(job: Job, model: nn.Module, progress: Progress) -> Grpo:
         vocabulary=job.vocabulary,
         may_share=honours_shared_prompts(model),
     )
-    if config.beta > 0 and config.regularizer.states == States.reference:
+    if build.reads_samples(config):
         parts.stored_weights = build.active_references(config)[1]
         parts.stored = reference_samples(job, _reached(job), progress)
     elif config.beta > 0:
@@ -60,7 +59,6 @@ def live_references(job: Job, progress: Progress) -> LiveReferences:
     references, weights = build.active_references(config)
     progress.advance("load references", 0, len(references))
     models = load_references(references, given or policy_device, build.dtype_name(config))
-    progress.advance("load references", len(references), len(references))
     members = [
         Member(reference.name, model, weight, _foreign_tokenizer(job, reference))
         for reference, model, weight in zip(references, models, weights)

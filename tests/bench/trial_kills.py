@@ -1,8 +1,8 @@
 """A sweep of real tiny runs that is killed again and again; run: python tests/bench/trial_kills.py [--kills 100]
 
 Workers and the parent are killed with SIGKILL at random moments, the same command is run again, until so many kills
-have struck; then the sweep is finished undisturbed. Its metrics.jsonl (times aside) and results.json must be, byte for
-byte, those of the same sweep that nobody disturbed. Prints one line a kill and a summary; exit code 1 if anything
+have struck; then the sweep is finished undisturbed. Every number of its metrics.jsonl (times aside) and results.json
+must equal that of the same sweep that nobody disturbed. Prints one line a kill and a summary; exit code 1 if anything
 differs.
 """
 
