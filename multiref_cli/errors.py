@@ -5,5 +5,9 @@ class RequestError(Exception):
     """The request is wrong: one sentence saying what, what was given, what is allowed. Exit code 2, nothing written."""
 
 
+class HubUnreachable(RequestError):
+    """A model or data set of the Hub that is not in the local cache, while the Hub cannot be reached."""
+
+
 class RunError(Exception):
     """Something failed on the way: what, where its log is, how to go on. Exit code 1, finished work is kept."""

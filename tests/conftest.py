@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from multiref_cli.cli.app import app, run_guarded
-from multiref_cli.data import toy, toy_tokenizer
 from multiref_cli.tracking.run_dir import read_json, read_lines
+from multiref_cli.world import problems as toy
+from multiref_cli.world import tokenizer as toy_tokenizer
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)

@@ -17,11 +17,15 @@ LAYERS = {
     "multiref_cli": 0,
     "multiref_cli.errors": 0,
     "multiref_cli.seeding": 0,
+    "multiref_cli.config.algorithms": 0,
+    "multiref_cli.config.plain": 0,
+    "multiref_cli.config.regularizer": 0,
     "multiref_cli.config.schema": 0,
+    "multiref_cli.config.weights": 0,
+    "multiref_cli.config": 1,
     "multiref_cli.objectives": 1,
     "multiref_cli.theory": 1,
     "multiref_cli.evaluation.statistics": 1,
-    "multiref_cli.config": 1,
     "multiref_cli.tracking": 1,
     "multiref_cli.data": 2,
     "multiref_cli.models": 2,
@@ -29,10 +33,13 @@ LAYERS = {
     "multiref_cli.rewards": 2,
     "multiref_cli.references": 2,
     "multiref_cli.evaluation": 3,
-    "multiref_cli.training": 4,
-    "multiref_cli.sweeps": 5,
-    "multiref_cli.reports": 6,  # reads files only: run folders and the ledgers of sweeps
-    "multiref_cli.cli": 7,
+    "multiref_cli.world": 4,
+    "multiref_cli.algorithms": 4,
+    "multiref_cli.training": 5,
+    "multiref_cli.runs": 6,
+    "multiref_cli.sweeps": 7,
+    "multiref_cli.reports": 8,  # reads files only: run folders and the ledgers of sweeps
+    "multiref_cli.cli": 9,
 }
 # Libraries that one module owns.
 OWNERS = {
@@ -161,6 +168,38 @@ def test_nothing_imports_a_layer_above_its_own():
     assert upward(IMPORTS) == []
 
 
+def circles(imports: list[Import]) -> list[list[str]]:
+    """Groups of modules that import one another, inside functions too."""
+    graph: dict[str, set[str]] = {}
+    for one in imports:
+        if belongs(one.imported, ["multiref_cli"]) and one.imported != one.module:
+            graph.setdefault(one.module, set()).add(one.imported)
+
+    def reached(start: str) -> set[str]:
+        seen: set[str] = set()
+        waiting = list(graph.get(start, ()))
+        while waiting:
+            module = waiting.pop()
+            if module not in seen:
+                seen.add(module)
+                waiting += graph.get(module, ())
+        return seen
+
+    beyond = {module: reached(module) for module in graph}
+    return sorted([m, n] for m in beyond for n in beyond[m] if m < n and m in beyond.get(n, ()))
+
+
+def test_no_module_imports_one_that_imports_it():
+    assert circles(IMPORTS) == []
+
+
+def test_a_circle_is_seen_through_other_modules_and_inside_functions():
+    found = imports_of("multiref_cli.a", "from multiref_cli.config import check")
+    found += imports_of("multiref_cli.config.check", "def f():\n    from multiref_cli.config import schema")
+    found += [Import("multiref_cli.config.schema", "multiref_cli.a", 1, False)]
+    assert ["multiref_cli.a", "multiref_cli.config.check"] in circles(found)
+
+
 def test_only_their_owners_import_hydra_rich_and_wandb():
     assert disowned(IMPORTS) == []
 
@@ -179,7 +218,9 @@ def test_reports_read_files_and_load_no_model():
         "transformers",
         "datasets",
         "multiref_cli.models",
+        "multiref_cli.algorithms",
         "multiref_cli.training",
+        "multiref_cli.runs",
         "multiref_cli.rollouts",
     )
     assert [
@@ -197,12 +238,12 @@ def test_reports_read_files_and_load_no_model():
         (upward, "multiref_cli.errors", "from multiref_cli import config"),
         (disowned, "multiref_cli.sweeps.plan", "from hydra.core.override_parser import types"),
         (disowned, "multiref_cli.cli.train", "import rich.table"),
-        (disowned, "multiref_cli.training.run", "def f():\n    import wandb"),
+        (disowned, "multiref_cli.runs.run", "def f():\n    import wandb"),
         (impure, "multiref_cli.objectives.x", "import transformers"),
         (impure, "multiref_cli.theory.exact", "from scipy import optimize"),
         (impure, "multiref_cli.evaluation.statistics", "from multiref_cli.evaluation.evaluate import score"),
         (heavy_at_the_top, "multiref_cli.cli.app", "if True:\n    import torch"),
-        (heavy_at_the_top, "multiref_cli.config.build", "class A:\n    from datasets import Dataset"),
+        (heavy_at_the_top, "multiref_cli.config.schema", "class A:\n    from datasets import Dataset"),
     ],
 )
 def test_the_rules_see_what_they_forbid(rule, module, source):
@@ -212,7 +253,7 @@ def test_the_rules_see_what_they_forbid(rule, module, source):
 @pytest.mark.parametrize(
     ("rule", "module", "source"),
     [
-        (upward, "multiref_cli.cli.train", "from multiref_cli.training.run import train"),
+        (upward, "multiref_cli.cli.train", "from multiref_cli.runs.run import train"),
         (upward, "multiref_cli.rewards.model", "from multiref_cli.data import chat"),
         (disowned, "multiref_cli.config.compose", "from hydra import compose"),
         (
@@ -223,7 +264,7 @@ def test_the_rules_see_what_they_forbid(rule, module, source):
         (heavy_at_the_top, "multiref_cli.cli.app", "def f():\n    import torch"),
         (
             heavy_at_the_top,
-            "multiref_cli.config.build",
+            "multiref_cli.config.schema",
             "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch",
         ),
     ],

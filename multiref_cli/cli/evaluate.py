@@ -16,7 +16,7 @@ def evaluate(folder: str, overrides: list[str], *, plain: bool) -> None:
     if not runs:
         raise RequestError(f"{folder} holds no finished run.")
     from multiref_cli.reports.report import write_run_report
-    from multiref_cli.training.run import evaluate as evaluate_run
+    from multiref_cli.runs.run import evaluate as evaluate_run
 
     with display.progress(plain) as progress:
         for run in runs:

@@ -6,17 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multiref_cli.cli import display
-from multiref_cli.config.build import cache_folder, config_hash, reads_samples
-from multiref_cli.config.check import check
 from multiref_cli.config.compose import compose, expand_axes
+from multiref_cli.config.schema import Experiment, Hardware
 from multiref_cli.errors import RequestError, RunError
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
+    from multiref_cli.algorithms.base import Job
     from multiref_cli.evaluation.evaluate import Evaluator
     from multiref_cli.references.store import ReferenceStore
-    from multiref_cli.training.job import Job
+    from multiref_cli.references.verify import Finding
+    from multiref_cli.tracking.progress import Progress
 
 MIX_ORDERS = (0.0, 1.0, -1.0)
 MIX_ALPHAS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -24,21 +23,19 @@ MIX_ALPHAS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 def build(overrides: list[str]) -> None:
     """Fill the store with what runs of this config read from it."""
-    config = compose(overrides)
-    check(config)
-    from multiref_cli.training.assemble import fill_store
-    from multiref_cli.training.embedded import localized
-    from multiref_cli.training.job import prepare
+    experiment = compose(overrides)
+    from multiref_cli.algorithms.base import module_of
+    from multiref_cli.runs.run import open_job
 
-    if config.algorithm.name != "dpo" and not reads_samples(config):
+    if not experiment.reads_store:
         raise RequestError(
-            f"algorithm={config.algorithm.name} asks its references as it goes; the store serves algorithm=dpo and "
+            f"algorithm={experiment.algorithm.name} asks its references as it goes; the store serves algorithm=dpo and "
             "regularizer.states=reference."
         )
     with display.progress(plain=False) as progress:
-        job = prepare(localized(config, progress), config)
+        job = open_job(experiment, progress)
         start = time.time()
-        fill_store(job, progress)
+        module_of(experiment).fill_store(job, progress)
     new = [entry for entry in job.open_store().list() if entry.created >= start]
     tokens, seconds = sum(entry.tokens for entry in new), sum(entry.seconds for entry in new)
     display.line(f"{len(new)} new entries, {tokens:,} tokens in {seconds:.1f} s; all others were there.")
@@ -83,30 +80,26 @@ def prune(*, older_than: float | None, everything: bool, dry_run: bool) -> None:
 def mix(overrides: list[str]) -> None:
     """Sample the mixed references of a config without any training, score the samples, write a folder with a report."""
     alphas, others = _alphas(overrides)
-    config = compose(others)
-    names = [reference.name for reference in config.references]
+    experiment = compose(others)
+    names = [reference.name for reference in experiment.references]
     if len(names) != 2:
         raise RequestError(f"refs mix weighs two references against each other, this config has {len(names)}.")
-    check(config)
-    folder = _mix_folder(config, names)
-
-    from omegaconf import OmegaConf
+    folder = _mix_folder(experiment, names)
 
     from multiref_cli.evaluation.mixed import score_mixtures, write_scores
     from multiref_cli.reports.mixed import MEANS, write_mixed_report
+    from multiref_cli.runs.run import config_text, open_job
     from multiref_cli.tracking.provenance import provenance
     from multiref_cli.tracking.run_dir import RunDir, write_json
-    from multiref_cli.training.embedded import localized
-    from multiref_cli.training.job import prepare
 
     with display.progress(plain=False) as progress:
-        job = prepare(localized(config, progress), config)
+        job = open_job(experiment, progress)
         evaluator, score = _mix_evaluator(job, progress)
-        models = (evaluator.open_reference(names[0]), evaluator.open_reference(names[1]))
-        rows = score_mixtures(evaluator, models, MIX_ORDERS, alphas, progress)
-    RunDir.create(folder, OmegaConf.to_yaml(config, resolve=True), overrides, provenance())
+        first, second = (reference.model for reference in job.references(active=False))
+        rows = score_mixtures(evaluator, (first, second), MIX_ORDERS, alphas, progress)
+    RunDir.create(folder, config_text(experiment), overrides, provenance())
     write_scores(rows, folder / "scores.csv")
-    write_json(folder / "mixed.json", _facts(config, names, score) | {"scores": [asdict(row) for row in rows]})
+    write_json(folder / "mixed.json", _facts(experiment, names, score) | {"scores": [asdict(row) for row in rows]})
     page = write_mixed_report(folder)
     cells = [[MEANS[r.order], r.alpha, r.mean, r.ci_low, r.ci_high, r.n, r.gain] for r in rows]
     headers = ["mean", "alpha", score, "ci_low", "ci_high", "n", "above the better single"]
@@ -117,10 +110,10 @@ def mix(overrides: list[str]) -> None:
 def _store() -> "ReferenceStore":
     from multiref_cli.references.store import ReferenceStore
 
-    return ReferenceStore(cache_folder() / "store")
+    return ReferenceStore(Hardware().cache_folder / "store")
 
 
-def _found(check) -> list[str]:
+def _found(check: "Finding") -> list[str]:
     return [check.entry.key[:12], check.entry.kind, check.entry.names, check.text]
 
 
@@ -153,16 +146,16 @@ def _alphas(overrides: list[str]) -> tuple[list[float], list[str]]:
     return alphas or list(MIX_ALPHAS), others
 
 
-def _mix_evaluator(job: "Job", progress) -> tuple["Evaluator", str]:
+def _mix_evaluator(job: "Job", progress: "Progress") -> tuple["Evaluator", str]:
     """The evaluator of a job with one scorer, the config's reward where it has one, and that scorer's name."""
-    from multiref_cli.training.scoring import build_evaluator
+    from multiref_cli.runs.measure import build_evaluator
 
-    evaluator, notes = build_evaluator(job, progress)
-    for name in evaluator.foreign_tokenizers:
+    evaluator, notes = build_evaluator(job)
+    for name in evaluator.foreign:
         raise RequestError(f"{name} has another tokenizer than the policy: its tokens cannot be mixed with others.")
     if not evaluator.scorers:
         raise RequestError("refs mix scores samples; give reward=NAME or evaluation.scorer.path=MODEL.")
-    reward = job.config.reward
+    reward = job.experiment.reward
     score = reward.name if reward is not None and reward.name in evaluator.scorers else next(iter(evaluator.scorers))
     for note in notes:
         progress.note(note)
@@ -170,8 +163,8 @@ def _mix_evaluator(job: "Job", progress) -> tuple["Evaluator", str]:
     return replace(evaluator, scorers=scorers, references=[], reference_samples=None), score
 
 
-def _mix_folder(config: "DictConfig", names: list[str]) -> Path:
-    given = config.run.dir or (config.run.name and f"runs/{config.run.name}")
+def _mix_folder(experiment: Experiment, names: list[str]) -> Path:
+    given = experiment.run.dir or (experiment.run.name and f"runs/{experiment.run.name}")
     base = Path(given or f"runs/mixed-{'-'.join(names)}").expanduser()
     for number in range(1, 2 if given else 10_000):
         folder = base if number == 1 else base.with_name(f"{base.name}-{number}")
@@ -180,13 +173,13 @@ def _mix_folder(config: "DictConfig", names: list[str]) -> Path:
     raise RequestError(f"{base} exists already; choose another run.dir.")
 
 
-def _facts(config: "DictConfig", names: list[str], score: str) -> dict[str, Any]:
-    settings = config.evaluation
+def _facts(experiment: Experiment, names: list[str], score: str) -> dict[str, Any]:
+    settings = experiment.evaluation
     return {
         "references": names,
-        "paths": [reference.path for reference in config.references],
+        "paths": [reference.path for reference in experiment.references],
         "score": score,
         "samples_per_prompt": settings.samples_per_prompt,
         "temperature": settings.temperature,
-        "config_hash": config_hash(config),
+        "config_hash": experiment.hash,
     }

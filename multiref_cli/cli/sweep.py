@@ -42,7 +42,7 @@ def sweep(
         raise RequestError(f"--launcher is {launcher!r}; allowed: {', '.join(LAUNCHERS)}.")
     request = _request(overrides, resume)
     plan = make_plan(request)
-    workers = workers or default_workers(len(plan.points), plan.points[0].config["hardware"]["device"])
+    workers = workers or default_workers(len(plan.points), plan.points[0].experiment.hardware.device)
     ledger = Ledger(request.folder)
     watcher = Watcher(ledger, plan)
     _show(request, plan, ledger, watcher.snapshot(), workers, launcher, dry_run)
@@ -140,12 +140,10 @@ def _time_left(plan: Plan, ledger: Ledger, now: Snapshot, workers: int) -> str:
 
 def _show_cost(plan: Plan, workers: int) -> None:
     """Print one point as `train --dry-run` does, and what the whole sweep takes, counted."""
+    from multiref_cli.runs.forecast import forecast, memory_text
     from multiref_cli.sweeps.estimate import counted
-    from multiref_cli.sweeps.plan import restore
-    from multiref_cli.training.plan import memory_text
-    from multiref_cli.training.plan import plan as plan_run
 
-    found = plan_run(restore(plan.points[0].config))
+    found = forecast(plan.points[0].experiment)
     display.table(f"one point: {plan.points[0].name}", ["what", "value"], found.rows)
     needs = counted(plan)
     if needs is None:

@@ -4,10 +4,11 @@ import hashlib
 import time
 from pathlib import Path
 
-from omegaconf import OmegaConf
+import yaml
 
 from multiref_cli.cli import display
 from multiref_cli.config.compose import compose_plain, typed
+from multiref_cli.config.plain import to_plain
 from multiref_cli.errors import RequestError, RunError
 from multiref_cli.theory import laboratory
 from multiref_cli.theory.findings import Study
@@ -24,9 +25,8 @@ def theory(overrides: list[str]) -> None:
     from multiref_cli.reports.laboratory import write_report
     from multiref_cli.tracking.provenance import provenance
 
-    config = typed(compose_plain(overrides, "theory", Laboratory()), Laboratory())
-    lab: Laboratory = OmegaConf.to_object(config)  # type: ignore[assignment]
-    text = OmegaConf.to_yaml(config, resolve=True)
+    lab = typed(compose_plain(overrides, "theory", Laboratory()), Laboratory())
+    text = yaml.safe_dump(to_plain(lab), sort_keys=False, allow_unicode=True)
     laboratory.check(lab)
     torch.set_num_threads(1)  # sums in one order, whatever the machine: the same numbers, bit for bit
     run = RunDir.create(_folder(lab), text, overrides, provenance())

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from omegaconf import OmegaConf
+import yaml
 
 from multiref_cli.cli import display
-from multiref_cli.config.check import check
 from multiref_cli.config.compose import compose
+from multiref_cli.config.schema import Experiment
 from multiref_cli.errors import RequestError
 
 
@@ -16,28 +16,27 @@ def train(overrides: list[str], *, dry_run: bool, resume: str | None, plain: boo
         if overrides:
             raise RequestError(f"--resume goes on with the run as it was configured; drop {overrides[0]}.")
         from multiref_cli.reports.report import write_run_report
-        from multiref_cli.training.run import resume as resume_run
+        from multiref_cli.runs.run import resume as resume_run
 
         with display.progress(plain) as progress:
             folder = resume_run(Path(resume), progress, write_run_report)
         return finished(folder)
-    config = compose(overrides)
-    check(config)
+    experiment = compose(overrides)
     if dry_run:
-        return _show_plan(config)
+        return _show_plan(experiment)
     from multiref_cli.reports.report import write_run_report
-    from multiref_cli.training.run import train as train_run
+    from multiref_cli.runs.run import train as train_run
 
     with display.progress(plain) as progress:
-        folder = train_run(config, overrides=overrides, progress=progress, report=write_run_report)
+        folder = train_run(experiment, overrides=overrides, progress=progress, report=write_run_report)
     finished(folder)
 
 
-def _show_plan(config) -> None:
-    from multiref_cli.training.plan import plan
+def _show_plan(experiment: Experiment) -> None:
+    from multiref_cli.runs.forecast import forecast
 
-    display.line(OmegaConf.to_yaml(config, resolve=True))
-    found = plan(config)
+    display.line(yaml.safe_dump(experiment.plain, sort_keys=False, allow_unicode=True))
+    found = forecast(experiment)
     display.table("plan", ["what", "value"], found.rows)
     for title, pieces in found.masks:
         display.line(f"\n{title} (scored tokens marked):")

@@ -1,18 +1,19 @@
 """Rules that span several keys: whatever can be refused before a model is loaded is refused here, in one sentence."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig
-
-from multiref_cli.config.schema import Estimator, Level, States
+from multiref_cli.config.algorithms import DpoSettings, OnlineSettings
+from multiref_cli.config.regularizer import Estimator, Level, States
+from multiref_cli.config.weights import weights_of
 from multiref_cli.errors import RequestError
 
-REGULARIZED = ("dpo", "grpo")
-_TOKEN_ESTIMATORS = (Estimator.exact, Estimator.k2, Estimator.k3, Estimator.k3_ratio)
+if TYPE_CHECKING:
+    from multiref_cli.config.schema import Experiment
+
 VLLM_MISSING = (
     "rollout=vllm needs vLLM, which is not installed: pip install 'multiref[vllm]', or use rollout=transformers"
 )
@@ -25,84 +26,57 @@ _SAMPLING: dict[str, tuple[Callable[[float], bool], str]] = {
 }
 
 
-def check(config: DictConfig) -> None:
+def check(experiment: "Experiment") -> None:
     """Refuse contradictory values.
 
     Raises:
         RequestError: naming the key, what was given and what is allowed.
     """
-    _check_numbers(config)
-    _check_paths(config)
-    if config.algorithm.name in REGULARIZED:
-        _check_references(config)
-        _check_regularizer(config)
-    if config.algorithm.name == "grpo":
-        _check_online(config)
-    if config.steps is None:
-        _require(config.epochs is not None and config.epochs > 0, "give steps=NUMBER or epochs=NUMBER above 0")
+    _check_numbers(experiment)
+    _check_paths(experiment)
+    if experiment.algorithm.regularized:
+        _check_references(experiment)
+        _check_regularizer(experiment)
+    if isinstance(experiment.algorithm, DpoSettings):
+        _check_preferences(experiment.algorithm, experiment.beta)
+    if isinstance(experiment.algorithm, OnlineSettings):
+        _check_online(experiment, experiment.algorithm)
+    if experiment.steps is None:
+        _require(experiment.epochs is not None and experiment.epochs > 0, "give steps=NUMBER or epochs=NUMBER above 0")
 
 
-def simplex(alpha: Any, count: int) -> list[float]:
-    """Weights of `count` references from a number (the first of two) or a list.
-
-    Raises:
-        RequestError: not on the simplex, or not as many as references.
-    """
-    if alpha is None and count == 1:
-        return [1.0]
-    if isinstance(alpha, (int, float)) and not isinstance(alpha, bool):
-        _require(0 <= alpha <= 1, f"alpha is {alpha:g}, a weight lies between 0 and 1")
-        if count == 1:
-            return [1.0]
-        _require(count == 2, f"one number for alpha fits two references, not {count}; give 'alpha=[...]'")
-        return [float(alpha), 1.0 - float(alpha)]
-    _require(
-        alpha is not None and not isinstance(alpha, str) and all(isinstance(a, (int, float)) for a in alpha),
-        f"alpha is {alpha!r}; give a number or a list of numbers",
-    )
-    weights = [float(a) for a in alpha]
-    _require(len(weights) == count, f"alpha has {len(weights)} weights for {count} references")
-    _require(all(w >= 0 for w in weights), f"alpha has a negative weight: {weights}")
-    _require(abs(sum(weights) - 1) < 1e-6, f"alpha must sum to 1, {weights} sums to {sum(weights):g}")
-    return weights
-
-
-def _check_numbers(config: DictConfig) -> None:
-    _require(math.isfinite(config.beta) and config.beta >= 0, f"beta is {config.beta:g}; it must be 0 or more")
-    _require(
-        config.optimizer.learning_rate > 0,
-        f"optimizer.learning_rate is {config.optimizer.learning_rate:g}; it must be above 0",
-    )
-    _require(config.steps is None or config.steps > 0, f"steps is {config.steps}; it must be above 0")
-    _require(0 <= config.data.held_out < 1, f"data.held_out is {config.data.held_out:g}; it is a share, from 0 up to 1")
-    for key, value in config.algorithm.items():
+def _check_numbers(experiment: "Experiment") -> None:
+    beta, optimizer, data = experiment.beta, experiment.optimizer, experiment.data
+    _require(math.isfinite(beta) and beta >= 0, f"beta is {beta:g}; it must be 0 or more")
+    _require(optimizer.learning_rate > 0, f"optimizer.learning_rate is {optimizer.learning_rate:g}; it must be above 0")
+    _require(experiment.steps is None or experiment.steps > 0, f"steps is {experiment.steps}; it must be above 0")
+    _require(0 <= data.held_out < 1, f"data.held_out is {data.held_out:g}; it is a share, from 0 up to 1")
+    for key, value in vars(experiment.algorithm).items():
         if key.startswith(("batch_", "micro_", "inner_")):
             _require(value > 0, f"algorithm.{key} is {value}; it must be above 0")
     for group, names in (
         ("rollout", ("group_size", "max_new_tokens", "batch_size")),
         ("evaluation", ("samples_per_prompt", "max_new_tokens", "batch_size")),
     ):
+        settings = vars(getattr(experiment, group))
         for name in names:
-            _require(config[group][name] > 0, f"{group}.{name} is {config[group][name]}; it must be above 0")
-        check_sampling(config[group], f"{group}.")
-    _choice("optimizer.name", config.optimizer.name, ("adamw", "muon"))
-    _choice("optimizer.schedule", config.optimizer.schedule, ("linear", "cosine", "wsd", "constant"))
-    _choice("evaluation.split", config.evaluation.split, ("held_out", "train"))
-    _choice("rollout.engine", config.rollout.engine, ("transformers", "vllm"))
-    _choice("hardware.dtype", config.hardware.dtype, ("auto", "float32", "bfloat16"))
-    if config.algorithm.name == "dpo":
-        _choice("algorithm.loss", config.algorithm.loss, ("sigmoid", "ipo"))
-        smoothing = config.algorithm.label_smoothing
-        _require(0 <= smoothing < 0.5, f"algorithm.label_smoothing is {smoothing:g}; it lies between 0 and 0.5")
-        _require(config.beta > 0, "algorithm=dpo needs beta above 0: its implicit reward is beta times the score")
-    if config.algorithm.name == "grpo":
-        _choice("algorithm.loss_reduction", config.algorithm.loss_reduction, ("grpo", "bnpo", "dr_grpo", "dapo"))
-        _choice("algorithm.importance", config.algorithm.importance, ("token", "sequence"))
-        _choice("algorithm.baseline", config.algorithm.baseline, ("group_mean", "leave_one_out", "none"))
-        _choice("algorithm.advantage_scale", config.algorithm.advantage_scale, ("group", "batch", "none"))
+            _require(settings[name] > 0, f"{group}.{name} is {settings[name]}; it must be above 0")
+        check_sampling(settings, f"{group}.")
+    _choice("optimizer.name", optimizer.name, ("adamw", "muon"))
+    _choice("optimizer.schedule", optimizer.schedule, ("linear", "cosine", "wsd", "constant"))
+    _choice("evaluation.split", experiment.evaluation.split, ("held_out", "train"))
+    _choice("rollout.engine", experiment.rollout.engine, ("transformers", "vllm"))
+    _choice("hardware.dtype", experiment.hardware.dtype, ("auto", "float32", "bfloat16"))
 
 
-def check_sampling(values: Any, prefix: str = "") -> None:
+def _check_preferences(settings: DpoSettings, beta: float) -> None:
+    _choice("algorithm.loss", settings.loss, ("sigmoid", "ipo"))
+    smoothing = settings.label_smoothing
+    _require(0 <= smoothing < 0.5, f"algorithm.label_smoothing is {smoothing:g}; it lies between 0 and 0.5")
+    _require(beta > 0, f"algorithm={settings.name} needs beta above 0: its implicit reward is beta times the score")
+
+
+def check_sampling(values: Mapping[str, float], prefix: str = "") -> None:
     """Refuse sampling settings outside their range.
 
     Args:
@@ -117,28 +91,34 @@ def check_sampling(values: Any, prefix: str = "") -> None:
             _require(good(values[name]), f"{prefix}{name} is {values[name]:g}; it must be {allowed}")
 
 
-def _check_online(config: DictConfig) -> None:
-    _require(config.steps is not None, "algorithm=grpo has no epochs; give steps=NUMBER")
-    _require(config.reward is not None, "algorithm=grpo needs a reward; give reward=NAME")
+def _check_online(experiment: "Experiment", settings: OnlineSettings) -> None:
+    name, rollout, hardware = settings.name, experiment.rollout, experiment.hardware
+    _choice("algorithm.loss_reduction", settings.loss_reduction, ("grpo", "bnpo", "dr_grpo", "dapo"))
+    _choice("algorithm.importance", settings.importance, ("token", "sequence"))
+    _choice("algorithm.baseline", settings.baseline, ("group_mean", "leave_one_out", "none"))
+    _choice("algorithm.advantage_scale", settings.advantage_scale, ("group", "batch", "none"))
+    _require(experiment.steps is not None, f"algorithm={name} has no epochs; give steps=NUMBER")
+    if settings.rewarded:
+        _require(experiment.reward is not None, f"algorithm={name} needs a reward; give reward=NAME")
+    else:
+        _require(experiment.beta > 0, f"algorithm={name} learns from its references alone: beta must be above 0")
     _require(
-        config.rollout.temperature > 0,
+        rollout.temperature > 0,
         "rollout.temperature is 0: greedy responses of a group are all the same; usual is 1",
     )
-    if config.rollout.engine == "vllm":
+    if rollout.engine == "vllm":
         _require(find_spec("vllm") is not None, VLLM_MISSING)
-    if config.hardware.reference_device is not None and config.beta > 0 and config.regularizer.states == States.policy:
-        _check_placement(config)
+    if hardware.reference_device is not None and experiment.penalized and not experiment.reads_samples:
+        _check_placement(experiment, hardware.reference_device)
 
 
-def _check_placement(config: DictConfig) -> None:
+def _check_placement(experiment: "Experiment", given: str) -> None:
     """References on a device of their own: mixed token by token they are needed together, `exact` beside the policy."""
-    from multiref_cli.config import build
-
-    given, policy_device = config.hardware.reference_device, build.device_name(config)
-    exact = build.estimator(config) == Estimator.exact
+    policy_device = experiment.hardware.device_name
+    exact = experiment.estimator is Estimator.exact
     visiting = given.split(":")[0] == "cpu" and not policy_device.startswith("cpu")
     _require(
-        not (visiting and (exact or config.regularizer.level == Level.token)),
+        not (visiting and (exact or experiment.penalty.level is Level.token)),
         "hardware.reference_device=cpu lets references visit the GPU one at a time, but level=token mixes all of them "
         "at every token: leave it unset or use level=sequence",
     )
@@ -149,15 +129,15 @@ def _check_placement(config: DictConfig) -> None:
     )
 
 
-def _check_paths(config: DictConfig) -> None:
+def _check_paths(experiment: "Experiment") -> None:
     paths = {
-        "policy.path": config.policy.path,
-        "data.path": config.data.path,
-        "data.held_out_path": config.data.held_out_path,
+        "policy.path": experiment.policy.path,
+        "data.path": experiment.data.path,
+        "data.held_out_path": experiment.data.held_out_path,
     }
-    paths |= {f"references: {r.name}": r.path for r in config.references}
-    if config.evaluation.scorer is not None:
-        paths["evaluation.scorer.path"] = config.evaluation.scorer.path
+    paths |= {f"references: {r.name}": r.path for r in experiment.references}
+    if experiment.evaluation.scorer is not None:
+        paths["evaluation.scorer.path"] = experiment.evaluation.scorer.path
     for key, path in paths.items():
         if path is None or path.startswith("toy:"):
             continue
@@ -168,40 +148,44 @@ def _check_paths(config: DictConfig) -> None:
             raise RequestError(f"{key} is {path!r}, which does not exist; give a folder, a file or a Hub id.")
 
 
-def _check_references(config: DictConfig) -> None:
-    _require(
-        config.regularizer is not None, f"algorithm={config.algorithm.name} needs a regularizer; give regularizer=NAME"
-    )
-    _require(len(config.references) > 0, f"algorithm={config.algorithm.name} needs at least one reference")
-    names = [r.name for r in config.references]
+def _check_references(experiment: "Experiment") -> None:
+    name = experiment.algorithm.name
+    _require(experiment.regularizer is not None, f"algorithm={name} needs a regularizer; give regularizer=NAME")
+    _require(len(experiment.references) > 0, f"algorithm={name} needs at least one reference")
+    names = [r.name for r in experiment.references]
     twice = sorted({n for n in names if names.count(n) > 1})
     _require(not twice, f"two references have the name {twice[0] if twice else ''!r}; names must differ")
     reserved = sorted({"mixed"} & set(names))
     _require(not reserved, "a reference cannot be called 'mixed': that is the mixed reference's name in the metrics")
-    simplex(config.alpha, len(names))
+    weights_of(experiment.alpha, len(names))
 
 
-def _check_regularizer(config: DictConfig) -> None:
-    r = config.regularizer
-    if r.level == Level.token:
-        own = config.policy.tokenizer
-        other = [x.name for x in config.references if x.tokenizer is not None and x.tokenizer != own]
+def _check_regularizer(experiment: "Experiment") -> None:
+    r, online = experiment.penalty, experiment.algorithm.online
+    if r.level is Level.token:
+        own = experiment.policy.tokenizer
+        other = [x.name for x in experiment.references if x.tokenizer is not None and x.tokenizer != own]
         _require(not other, f"level=token cannot mix in {other[:1]}, which has its own tokenizer; use level=sequence")
         _require(r.ctro is None and not r.arwc, "ctro and arwc act on whole responses; use level=sequence")
-    if r.level == Level.sequence and r.estimator in _TOKEN_ESTIMATORS:
+    if r.level is Level.sequence and r.estimator is not None and not r.estimator.in_reward:
         raise RequestError(
             f"regularizer.estimator={r.estimator.name} works token by token; use level=token, or estimator=reward."
         )
-    if r.states == States.reference:
+    if online:
+        _require(
+            r.ctro is None and not r.arwc and not r.multi_loss,
+            "ctro, arwc and multi_loss belong to the offline job (algorithm=dpo)",
+        )
+    if r.states is States.reference:
         _require(r.score_order == 1, f"states=reference is the exact forward KL, score_order 1, not {r.score_order:g}")
-        _require(config.algorithm.name == "grpo", "states=reference belongs to the online job (algorithm=grpo)")
+        _require(online, "states=reference belongs to the online job (algorithm=grpo)")
     if r.ctro is not None:
-        anchors = [x.name for x in config.references]
+        anchors = [x.name for x in experiment.references]
         _require(
             r.ctro.anchor in (None, *anchors),
             f"regularizer.ctro.anchor is {r.ctro.anchor!r}; allowed: {', '.join(anchors)}",
         )
-        active = [name for name, weight in zip(anchors, simplex(config.alpha, len(anchors))) if weight > 0]
+        active = [x.name for x in experiment.active_references]
         _require(
             len(active) == 1 or r.ctro.anchor in (None, *active),
             f"regularizer.ctro.anchor is {r.ctro.anchor!r}, whose alpha is 0; allowed: {', '.join(active)}",

@@ -1,31 +1,26 @@
-"""From command-line overrides to a typed config: the only module that imports Hydra."""
+"""From command-line overrides to a typed, checked experiment: the only module that imports Hydra."""
 
-import difflib
 import logging
 import os
-import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 from yaml import YAMLError
 
-from multiref_cli.config.schema import (
-    ALGORITHMS,
-    Ctro,
-    Evaluation,
-    Experiment,
-    Lora,
-    Policy,
-    Regularizer,
-    Reward,
-    Scorer,
-)
+from multiref_cli.config import algorithms, regularizer, schema
+from multiref_cli.config.algorithms import ALGORITHMS
+from multiref_cli.config.check import check
+from multiref_cli.config.schema import Ctro, Evaluation, Experiment, Lora, Policy, Regularizer, Reward, Scorer
+from multiref_cli.config.sentences import PAIR_KEYS, no_value, sentence
 from multiref_cli.errors import RequestError
+
+T = TypeVar("T")
 
 # Parts of an experiment that may be absent, filled in where their keys are wanted.
 _OPTIONAL: dict[str, Any] = {
@@ -46,7 +41,7 @@ def conf_directory() -> Path:
 
 
 def own_conf_directory() -> Path | None:
-    """A user's own `conf/` in the working directory; its files join the shipped ones (same name: the shipped wins)."""
+    """A user's own `conf/` in the working directory; its files join the shipped ones, under names of their own."""
     own = Path.cwd() / "conf"
     return own if own.is_dir() and own.resolve() != conf_directory().resolve() else None
 
@@ -55,7 +50,7 @@ def options(group: str) -> list[str]:
     """Names that `group=` accepts, found on disk (no Hydra), sorted."""
     folders = [folder / group for folder in (conf_directory(), own_conf_directory()) if folder]
     found = {str(p.relative_to(f).with_suffix("")) for f in folders for p in f.rglob("*.yaml")}
-    return sorted(name for name in found if not name.startswith("_"))
+    return sorted(name for name in found if not name.rpartition("/")[2].startswith("_"))
 
 
 def groups() -> list[str]:
@@ -64,70 +59,25 @@ def groups() -> list[str]:
     return sorted({p.name for folder in folders for p in folder.iterdir() if p.is_dir() and p.name != "theory"})
 
 
-def compose(overrides: list[str]) -> DictConfig:
-    """Compose conf/config.yaml with Hydra overrides and merge it over the typed `Experiment`.
+def compose(overrides: list[str]) -> Experiment:
+    """Compose conf/config.yaml with Hydra overrides into a typed and checked experiment.
 
     Args:
         overrides: as on the command line, `["algorithm=dpo", "alpha=0.3", ...]`.
 
-    Returns:
-        A struct DictConfig in which every key is known and typed.
-
     Raises:
-        RequestError: an unknown group, option or key, a wrong type or a missing value; one sentence.
+        RequestError: an unknown group, option or key, a wrong type, a missing value or a contradiction; one sentence.
     """
-    plain = compose_plain([_addable(override) for override in overrides])
-    name = plain.algorithm.get("name") if "algorithm" in plain else None
-    if name not in ALGORITHMS:
-        raise RequestError(f"algorithm.name is {name!r}; allowed: {', '.join(ALGORITHMS)}.")
-    return typed(plain, Experiment(algorithm=ALGORITHMS[name]()))
+    plain, choices = _composed([_addable(override) for override in overrides])
+    found = _typed_experiment(plain)
+    if found.regularizer is not None:
+        found = replace(found, regularizer=_named(found.regularizer, choices.get("regularizer")))
+    check(found)
+    return found
 
 
-def _addable(override: str) -> str:
-    # A key of the schema can be set even where the chosen YAML file does not list it (Hydra's "++").
-    key = override.partition("=")[0]
-    return f"++{override}" if "=" in override and key in known_keys() and key not in groups() else override
-
-
-def compose_plain(overrides: list[str], folder: str = "", root: Any = None) -> DictConfig:
-    """Compose `conf/<folder>/config.yaml` with overrides, untyped; Hydra's errors become one sentence.
-
-    Args:
-        overrides: as on the command line.
-        folder: within conf/.
-        root: dataclass of the folder's schema, whose nearest key an error names; None: any experiment.
-    """
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from hydra.errors import HydraException
-
-    own = own_conf_directory()
-    searchpath = [f"hydra.searchpath=[file://{own / folder}]"] if own else []
-    try:
-        with _hydra_alone(), initialize_config_dir(version_base="1.3", config_dir=str(conf_directory() / folder)):
-            return hydra_compose("config", overrides=[*searchpath, *overrides])
-    except YAMLError as error:
-        raise RequestError(f"a config file is not valid YAML: {' '.join(str(error).split())}.") from error
-    except (HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra raises ValueError for group=null
-        raise RequestError(_sentence(error, folder, keys_of(root) if root else known_keys())) from error
-
-
-def typed(plain: DictConfig, root: Any) -> DictConfig:
-    """Merge a composed config over dataclasses, so that `+typo=1` and wrong types are refused."""
-    try:
-        missing = sorted(OmegaConf.missing_keys(plain))
-        config = cast(DictConfig, OmegaConf.merge(OmegaConf.structured(root), {} if missing else plain))
-        OmegaConf.resolve(config)
-        missing = missing or sorted(OmegaConf.missing_keys(config))
-    except OmegaConfBaseException as error:
-        raise RequestError(_sentence(error, "", keys_of(root))) from error
-    if missing:
-        raise RequestError(f"{missing[0]} has no value; give it as {missing[0]}=VALUE.")
-    return config
-
-
-def compose_saved(path: Path, overrides: list[str] | None = None) -> DictConfig:
-    """The config of a run folder, with a few keys changed.
+def compose_saved(path: Path, overrides: list[str] | None = None) -> Experiment:
+    """The experiment of a run folder, with a few keys changed.
 
     Args:
         path: config.yaml of a run.
@@ -143,8 +93,108 @@ def compose_saved(path: Path, overrides: list[str] | None = None) -> DictConfig:
             plain[key] = compose_plain([f"{key}={value}"])[key]
         else:
             OmegaConf.update(plain, key, value)
-    name = plain.algorithm.get("name")
-    return typed(plain, Experiment(algorithm=ALGORITHMS[name]()))
+    found = _typed_experiment(plain)
+    check(found)
+    return found
+
+
+def compose_plain(overrides: list[str], folder: str = "", root: Any = None) -> DictConfig:
+    """Compose `conf/<folder>/config.yaml` with overrides, untyped; see `_composed`."""
+    return _composed(overrides, folder, root)[0]
+
+
+def _composed(overrides: list[str], folder: str = "", root: Any = None) -> tuple[DictConfig, dict[str, Any]]:
+    """A config, untyped, and the option that was chosen of every group; Hydra's errors become one sentence.
+
+    Args:
+        overrides: as on the command line.
+        folder: within conf/.
+        root: dataclass of the folder's schema, whose nearest key an error names; None: any experiment.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.errors import HydraException
+
+    own = own_conf_directory()
+    searchpath = [f"hydra.searchpath=[file://{own / folder}]"] if own else []
+    try:
+        with _hydra_alone(), initialize_config_dir(version_base="1.3", config_dir=str(conf_directory() / folder)):
+            found = hydra_compose("config", overrides=[*searchpath, *overrides], return_hydra_config=True)
+    except YAMLError as error:
+        raise RequestError(f"a config file is not valid YAML: {' '.join(str(error).split())}.") from error
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra raises ValueError for group=null
+        raise RequestError(_sentence(error, keys_of(root) if root else known_keys(), folder)) from error
+    choices = dict(found.hydra.runtime.choices)
+    with open_dict(found):
+        del found["hydra"]
+    if own:
+        _refuse_hidden_files(own / folder, conf_directory() / folder, choices)
+    return found, choices
+
+
+def typed(plain: DictConfig, root: T, gone: Sequence[str] = ()) -> T:
+    """A composed config as dataclasses, so that `+typo=1` and wrong types are refused.
+
+    Args:
+        plain: untyped.
+        root: an instance of the dataclass to fill.
+        gone: keys that other values were made from, and that the dataclass does not have.
+
+    Raises:
+        RequestError: an unknown key, a wrong type or a missing value.
+    """
+    try:
+        _refuse_missing(plain)
+        OmegaConf.resolve(plain)
+        with open_dict(plain):
+            for key in gone:
+                plain.pop(key, None)
+        with _mergeable():
+            config = OmegaConf.merge(OmegaConf.structured(root), plain)
+            _refuse_missing(config)
+            return cast(T, OmegaConf.to_object(config))
+    except OmegaConfBaseException as error:
+        raise RequestError(_sentence(error, keys_of(root))) from error
+
+
+def _typed_experiment(plain: DictConfig) -> Experiment:
+    name = plain.algorithm.get("name") if "algorithm" in plain else None
+    if name not in ALGORITHMS:
+        raise RequestError(f"algorithm.name is {name!r}; allowed: {', '.join(ALGORITHMS)}.")
+    return typed(plain, Experiment(algorithm=ALGORITHMS[name]()), gone=PAIR_KEYS)
+
+
+def _named(found: Regularizer, option: str | None) -> Regularizer:
+    """The regularizer under the name of its file where it is what the file says, else under that of its numbers."""
+    own = replace(found, name=found.derived_name)
+    if option is None or found.name == own.name:
+        return own
+    file = _typed_experiment(compose_plain([f"regularizer={option}"])).regularizer
+    return file if file is not None and replace(found, name=file.name) == file else own
+
+
+def _refuse_missing(config: Any) -> None:
+    try:
+        missing = sorted(OmegaConf.missing_keys(config))
+    except InterpolationToMissingValueError as error:  # a key that is missing where it is used
+        raise RequestError(_sentence(error, known_keys())) from error
+    if missing:
+        raise RequestError(no_value(missing[0]))
+
+
+def _refuse_hidden_files(own: Path, shipped: Path, choices: dict[str, Any]) -> None:
+    """An own file with the name of a shipped one would never be read: say so instead of ignoring it."""
+    for group, option in choices.items():
+        hidden = own / group / f"{option}.yaml"
+        if hidden.is_file() and (shipped / group / f"{option}.yaml").is_file():
+            where = hidden.relative_to(Path.cwd())
+            raise RequestError(f"{where} has the name of a file that multiref ships: give it another name.")
+
+
+def _addable(override: str) -> str:
+    # A key of the schema can be set even where the chosen YAML file does not list it (Hydra's "++").
+    key = override.partition("=")[0]
+    return f"++{override}" if "=" in override and key in known_keys() and key not in groups() else override
 
 
 def _parsed(overrides: list[str]) -> list[Any]:
@@ -154,7 +204,7 @@ def _parsed(overrides: list[str]) -> list[Any]:
     try:
         return OverridesParser.create().parse_overrides(overrides)
     except HydraException as error:
-        raise RequestError(_sentence(error, "", known_keys())) from error
+        raise RequestError(_sentence(error, known_keys())) from error
 
 
 def expand_axes(overrides: list[str]) -> tuple[dict[str, list[str]], list[str]]:
@@ -188,7 +238,7 @@ def expand_axes(overrides: list[str]) -> tuple[dict[str, list[str]], list[str]]:
 
 
 @contextmanager
-def _hydra_alone():
+def _hydra_alone() -> Iterator[None]:
     # Hydra's state is global: save it and the root logging handlers, so that composing works inside a running task.
     from hydra.core.global_hydra import GlobalHydra
 
@@ -202,39 +252,25 @@ def _hydra_alone():
         logging.root.handlers[:] = handlers
 
 
-def _sentence(error: Exception, folder: str, keys: set[str]) -> str:
-    """One sentence out of Hydra's or OmegaConf's message, with the nearest valid name."""
-    text = str(error).strip()
-    lone = re.search(r"Error parsing override '([^']*)'", text)
-    if lone or "Lexer" in type(error).__name__ or text.startswith("Lexer"):
-        return f"{lone.group(1) if lone else text.splitlines()[0]!r} is not an override; write key=value."
-    absent = re.search(r"Missing mandatory value: (\S+)", text)
-    if absent:
-        return f"{absent.group(1).rstrip('.')} has no value; give it as {absent.group(1).rstrip('.')}=VALUE."
-    if "--multirun" in text:
-        return "several values for one key: use `multiref sweep` for axes, or quote a list as 'key=[a,b]'."
-    found = re.search(r"Could not find '([^']+)/([^'/]+)'|Could not override '([^'@]+)'\.\s*No match", text)
-    if found and found.group(1):
-        group, option = found.group(1), found.group(2)
-        group = group.removeprefix(f"{folder}/")
-        return f"{group} has no option {option!r}{_nearest(option, options(os.path.join(folder, group)))}."
-    key = _unknown_key(error, text)
-    if key:
-        return f"there is no key {key!r}{_nearest(key, sorted(keys))}."
-    first = text.splitlines()[0].rstrip(".") if text else type(error).__name__
-    full_key = getattr(error, "full_key", None)
-    return f"{full_key}: {first}." if full_key and full_key not in first else f"{first}."
+@contextmanager
+def _mergeable() -> Iterator[None]:
+    # OmegaConf makes the config of a frozen dataclass read-only before anything can be merged into it.
+    found = (value for module in (schema, regularizer, algorithms) for value in vars(module).values())
+    kinds: list[Any] = [value for value in found if isinstance(value, type) and is_dataclass(value)]
+    for kind in kinds:
+        kind.__dataclass_params__.frozen = False
+    try:
+        yield
+    finally:
+        for kind in kinds:
+            kind.__dataclass_params__.frozen = True
 
 
-def _unknown_key(error: Exception, text: str) -> str | None:
-    for pattern in (r"Could not override '([^'@]+)'", r"Could not append to config\. .*'([^']+)'"):
-        found = re.search(pattern, text)
-        if found:
-            return found.group(1)
-    if type(error).__name__ == "ConfigKeyError" or "not in struct" in text:
-        found = re.search(r"Key '([^']+)'", text)
-        return getattr(error, "full_key", None) or (found.group(1) if found else None)
-    return None
+def _sentence(error: Exception, keys: set[str], folder: str = "") -> str:
+    def options_of(group: str) -> list[str]:
+        return options(os.path.join(folder, group.removeprefix(f"{folder}/")))
+
+    return sentence(error, keys, options_of)
 
 
 @cache
@@ -258,18 +294,3 @@ def _walk(node: DictConfig, prefix: str, found: set[str]) -> None:
         child = None if OmegaConf.is_missing(node, key) else node._get_node(key)
         if isinstance(child, DictConfig) and not child._is_none():
             _walk(child, f"{prefix}{key}.", found)
-
-
-def _nearest(name: str, allowed: list[str]) -> str:
-    """`; did you mean …`, else the names of the same group, else nothing."""
-    close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.6)
-    group = name.rpartition(".")[0]
-    siblings = [key for key in allowed if group and key.rpartition(".")[0] == group]
-    if close and (not group or close[0] in siblings):
-        return f"; did you mean {close[0]!r}"
-    tails = {key.rpartition(".")[2]: key for key in allowed}
-    near = difflib.get_close_matches(name.rpartition(".")[2], tails, n=1, cutoff=0.75)
-    if near:
-        return f"; did you mean {tails[near[0]]!r}"
-    shown = siblings or (allowed if len(allowed) <= 30 else [])
-    return f"; allowed: {', '.join(shown)}" if shown else ""

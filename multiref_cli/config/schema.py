@@ -1,35 +1,21 @@
-"""The shape of an experiment: typed dataclasses that every composed config is merged over (units: conf/)."""
+"""The shape of an experiment: frozen dataclasses that every composed config becomes (units: conf/)."""
 
-from dataclasses import dataclass, field
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from enum import Enum
+from functools import cached_property
+from pathlib import Path
 from typing import Any, Optional
 
 from omegaconf import MISSING
 
+from multiref_cli.config.algorithms import ALGORITHMS, Algorithm
+from multiref_cli.config.plain import digest, from_plain, to_plain
+from multiref_cli.config.regularizer import Ctro, Estimator, Level, Mix, Regularizer, States, Term
+from multiref_cli.config.weights import weights_of
 
-class Level(Enum):
-    """Where the mean over references is taken: over whole responses (the theorems) or at every token."""
-
-    sequence = "sequence"
-    token = "token"
-
-
-class Estimator(Enum):
-    """How the online penalty is estimated; each has its own gradient (see objectives/penalty.py)."""
-
-    reward = "reward"
-    exact = "exact"
-    k2 = "k2"
-    k3 = "k3"
-    k3_ratio = "k3_ratio"
-    clipped = "clipped"
-
-
-class States(Enum):
-    """Whose responses the penalty is measured on."""
-
-    policy = "policy"
-    reference = "reference"
+__all__ = ["Ctro", "Estimator", "Level", "Mix", "Regularizer", "States", "Term"]
 
 
 class BadRows(Enum):
@@ -37,32 +23,7 @@ class BadRows(Enum):
     refuse = "refuse"
 
 
-@dataclass
-class Ctro:
-    """MRPO's clipped trust-region on the references (arXiv 2405.16388)."""
-
-    epsilon: float = 0.1
-    adaptive: bool = False
-    anchor: Optional[str] = None
-
-
-@dataclass
-class Regularizer:
-    name: str = MISSING
-    mean_order: float = MISSING
-    score_order: float = MISSING
-    level: Level = Level.sequence
-    estimator: Optional[Estimator] = None
-    normalized: bool = True
-    states: States = States.policy
-    score_clip: float = 10.0
-    ratio_clip: Optional[float] = None
-    ctro: Optional[Ctro] = None
-    arwc: bool = False
-    multi_loss: bool = False
-
-
-@dataclass
+@dataclass(frozen=True)
 class Model:
     """A frozen model on disk or on the Hub, or `toy:<name>`."""
 
@@ -74,12 +35,12 @@ class Model:
     trust_remote_code: bool = False
 
 
-@dataclass
+@dataclass(frozen=True)
 class Reference(Model):
     name: str = MISSING
 
 
-@dataclass
+@dataclass(frozen=True)
 class Lora:
     rank: int = 16
     alpha: float = 32.0
@@ -87,14 +48,14 @@ class Lora:
     target_modules: Any = "all-linear"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Policy(Model):
     lora: Optional[Lora] = None
     gradient_checkpointing: bool = False
     new: Optional[dict[str, Any]] = None
 
 
-@dataclass
+@dataclass(frozen=True)
 class Data:
     name: str = MISSING
     path: str = MISSING
@@ -114,20 +75,20 @@ class Data:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass
+@dataclass(frozen=True)
 class RewardTerm:
     function: dict[str, Any] = MISSING
     weight: float = 1.0
 
 
-@dataclass
+@dataclass(frozen=True)
 class Reward:
     name: str = MISSING
     terms: dict[str, RewardTerm] = field(default_factory=dict)
     timeout_seconds: float = 10.0
 
 
-@dataclass
+@dataclass(frozen=True)
 class Rollout:
     engine: str = "transformers"
     group_size: int = 8
@@ -136,11 +97,11 @@ class Rollout:
     top_k: int = 0
     min_p: float = 0.0
     max_new_tokens: int = 256
-    batch_size: int = 64
+    batch_size: int = 256
     options: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Optimizer:
     name: str = "adamw"
     learning_rate: float = MISSING
@@ -148,57 +109,12 @@ class Optimizer:
     epsilon: float = 1e-8
     weight_decay: float = 0.0
     schedule: str = "linear"
-    warmup: float = 0.0
+    warmup: float = 0.1
     max_gradient_norm: float = 1.0
     matrix_learning_rate: float = 0.02
 
 
-@dataclass
-class Algorithm:
-    name: str = MISSING
-
-
-@dataclass
-class Dpo(Algorithm):
-    loss: str = "sigmoid"
-    label_smoothing: float = 0.0
-    batch_pairs: int = 32
-    micro_tokens: int = 8192
-    share_prompt: Optional[bool] = None
-
-
-@dataclass
-class Grpo(Algorithm):
-    batch_prompts: int = 16
-    micro_tokens: int = 16384
-    inner_iterations: int = 1
-    baseline: str = "group_mean"
-    advantage_scale: str = "group"
-    loss_reduction: str = "grpo"
-    importance: str = "token"
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    max_length_constant: Optional[int] = None
-
-
-@dataclass
-class Sft(Algorithm):
-    batch_rows: int = 32
-    micro_tokens: int = 8192
-
-
-@dataclass
-class RewardModel(Algorithm):
-    batch_pairs: int = 32
-    micro_tokens: int = 8192
-    center: float = 0.0
-    minimum_accuracy: float = 0.0
-
-
-ALGORITHMS = {"dpo": Dpo, "grpo": Grpo, "sft": Sft, "reward_model": RewardModel}
-
-
-@dataclass
+@dataclass(frozen=True)
 class Scorer(Model):
     """A sequence-classification reward model that scores responses in an evaluation.
 
@@ -209,7 +125,7 @@ class Scorer(Model):
     whole_template: bool = False
 
 
-@dataclass
+@dataclass(frozen=True)
 class Evaluation:
     prompts: int = 256
     samples_per_prompt: int = 1
@@ -225,7 +141,7 @@ class Evaluation:
     bootstrap: int = 2000
 
 
-@dataclass
+@dataclass(frozen=True)
 class Tracking:
     name: str = "off"
     mode: str = "offline"
@@ -234,7 +150,7 @@ class Tracking:
     tags: list[str] = field(default_factory=list)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Hardware:
     device: str = "auto"
     reference_device: Optional[str] = None
@@ -246,16 +162,47 @@ class Hardware:
     log_every: int = 1
     deterministic: bool = True
 
+    @property
+    def device_name(self) -> str:
+        """Name of the policy's torch device: as given, else the GPU where there is one."""
+        if self.device != "auto":
+            return self.device
+        import torch
 
-@dataclass
-class Run:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    def dtype_name(self, given: str | None = None) -> str:
+        """Parameter type of a model: its own, else hardware.dtype, else bfloat16 on GPU and float32 elsewhere."""
+        if given:
+            return given
+        if self.dtype != "auto":
+            return self.dtype
+        return "bfloat16" if self.device_name.startswith("cuda") else "float32"
+
+    @property
+    def cache_folder(self) -> Path:
+        """Where what is made once per machine lives: cache_dir, $MULTIREF_CACHE, else ~/.cache/multiref."""
+        given = self.cache_dir or os.environ.get("MULTIREF_CACHE") or Path.home() / ".cache" / "multiref"
+        return Path(given).expanduser()
+
+
+@dataclass(frozen=True)
+class RunSettings:
     name: Optional[str] = None
     dir: Optional[str] = None
 
 
-@dataclass
+# Parts that can change without changing a result: where it runs, where it is written, how it is watched.
+_WITHOUT_EFFECT = ("run", "tracking", "hardware")
+_HARDWARE_WITH_EFFECT = ("dtype",)
+
+
+@dataclass(frozen=True)
 class Experiment:
-    """Everything one run depends on; the root of every composed config."""
+    """Everything one run depends on, and all that follows from it; the root of every composed config.
+
+    A variation of an experiment is made with `dataclasses.replace`; what follows is then derived anew.
+    """
 
     algorithm: Algorithm = field(default_factory=Algorithm)
     regularizer: Optional[Regularizer] = None
@@ -270,9 +217,146 @@ class Experiment:
     optimizer: Optimizer = field(default_factory=Optimizer)
     steps: Optional[int] = None
     epochs: Optional[float] = None
-    first: Optional[str] = None
-    second: Optional[str] = None
     evaluation: Evaluation = field(default_factory=Evaluation)
     tracking: Tracking = field(default_factory=Tracking)
     hardware: Hardware = field(default_factory=Hardware)
-    run: Run = field(default_factory=Run)
+    run: RunSettings = field(default_factory=RunSettings)
+
+    @cached_property
+    def weights(self) -> list[float]:
+        """Alpha as a list on the simplex, one weight a reference; empty without references."""
+        return weights_of(self.alpha, len(self.references)) if self.references else []
+
+    @cached_property
+    def active_references(self) -> list[Reference]:
+        """The references with a positive weight; the others are never loaded."""
+        return [reference for reference, weight in zip(self.references, self.weights) if weight > 0]
+
+    @cached_property
+    def active_weights(self) -> list[float]:
+        """The positive weights, one an active reference."""
+        return [weight for weight in self.weights if weight > 0]
+
+    @property
+    def penalty(self) -> Regularizer:
+        """The regularizer of an algorithm that has one, which is checked where an experiment is composed."""
+        if self.regularizer is None:
+            raise ValueError(f"algorithm={self.algorithm.name} has no regularizer")
+        return self.regularizer
+
+    @cached_property
+    def terms(self) -> tuple[Term, ...]:
+        """The summands of the penalty towards the active references; empty where there is none."""
+        return self.penalty.terms(self.active_weights) if self.regularized else ()
+
+    @property
+    def regularized(self) -> bool:
+        """Whether references and beta play a part."""
+        return self.algorithm.regularized and self.regularizer is not None and bool(self.references)
+
+    @property
+    def penalized(self) -> bool:
+        """Whether there is a penalty: only then references take part in training."""
+        return self.regularized and self.beta > 0
+
+    @property
+    def estimator(self) -> Estimator | None:
+        """The online estimator, as given or the usual one of its level; None where nothing is estimated."""
+        if not (self.algorithm.online and self.regularized):
+            return None
+        return self.penalty.estimator or self.penalty.usual_estimator
+
+    @property
+    def reads_samples(self) -> bool:
+        """Whether a run trains on stored samples of its references."""
+        return self.penalized and self.algorithm.online and self.penalty.states is States.reference
+
+    @property
+    def reads_store(self) -> bool:
+        """Whether a run trains on stored results of its references: log-probabilities or samples."""
+        return (self.penalized and self.algorithm.reads_store) or self.reads_samples
+
+    @property
+    def compares_samples(self) -> bool:
+        """Whether its evaluation compares scores with those of stored samples of the references."""
+        evaluation = self.evaluation
+        scored = evaluation.scorer is not None or (evaluation.gold and self.reward is not None)
+        return evaluation.prompts > 0 and evaluation.win_rate and scored and self.regularized
+
+    @property
+    def role(self) -> str:
+        """What it is in a comparison: beta0 (no penalty), single (one reference of several alone) or grid."""
+        if not self.regularized:
+            return "grid"
+        if self.beta == 0:
+            return "beta0"
+        return "single" if len(self.references) > 1 and max(self.weights) == 1 else "grid"
+
+    @property
+    def alone(self) -> str | None:
+        """Name of the only reference with a weight, if there is but one."""
+        return self.active_references[0].name if len(self.active_references) == 1 else None
+
+    @property
+    def penalty_name(self) -> str:
+        """The regularizer's name, with the online estimator where it is not the usual one of its level."""
+        name, unusual = self.penalty.title, self.estimator not in (None, self.penalty.usual_estimator)
+        return f"{name}-{self.estimator.name}" if unusual and self.estimator else name
+
+    @property
+    def condition(self) -> str:
+        """Readable name of what is compared, without the seed: `dpo-rkl-a0.5-b1`."""
+        if not self.regularized:
+            return f"{self.algorithm.name}-{self.data.name}"
+        if self.beta == 0:
+            return f"{self.algorithm.name}-beta0"
+        weights = self.weights[:1] if len(self.weights) == 2 else self.weights
+        mix = f"single_{self.alone}" if self.alone else "a" + "_".join(f"{weight:g}" for weight in weights)
+        return f"{self.algorithm.name}-{self.penalty_name}-{mix}-b{self.beta:g}"
+
+    @cached_property
+    def plain(self) -> dict[str, Any]:
+        """The same as JSON-ready dictionaries, lists and numbers; what config.yaml holds."""
+        return to_plain(self)
+
+    def content(self, *without: str) -> dict[str, Any]:
+        """The part of `plain` that a result depends on, less some keys of the root."""
+        kept = {key: value for key, value in self.plain.items() if key not in (*_WITHOUT_EFFECT, *without)}
+        kept["hardware"] = {key: self.plain["hardware"][key] for key in _HARDWARE_WITH_EFFECT}
+        if self.regularizer is not None and "regularizer" in kept:
+            kept["regularizer"] = {key: value for key, value in kept["regularizer"].items() if key != "name"}
+        if self.references and "alpha" not in without:
+            kept["alpha"] = self.weights
+        return kept
+
+    @cached_property
+    def hash(self) -> str:
+        """sha256 (first 12 digits) of everything that a result depends on: what a run is known by."""
+        return digest(self.content())
+
+    @cached_property
+    def condition_hash(self) -> str:
+        """The same without the seed: what a condition is known by."""
+        return digest(self.content("seed"))
+
+    @cached_property
+    def result_hash(self) -> str:
+        """What a condition's result depends on: with beta 0 the references and the regularizer do not matter."""
+        return digest(self.content("seed", "regularizer", "alpha")) if self.role == "beta0" else self.condition_hash
+
+    @property
+    def run_name(self) -> str:
+        """Name of the run folder: as given, else the condition, the seed and the start of the hash."""
+        return self.run.name or f"{self.condition}-s{self.seed}-{self.hash[:6]}"
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the run: `run.dir`, else runs/<name>."""
+        return Path(self.run.dir).expanduser() if self.run.dir else Path("runs") / self.run_name
+
+
+def experiment_of(content: Mapping[str, Any]) -> Experiment:
+    """The experiment that `Experiment.plain` stands for, also as an earlier version wrote it; nothing is checked."""
+    kind = ALGORITHMS[content["algorithm"]["name"]]
+    rest = {key: value for key, value in content.items() if key != "algorithm"}
+    return replace(from_plain(Experiment, rest), algorithm=from_plain(kind, content["algorithm"]))

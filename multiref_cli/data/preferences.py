@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from multiref_cli.config.schema import Data
 from multiref_cli.data.chat import Message, completion_ids, prompt_ids
 from multiref_cli.data.messages import column, conversation, prompt_messages, split_pair, text_of
-from multiref_cli.data.rows import BadRow, Rows, Split, load_split, plain_data, read_rows
+from multiref_cli.data.rows import BadRow, Rows, Split, load_split, read_rows
 
 T = TypeVar("T")
 
@@ -78,7 +78,6 @@ def load_encoded(
     Raises:
         RequestError: see `load_split`.
     """
-    data = plain_data(data)
     split = load_split(data, lambda number, row: parse(number, row, data, tokenizer), prompt_key, read)
     split.report.truncated = sum(getattr(row, "truncated", 0) for row in (*split.train, *split.held_out))
     return split

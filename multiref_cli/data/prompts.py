@@ -8,7 +8,7 @@ from multiref_cli.data.answers import final_answer, parse_math, parse_number
 from multiref_cli.data.chat import Message
 from multiref_cli.data.messages import column, conversation, prompt_messages
 from multiref_cli.data.preferences import bounded_prompt, load_encoded, parse_pair, prompt_key
-from multiref_cli.data.rows import BadRow, Split, plain_data
+from multiref_cli.data.rows import BadRow, Split
 from multiref_cli.errors import RequestError
 
 QUESTIONS = ("prompt", "question", "problem", "instruction")
@@ -51,7 +51,6 @@ def load_prompts(data: Data, tokenizer: Any) -> Split[Prompt]:
     Raises:
         RequestError: nothing to read, nothing left, or bad rows that the config refuses.
     """
-    data = plain_data(data)
     kind = data.options.get("answer", "auto")
     if kind not in ANSWERS:
         raise RequestError(f"data.options.answer={kind}; allowed: {', '.join(ANSWERS)}.")

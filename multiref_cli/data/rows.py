@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from multiref_cli.config.schema import BadRows, Data
-from multiref_cli.errors import RequestError
+from multiref_cli.errors import HubUnreachable, RequestError
 
 T = TypeVar("T")
 SUFFIXES = (".jsonl", ".parquet")
@@ -18,14 +18,6 @@ OPTIONS = ("name", "answer", "calculator_marks")
 
 class BadRow(Exception):
     """One row cannot be used; the message is the reason."""
-
-
-def plain_data(data: Any) -> Data:
-    """The data part of a config as a plain object: attribute access of a DictConfig is slow, and rows are many."""
-    from omegaconf import OmegaConf
-
-    found: Any = OmegaConf.to_object(data) if OmegaConf.is_config(data) else data
-    return Data(**found) if isinstance(found, dict) else found
 
 
 @dataclass(frozen=True)
@@ -206,7 +198,8 @@ def _read_hub(path: str, split: str, revision: str | None, max_rows: int | None,
         data = load_dataset(path, name=name, split=split, revision=revision)
     except Exception as error:  # datasets raises anything, from connection errors to those of a data set's parser
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise RequestError(
+        kind = HubUnreachable if isinstance(error, ConnectionError) else RequestError
+        raise kind(
             f"data.path={path} is no local file or folder, and the Hub gave no split {split!r} of it: {reason}"
         ) from error
     return data.select(range(min(len(data), max_rows or len(data)))).to_list()

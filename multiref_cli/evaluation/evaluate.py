@@ -6,17 +6,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
 from torch import Tensor
 
-from multiref_cli.config.schema import Level
+from multiref_cli.config.schema import Evaluation, Experiment, Level
 from multiref_cli.data.prompts import Prompt
 from multiref_cli.evaluation.statistics import bootstrap_interval
-from multiref_cli.models.logprobs import Mix, score_references, token_logps
+from multiref_cli.models.logprobs import score_references, token_logps
 from multiref_cli.models.packing import Packed, micro_batches, pack
-from multiref_cli.objectives.mixing import power_mean
-from multiref_cli.references.models import rescored_ids
+from multiref_cli.objectives.mixing import log_mixed
+from multiref_cli.references.base import Reference
 from multiref_cli.references.store import Sequence
+from multiref_cli.references.tokens import rescored_ids
 from multiref_cli.rewards.sample import Sample
 from multiref_cli.rollouts.engine import Completion, Engine, Sampling
 from multiref_cli.seeding import derive
@@ -24,6 +24,8 @@ from multiref_cli.tracking.progress import Progress
 
 # A scorer gives one number a sample; its name is that of the metric.
 Scorer = Callable[[list[Sample]], list[float]]
+# References that stay in memory during an evaluation; of more, one at a time, where their mean allows it.
+_RESIDENT = 2
 
 
 @dataclass
@@ -31,38 +33,40 @@ class Evaluator:
     """Everything an evaluation needs besides the policy.
 
     Attributes:
-        config: of the run.
+        experiment: of the run.
         tokenizer: of the policy.
         prompts: held-out prompts, already cut to the number wanted.
         scorers: metric name -> scorer (reward model, gold reward).
-        references: names of the references to measure, in the order of the config.
-        open_reference: name -> frozen model, loaded for as long as the caller holds it.
-        foreign_tokenizers: name -> tokenizer of a reference that reads the text in tokens of its own.
-        reference_samples: name -> completions of that reference for the same prompts, [P][S]; None: no win rates.
-        weights: alpha of each reference; zeros allowed.
+        references: to measure the distance to, in the order of the weights.
+        foreign: name -> tokenizer of a reference that reads the text in tokens of its own.
+        reference_samples: responses of one reference to the same prompts, [P][S]; None: no win rates.
         vocabulary: ids shared by policy and references.
+        end_ids: ids that end a response.
     """
 
-    config: DictConfig
+    experiment: Experiment
     tokenizer: Any
     prompts: list[Prompt]
     scorers: dict[str, Scorer]
-    references: list[str]
-    open_reference: Callable[[str], Any]
-    foreign_tokenizers: dict[str, Any]
-    reference_samples: Callable[[str], list[list[Completion]]] | None
-    weights: list[float]
+    references: list[Reference]
+    foreign: dict[str, Any]
+    reference_samples: Callable[[Reference], list[list[Completion]]] | None
     vocabulary: int | None
     end_ids: list[int] = field(default_factory=list)
 
+    @property
+    def settings(self) -> Evaluation:
+        """How is measured."""
+        return self.experiment.evaluation
+
     def sampling(self) -> Sampling:
         """How responses are drawn, from the policy and from the references alike."""
-        settings = self.config.evaluation
+        settings = self.settings
         return Sampling(settings.temperature, settings.top_p, 0, 0.0, settings.max_new_tokens, tuple(self.end_ids))
 
     def seeds(self) -> list[int]:
         """One seed a prompt, the same for every run of a comparison."""
-        return [derive(self.config.evaluation.seed, "evaluation", i) for i in range(len(self.prompts))]
+        return [derive(self.settings.seed, "evaluation", i) for i in range(len(self.prompts))]
 
     def evaluate(self, policy: Any, engine: Engine, progress: Progress) -> tuple[dict[str, dict], list[dict[str, Any]]]:
         """Sample, score and measure.
@@ -76,7 +80,7 @@ class Evaluator:
             (metrics, samples): metric -> {mean, ci_low, ci_high, n} with prompts as the unit; one row a response.
         """
         progress.advance("evaluate: sample", 0, len(self.prompts))
-        count = self.config.evaluation.samples_per_prompt
+        count = self.settings.samples_per_prompt
         completions = engine.generate([p.ids for p in self.prompts], count, self.sampling(), self.seeds())
         values = {
             "length": _per_prompt(completions, lambda c: len(c.ids)),
@@ -87,7 +91,7 @@ class Evaluator:
         values |= self._distances(policy, engine, completions, progress)
         values |= self._objectives(values, scores)
         values |= self._win_rates(scores, progress)
-        bootstrap = self.config.evaluation.bootstrap
+        bootstrap = self.settings.bootstrap
         metrics = {name: summary(np.asarray(v, dtype=float), bootstrap) for name, v in values.items()}
         return metrics, self._rows(completions, values)
 
@@ -123,7 +127,7 @@ class Evaluator:
         self, policy: Any, engine: Engine, completions: list[list[Completion]], progress: Progress
     ) -> dict[str, np.ndarray]:
         """kl/<reference> = E[log pi - log pi_i] of whole responses in nats; kl/mixed, against the mixed reference."""
-        if not self.references or self.config.evaluation.temperature != 1.0 or self.config.evaluation.top_p != 1.0:
+        if not self.references or self.settings.temperature != 1.0 or self.settings.top_p != 1.0:
             return {}
         flat = [one for group in completions for one in group]
         each = len(flat) // len(self.prompts)
@@ -131,65 +135,65 @@ class Evaluator:
             Sequence(tuple(self.prompts[i // each].ids), tuple(one.ids), sample.messages, sample.completion)
             for i, (one, sample) in enumerate(zip(flat, self.samples(completions)))
         ]
-        device = next(policy.parameters()).device
         if engine.exact_logps:
             own = torch.tensor([sum(one.logps) for one in flat], dtype=torch.float64)
         else:
-            own = _sums(self._tokens(policy, sequences, device))
-        token_level = self.config.regularizer is not None and self.config.regularizer.level == Level.token
-        active = [name for name, weight in zip(self.references, self.weights) if weight > 0 and token_level]
-        tokens, log_f = self._together(active, sequences, device, progress) if active else ({}, [])
-        for name in self.references:
-            if name not in tokens:
-                progress.advance(f"evaluate: kl/{name}", 0, len(sequences))
-                foreign = self.foreign_tokenizers.get(name)
-                tokens[name] = self._tokens(self.open_reference(name), sequences, device, foreign)
-        sums = torch.stack([_sums(tokens[name]) for name in self.references])
-        found = {f"kl/{name}": own - sums[i] for i, name in enumerate(self.references)}
-        if self.config.regularizer is not None:
-            found["kl/mixed"] = own - (self._mixed(tokens, log_f) if token_level else self._power_mean(sums))
+            own = _sums(self._tokens(policy, sequences))
+        regularizer = self.experiment.regularizer
+        token_level = regularizer is not None and regularizer.level is Level.token
+        active = [r for r, weight in zip(self.references, self.experiment.weights) if weight > 0 and token_level]
+        tokens, log_f = self._together(active, sequences, progress) if active else ({}, [])
+        for reference in self.references:
+            if reference.name not in tokens:
+                progress.advance(f"evaluate: kl/{reference.name}", 0, len(sequences))
+                foreign = self.foreign.get(reference.name)
+                tokens[reference.name] = self._tokens(reference.model, sequences, foreign)
+                if len(self.references) > _RESIDENT:
+                    reference.release()
+        sums = torch.stack([_sums(tokens[reference.name]) for reference in self.references])
+        found = {f"kl/{reference.name}": own - sums[i] for i, reference in enumerate(self.references)}
+        if regularizer is not None:
+            terms = regularizer.terms(self.experiment.weights)
+            found["kl/mixed"] = own - (self._mixed(tokens, log_f) if token_level else log_mixed(terms, sums)[0])
         return {name: v.reshape(len(completions), -1).mean(1).numpy() for name, v in found.items()}
 
     def _together(
-        self, names: list[str], sequences: list[Sequence], device: Any, progress: Progress
+        self, references: list[Reference], sequences: list[Sequence], progress: Progress
     ) -> tuple[dict[str, list[Tensor]], list[Tensor]]:
-        """Token log-probabilities of several references and log F of their mix, in one pass."""
+        """Token log-probabilities of the active references, and log F of their mix, in one pass."""
+        names = [reference.name for reference in references]
         progress.advance(f"evaluate: kl of {', '.join(names)}", 0, len(sequences))
-        models = [self.open_reference(name) for name in names]
-        mix = Mix(self.config.regularizer.mean_order, tuple(weight for weight in self.weights if weight > 0))
+        models, mixes = [reference.model for reference in references], [self.experiment.terms[0].mix]
 
         def compute(rows: Packed) -> Tensor:
-            logps, log_normalizers = score_references(models, rows, [mix], vocabulary=self.vocabulary)
+            logps, log_normalizers = score_references(models, rows, mixes, vocabulary=self.vocabulary)
             return torch.cat([logps, torch.stack(log_normalizers)])
 
-        found = self._each([(one.prompt, one.completion) for one in sequences], device, compute)
+        found = self._each([(one.prompt, one.completion) for one in sequences], _device(models[0]), compute)
         return {name: [one[k] for one in found] for k, name in enumerate(names)}, [one[-1] for one in found]
 
     def _mixed(self, tokens: dict[str, list[Tensor]], log_f: list[Tensor]) -> Tensor:
         """(B,) log M of whole responses, mixed token by token."""
-        per_token = self._power_mean(torch.stack([torch.cat(tokens[name]) for name in self.references]))
-        if self.config.regularizer.normalized:
-            per_token = per_token - torch.cat(log_f)
+        logps = torch.stack([torch.cat(tokens[reference.name]) for reference in self.references])
+        penalty = self.experiment.penalty
+        normalizers = torch.cat(log_f)[None] if penalty.normalized else None
+        per_token = log_mixed(penalty.terms(self.experiment.weights), logps, normalizers)[0]
         return _sums(list(per_token.split([len(one) for one in log_f])))
 
-    def _power_mean(self, logps: Tensor) -> Tensor:
-        """(K, ...) -> (...) log M_A, unnormalized."""
-        return power_mean(logps, torch.tensor(self.weights, dtype=torch.float64), self.config.regularizer.mean_order)
-
-    def _tokens(self, model: Any, sequences: list[Sequence], device: Any, foreign: Any = None) -> list[Tensor]:
+    def _tokens(self, model: Any, sequences: list[Sequence], foreign: Any = None) -> list[Tensor]:
         """log-probabilities of every response's tokens, under the model's own tokenizer where that is another one."""
         ids: list[tuple[Any, Any]] = [(one.prompt, one.completion) for one in sequences]
         if foreign is not None:
             ids = [rescored_ids(one, self.tokenizer, foreign) for one in sequences]
         vocabulary = self.vocabulary if foreign is None else None
-        return self._each(ids, device, lambda packed: token_logps(model, packed, vocabulary=vocabulary).logps)
+        return self._each(ids, _device(model), lambda packed: token_logps(model, packed, vocabulary=vocabulary).logps)
 
     @torch.no_grad()
     def _each(self, ids: list[tuple[Any, Any]], device: Any, compute: Callable[[Packed], Tensor]) -> list[Tensor]:
         """Results (..., T) of every (prompt, response) in order, float64, on CPU; `compute` gives (..., B, T)."""
         lengths = [len(prompt) + len(response) for prompt, response in ids]
         found: list[Tensor] = [torch.empty(0)] * len(ids)
-        for part in micro_batches(lengths, max_tokens=self.config.evaluation.batch_size * max(lengths)):
+        for part in micro_batches(lengths, max_tokens=self.settings.batch_size * max(lengths)):
             packed = pack([ids[i][0] for i in part], [(ids[i][1],) for i in part], 0, share_prompt=True)
             values = compute(packed.to(device)).double().cpu()
             for row, i in enumerate(part):
@@ -198,10 +202,11 @@ class Evaluator:
 
     def _objectives(self, values: dict[str, np.ndarray], scores: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """J = score - beta sum_i alpha_i KL(pi || pi_i) for every scorer: reverse KL, whatever the regularizer."""
-        if not all(f"kl/{name}" in values for name in self.references) or not self.references:
+        names = [reference.name for reference in self.references]
+        if not names or not all(f"kl/{name}" in values for name in names):
             return {}
-        penalty = sum(w * values[f"kl/{name}"] for name, w in zip(self.references, self.weights))
-        return {f"objective/{name}": score - self.config.beta * penalty for name, score in scores.items()}
+        penalty = sum(w * values[f"kl/{name}"] for name, w in zip(names, self.experiment.weights))
+        return {f"objective/{name}": score - self.experiment.beta * penalty for name, score in scores.items()}
 
     def _win_rates(self, scores: dict[str, np.ndarray], progress: Progress) -> dict[str, np.ndarray]:
         """Share of prompts on which the policy's score is above a reference's, ties counting half; its score too."""
@@ -209,13 +214,13 @@ class Evaluator:
             return {}
         found = {}
         for reference in self.references:
-            if reference in self.foreign_tokenizers:  # its samples would have to come from a prompt in its own tokens
+            if reference.name in self.foreign:  # its samples would have to come from a prompt in its own tokens
                 continue
             samples = self.samples(self.reference_samples(reference))
             for name, scorer in self.scorers.items():
                 theirs = np.asarray(scorer(samples), dtype=float).reshape(len(self.prompts), -1).mean(1)
-                found[f"win_rate/{name}/{reference}"] = (scores[name] > theirs) + 0.5 * (scores[name] == theirs)
-                found[f"reference/{name}/{reference}"] = theirs
+                found[f"win_rate/{name}/{reference.name}"] = (scores[name] > theirs) + 0.5 * (scores[name] == theirs)
+                found[f"reference/{name}/{reference.name}"] = theirs
         return found
 
     def _rows(self, completions: list[list[Completion]], values: dict[str, np.ndarray]) -> list[dict[str, Any]]:
@@ -242,6 +247,10 @@ def summary(values: np.ndarray, resamples: int) -> dict[str, float]:
     """
     interval = bootstrap_interval(values, resamples=resamples)
     return {"mean": interval.mean, "ci_low": interval.low, "ci_high": interval.high, "n": interval.n}
+
+
+def _device(model: Any) -> torch.device:
+    return next(model.parameters()).device
 
 
 def _sums(tokens: list[Tensor]) -> Tensor:

@@ -71,7 +71,7 @@ def score_mixtures(
     progress.advance("mixed references", len(wanted), len(wanted))
     singles = {alpha: values[0.0, alpha] for alpha in (0.0, 1.0)}
     better = max(singles.values(), key=np.mean)
-    resamples = evaluator.config.evaluation.bootstrap
+    resamples = evaluator.settings.bootstrap
     rows = []
     for order in orders:
         for alpha in alphas:
@@ -92,7 +92,7 @@ def write_scores(rows: Sequence[MixedScore], path: Path) -> None:
 
 def _scores(evaluator: Evaluator, models: tuple[Any, Any], order: float, alpha: float) -> np.ndarray:
     """(P,) mean score of the responses to each prompt."""
-    batch_size = evaluator.config.evaluation.batch_size
+    batch_size = evaluator.settings.batch_size
     engine = MixtureEngine(models, (alpha, 1 - alpha), order, 0, batch_size, evaluator.vocabulary)
     (name,) = evaluator.scorers
     _, rows = evaluator.evaluate(None, engine, Silent())

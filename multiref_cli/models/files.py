@@ -9,8 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from multiref_cli.config.build import cache_folder
-from multiref_cli.errors import RequestError
+from multiref_cli.config.schema import Hardware
+from multiref_cli.errors import HubUnreachable, RequestError
 
 _SMALL_FILES = ["*.json", "*.jinja", "tokenizer*", "*.model", "vocab*", "merges*"]
 _WEIGHTS = ["*.safetensors"]
@@ -55,7 +55,7 @@ def resolve(path: str, revision: str | None = None, weights: bool = True, code: 
     except RevisionNotFoundError as error:
         raise RequestError(f"{path} has no revision {revision} on the Hub: give a branch, tag or commit.") from error
     except OSError as error:
-        raise RequestError(
+        raise HubUnreachable(
             f"{path} is not a folder, not in the local cache, and the Hub cannot be reached ({type(error).__name__}): "
             "go online once, or give the path of a folder."
         ) from error
@@ -89,28 +89,6 @@ def fingerprint(model: Any) -> str:
     if model.adapter:
         parts["adapter"] = _content(resolve(model.adapter))
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def parameter_count(model: Any, tokenizer: Any) -> int | None:
-    """Number of parameters, read from the headers of the weights (or the config of a new model); None if out of reach.
-
-    Args:
-        model: a schema.Policy; with `new` set its size is that of the config.
-        tokenizer: gives a new model its vocabulary.
-    """
-    if getattr(model, "new", None):
-        import torch
-
-        from multiref_cli.models.load import new_causal_lm
-
-        with torch.device("meta"):
-            return sum(p.numel() for p in new_causal_lm(model.new, tokenizer, "meta").parameters())
-    try:
-        folder = resolve(model.path, model.revision)
-    except RequestError:
-        return None
-    shapes = [entry["shape"] for file in weight_files(folder) for entry in safetensors_header(file)[0].values()]
-    return sum(_product(shape) for shape in shapes)
 
 
 def safetensors_header(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
@@ -162,7 +140,7 @@ def _remembered_sha256(path: Path) -> str:
 def _sha256_at(path: str, size: int, modified: int) -> str:
     if size < _REMEMBERED_BYTES:
         return file_sha256(Path(path))
-    memory, key = cache_folder() / "fingerprints.json", f"{path}|{size}|{modified}"
+    memory, key = Hardware().cache_folder / "fingerprints.json", f"{path}|{size}|{modified}"
     try:
         known = json.loads(memory.read_text())
     except (OSError, json.JSONDecodeError):
@@ -172,10 +150,3 @@ def _sha256_at(path: str, size: int, modified: int) -> str:
         with contextlib.suppress(OSError):  # a cache folder that cannot be written costs a hash the next time
             write_json(memory, known)
     return known[key]
-
-
-def _product(shape: list[int]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total

@@ -1,5 +1,6 @@
 """Opening and saving models: a pinned revision, safetensors only, no foreign code unless asked."""
 
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -7,17 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from multiref_cli.errors import RequestError
-from multiref_cli.models.files import fingerprint, parameter_count, resolve, weight_files
-
-__all__ = [
-    "fingerprint",
-    "load_causal_lm",
-    "load_reward_model",
-    "load_tokenizer",
-    "new_causal_lm",
-    "parameter_count",
-    "save_policy",
-]
+from multiref_cli.models.files import resolve, safetensors_header, weight_files
 
 _PROBE = "The answer is 42."
 
@@ -140,6 +131,26 @@ def load_reward_model(model: Any, device: Any = "cpu", dtype: str | None = None,
     if not trainable:
         return loaded.requires_grad_(False)
     return _with_new_lora(loaded, _lora(model), "SEQ_CLS") if _lora(model) else loaded
+
+
+def parameter_count(model: Any, tokenizer: Any) -> int | None:
+    """Number of parameters, read from the headers of the weights (or the config of a new model); None if out of reach.
+
+    Args:
+        model: a schema.Policy; with `new` set its size is that of the config.
+        tokenizer: gives a new model its vocabulary.
+    """
+    if getattr(model, "new", None):
+        import torch
+
+        with torch.device("meta"):
+            return sum(p.numel() for p in new_causal_lm(model.new, tokenizer, "meta").parameters())
+    try:
+        folder = resolve(model.path, model.revision)
+    except RequestError:
+        return None
+    shapes = [entry["shape"] for file in weight_files(folder) for entry in safetensors_header(file)[0].values()]
+    return sum(math.prod(shape) for shape in shapes)
 
 
 def save_policy(model: Any, tokenizer: Any, folder: Path) -> None:

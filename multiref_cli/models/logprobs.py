@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from multiref_cli.config.regularizer import Mix, Term
 from multiref_cli.models.decoder import Head, head_of, hidden_states
 from multiref_cli.models.packing import Packed
 from multiref_cli.objectives.divergence import amari_divergence
@@ -51,7 +52,7 @@ class TokenDivergence:
         divergence: (B, T) exact divergence over the whole vocabulary, in nats, differentiable.
         entropy: (B, T) of the policy, differentiable; None unless asked for.
         reference_logps: (K, B, T) log-probabilities of the same tokens under each reference.
-        log_normalizers: (B, T) log F_t of the token-level mixed reference.
+        log_normalizers: (R, B, T) log F_t of the token-level mixed reference of every term.
     """
 
     logps: Tensor
@@ -59,14 +60,6 @@ class TokenDivergence:
     entropy: Tensor | None
     reference_logps: Tensor
     log_normalizers: Tensor
-
-
-@dataclass(frozen=True)
-class Mix:
-    """A token-level mixed reference: the order of its mean and the weights of the K references."""
-
-    order: float
-    weights: tuple[float, ...]
 
 
 def token_logps(
@@ -110,8 +103,7 @@ def token_logps(
 def token_divergence(
     model: Any,
     references: Sequence[Any],
-    mix: Mix,
-    order: float,
+    terms: Sequence[Term],
     packed: Packed,
     temperature: float = 1.0,
     entropy: bool = False,
@@ -119,40 +111,33 @@ def token_divergence(
 ) -> TokenDivergence:
     """The exact per-token divergence from K references, summed over the whole vocabulary, in one pass.
 
-    sum_i alpha_i D_A(pi_i(.|s) || pi(.|s)), A = `order`, where the mean has the same order (it differs from D_A with
-    the mixed reference only by what does not depend on the policy); D_A(M / F || pi) with the normalized mixed
-    reference of `mix` where the orders differ. Gradient: that of this sum, states taken as given.
+    Each term adds its weight times sum_i alpha_i D_A(pi_i(.|s) || pi(.|s)) where mean and score have the same order A,
+    which is F^A D_A(M / F || pi) and what does not depend on the policy; D_A(M / F || pi) with the normalized mixed
+    reference where the orders differ. Gradient: that of this sum, states taken as given.
 
     Args:
         model: the policy.
-        references: K frozen models over the same ids; one whose weight is 0 must not be among them.
-        mix: order of the mean and the K weights.
-        order: A of the divergence.
+        references: K frozen models over the same ids; one whose weight is 0 in every term must not be among them.
+        terms: R summands over the K references.
         packed: rows on the models' device.
         temperature: logits of policy and references are divided by it.
         entropy: also the policy's entropy.
         vocabulary: ids of the tokenizer, shared by all.
 
     Returns:
-        Results of shape (B, T), references first where there are K of them.
+        Results of shape (B, T), references or terms first where there are several of them.
     """
     head, constants = head_of(model, vocabulary), _reference_heads(references, packed, vocabulary)
-    weights = torch.tensor(mix.weights, device=packed.targets.device)
 
     def statistics(logits: Tensor, rows: slice) -> tuple[Tensor, ...]:
-        """Of some rows, logits (N, V): each result (N,), the references' log-probs (N, K)."""
+        """Of some rows, logits (N, V): each result (N,), the references' log-probs (N, K), the terms' log F (N, R)."""
         targets, logps = packed.targets[rows], logits.log_softmax(-1)
         reference_logps = _reference_chunk(constants, rows, temperature)
-        mixed, log_normalizers = _mixed(reference_logps, mix, weights)
-        if mix.order == order:
-            divergence = sum(
-                weight * amari_divergence(one, logps, order) for weight, one in zip(mix.weights, reference_logps)
-            )
-        else:
-            divergence = amari_divergence(mixed - log_normalizers[:, None], logps, order)
+        found = [_term_divergence(term, reference_logps, logps) for term in terms]
+        divergence = sum((one for one, _ in found[1:]), found[0][0])
         picked = torch.stack([_pick(one, targets) for one in reference_logps], -1)
         entropies = (_entropy(logps),) if entropy else ()
-        return _pick(logps, targets), divergence, *entropies, picked, log_normalizers
+        return _pick(logps, targets), divergence, *entropies, picked, torch.stack([log_f for _, log_f in found], -1)
 
     sizes = _Sizes(
         _default_chunk(head, packed.targets.device, ENTROPY_COPIES + REFERENCE_COPIES * len(references)),
@@ -165,8 +150,20 @@ def token_divergence(
         divergence=_spread(divergence, packed.mask),
         entropy=_spread(rest[0], packed.mask) if entropy else None,
         reference_logps=torch.stack([_spread(column, packed.mask) for column in rest[-2].unbind(-1)]),
-        log_normalizers=_spread(rest[-1], packed.mask),
+        log_normalizers=torch.stack([_spread(column, packed.mask) for column in rest[-1].unbind(-1)]),
     )
+
+
+def _term_divergence(term: Term, reference_logps: Tensor, logps: Tensor) -> tuple[Tensor, Tensor]:
+    """(K, C, V) and (C, V) -> one term's divergence (C,) and the log F (C,) of its mixed reference."""
+    mixed, log_normalizers = _mixed(reference_logps, term.mix)
+    if term.mix.order == term.score_order:
+        pairs = zip(term.mix.weights, reference_logps)
+        parts = [weight * amari_divergence(one, logps, term.score_order) for weight, one in pairs]
+        divergence = sum(parts[1:], parts[0])
+    else:
+        divergence = amari_divergence(mixed - log_normalizers[:, None], logps, term.score_order)
+    return (divergence if term.weight == 1 else term.weight * divergence), log_normalizers
 
 
 @torch.no_grad()
@@ -193,13 +190,12 @@ def score_references(
     """
     constants = _reference_heads(references, packed, vocabulary)
     device = packed.targets.device
-    weights = [torch.tensor(mix.weights, device=device) for mix in mixes]
     chunk = _default_chunk(constants[0][0], device, SAMPLED_COPIES + 2 * len(references))
     parts = []
     for rows in _slices(len(packed.targets), chunk):
         logps = _reference_chunk(constants, rows, temperature)
         picked = [_pick(one, packed.targets[rows]) for one in logps]
-        parts.append(torch.stack([*picked, *(_mixed(logps, mix, weight)[1] for mix, weight in zip(mixes, weights))]))
+        parts.append(torch.stack([*picked, *(_mixed(logps, mix)[1] for mix in mixes)]))
     results = [_spread(values, packed.mask) for values in torch.cat(parts, 1)]
     return torch.stack(results[: len(references)]), results[len(references) :]
 
@@ -211,9 +207,9 @@ def normalizers(
     return score_references(references, packed, mixes, vocabulary=vocabulary)[1]
 
 
-def _mixed(logps: Tensor, mix: Mix, weights: Tensor) -> tuple[Tensor, Tensor]:
+def _mixed(logps: Tensor, mix: Mix) -> tuple[Tensor, Tensor]:
     """(K, C, V) -> the mixed reference (C, V), unnormalized, and its log-normalizer (C,)."""
-    mixed = power_mean(logps, weights, mix.order)
+    mixed = power_mean(logps, torch.tensor(mix.weights, device=logps.device), mix.order)
     if mix.order == 1 or sum(weight > 0 for weight in mix.weights) == 1:
         return mixed, mixed.new_zeros(mixed.shape[0])  # a distribution already: no rounding where the answer is 0
     return mixed, mixed.logsumexp(-1)
@@ -292,7 +288,7 @@ class _ChunkedHead(torch.autograd.Function):
         """Gradients for hidden states, weight and bias from those of the statistics."""
         hidden, weight, bias = ctx.saved_tensors
         head: Head = ctx.head
-        wanted = [i for i, gradient in enumerate(gradients) if gradient is not None]
+        given = {i: gradient for i, gradient in enumerate(gradients) if gradient is not None}
         # Chunks add up in float32 even where the weights are bf16.
         wide = torch.promote_types(weight.dtype, torch.float32)
         to_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
@@ -304,7 +300,7 @@ class _ChunkedHead(torch.autograd.Function):
                 with torch.enable_grad():
                     results = ctx.statistics(head.finish(product, ctx.sizes.temperature), rows)
                     (to_product,) = torch.autograd.grad(
-                        [results[i] for i in wanted], product, [gradients[i][rows] for i in wanted]
+                        [results[i] for i in given], product, [gradient[rows] for gradient in given.values()]
                     )
                 if to_hidden is not None:
                     torch.mm(to_product, head.weight[: head.size].to(hidden.dtype), out=to_hidden[rows])

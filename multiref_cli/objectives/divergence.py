@@ -1,7 +1,11 @@
 """Amari's divergences: the score that every penalty and implicit reward is made of, and the divergence itself."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+from multiref_cli.config.regularizer import Term
 
 
 def score(log_ratio: Tensor, order: float, clip: float = 0.0) -> Tensor:
@@ -63,3 +67,32 @@ def amari_divergence(reference_logps: Tensor, policy_logps: Tensor, order: float
     near = q * torch.expm1(exponent.clamp(max=1.0))
     far = torch.exp(log_q + exponent) - q  # q (p / q)^A need not overflow where (p / q)^A does
     return torch.where(exponent > 1.0, far, near).sum(-1) / (order * (order - 1.0))
+
+
+def total_score(terms: Sequence[Term], policy_logps: Tensor, log_mixed: Tensor, clip: float = 0.0) -> Tensor:
+    """sum_r w_r s_r(log pi - log M_r): implicit rewards and penalties are beta times this.
+
+    Args:
+        terms: R summands.
+        policy_logps: (...) log pi, in nats.
+        log_mixed: (R, ...) log M of every term, in nats.
+        clip: see `score`.
+
+    Returns:
+        (...) the sum, dimensionless.
+    """
+    parts = [
+        _weighted(term.weight, score(policy_logps - mixed, term.score_order, clip))
+        for term, mixed in zip(terms, log_mixed)
+    ]
+    return sum(parts[1:], parts[0])
+
+
+def _weighted(weight: float, values: Tensor) -> Tensor:
+    return values if weight == 1 else weight * values
+
+
+def is_clipped(terms: Sequence[Term], policy_logps: Tensor, log_mixed: Tensor, clip: float) -> Tensor:
+    """Where the score of any term lies on its linear continuation; shapes as in `total_score`, bool."""
+    found = [score_is_clipped(policy_logps - mixed, t.score_order, clip) for t, mixed in zip(terms, log_mixed)]
+    return torch.stack(found).any(0)

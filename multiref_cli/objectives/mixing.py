@@ -1,9 +1,11 @@
 """Mixed references: K reference policies seen as one, by the weighted power mean of their probabilities."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+
+from multiref_cli.config.regularizer import Term
 
 
 def power_mean(logps: Tensor, weights: Tensor, order: float) -> Tensor:
@@ -27,7 +29,7 @@ def power_mean(logps: Tensor, weights: Tensor, order: float) -> Tensor:
         ValueError: weights that do not fit `logps`, are negative, or do not sum to one.
     """
     logps = logps.float() if logps.dtype.itemsize < 4 else logps
-    weights = simplex(weights, logps)
+    weights = checked_weights(weights, logps)
     dropped, largest = weights == 0, order >= 0
     kept = logps.detach()
     if dropped.any():
@@ -43,6 +45,28 @@ def power_mean(logps: Tensor, weights: Tensor, order: float) -> Tensor:
     total = _weighted_sum(weights, (torch.exp(order * (row - anchor)) for row in logps))
     # The first keeps the digits of a mean close to the anchor, the second those of one far from it.
     return anchor + torch.where(shrink > -0.5, torch.log1p(shrink.clamp(min=-0.5)), total.log()) / order
+
+
+def log_mixed(
+    terms: Sequence[Term], logps: Tensor, log_normalizers: Tensor | None = None, weights: Tensor | None = None
+) -> Tensor:
+    """From the log-probabilities of K references to log M of every term: the one way, for responses and for tokens.
+
+    Args:
+        terms: R summands of a penalty.
+        logps: (K, ...) log-probabilities in nats, of whole responses (level sequence) or of tokens (level token).
+        log_normalizers: (R, ...) log F_t that token-level means are divided by; None: unnormalized.
+        weights: (K, ...) one alpha per entry in place of the terms' own (ARWC); None: the terms'.
+
+    Returns:
+        (R, ...) log M, float32 or better.
+    """
+    means = []
+    for term in terms:
+        own = torch.tensor(term.mix.weights, dtype=torch.float64) if weights is None else weights
+        means.append(power_mean(logps, own, term.mix.order))
+    mixed = torch.stack(means)
+    return mixed if log_normalizers is None else mixed - log_normalizers
 
 
 def token_power_mean(logps: Tensor, log_normalizers: Tensor, weights: Tensor, order: float) -> Tensor:
@@ -63,7 +87,7 @@ def token_power_mean(logps: Tensor, log_normalizers: Tensor, weights: Tensor, or
     return power_mean(logps, weights, order) - log_normalizers
 
 
-def simplex(weights: Tensor, logps: Tensor) -> Tensor:
+def checked_weights(weights: Tensor, logps: Tensor) -> Tensor:
     """Weights checked against (K, ...) `logps`, shaped to broadcast over it and divided by their sum.
 
     Args:

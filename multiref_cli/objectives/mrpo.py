@@ -1,11 +1,11 @@
-"""MRPO's two additions to a mixed reference (arXiv 2405.16388), and the mix of a preference batch that may use them."""
+"""MRPO's two additions to a mixed reference (arXiv 2405.16388)."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from multiref_cli.objectives.mixing import power_mean, simplex
+from multiref_cli.objectives.mixing import checked_weights
 
 
 @dataclass(frozen=True)
@@ -23,15 +23,14 @@ class TrustRegion:
     adaptive: bool = False
 
 
-def mixed_references(
+def adjusted_references(
     chosen: Tensor,
     rejected: Tensor,
     weights: Tensor,
-    order: float,
     trust_region: TrustRegion | None = None,
     adaptive_weights: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """K references seen as one, for the two responses of every pair: weigh (ARWC), clip (CTRO), take the power mean.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What MRPO does to K references before they are mixed, for the responses of every pair: weigh (ARWC), clip (CTRO).
 
     A single reference with a positive weight is returned as it is: nothing is clipped or weighed.
 
@@ -39,17 +38,16 @@ def mixed_references(
         chosen: (K, N) log pi_i(y_w) of whole responses, in nats. Rows of weight 0 may hold anything.
         rejected: (K, N) log pi_i(y_l), in nats.
         weights: (K,) alpha on the simplex.
-        order: A of the mean.
         trust_region: CTRO's settings; None leaves the references as they are.
         adaptive_weights: replace alpha by ARWC's weights, pair by pair, among the references of positive weight.
 
     Returns:
-        (N,) and (N,): log M_A(y_w) and log M_A(y_l), in nats.
+        (J, N) chosen, (J, N) rejected and (J,) or (J, N) weights of the J references of positive weight.
 
     Raises:
         ValueError: weights that do not fit, or a trust region around a reference of weight 0.
     """
-    weights = simplex(weights, chosen).reshape(-1)
+    weights = checked_weights(weights, chosen).reshape(-1)
     kept = (weights > 0).nonzero().flatten().tolist()
     chosen, rejected, weights = chosen[kept], rejected[kept], weights[kept]
     if adaptive_weights:  # before clipping, which would give every reference nearly the anchor's contrast
@@ -60,7 +58,7 @@ def mixed_references(
         chosen, rejected = clip_to_trust_region(
             chosen, rejected, kept.index(trust_region.anchor), trust_region.epsilon, trust_region.adaptive
         )
-    return power_mean(chosen, weights, order), power_mean(rejected, weights, order)
+    return chosen, rejected, weights
 
 
 def clip_to_trust_region(

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from multiref_cli.objectives.divergence import score
-from multiref_cli.objectives.mixing import simplex
+from multiref_cli.objectives.mixing import checked_weights
 
 
 def implicit_reward(policy_logps: Tensor, mixed_logps: Tensor, beta: float, order: float, clip: float = 0.0) -> Tensor:
@@ -80,5 +80,5 @@ def multi_preference_loss(losses: Tensor, weights: Tensor) -> Tensor:
     Raises:
         ValueError: weights that do not fit.
     """
-    weights = simplex(weights, losses)
+    weights = checked_weights(weights, losses)
     return torch.where(weights > 0, weights * losses, torch.zeros_like(losses)).sum(0)

@@ -18,26 +18,23 @@ from typing import Any
 
 import numpy as np
 
+from multiref_cli.config.regularizer import Mix
 from multiref_cli.errors import RequestError, RunError
-from multiref_cli.models.files import fingerprint
-from multiref_cli.models.load import load_causal_lm, load_tokenizer
-from multiref_cli.models.logprobs import Mix, normalizers, token_logps
+from multiref_cli.models.decoder import head_of
+from multiref_cli.models.logprobs import normalizers
 from multiref_cli.models.packing import Packed
+from multiref_cli.references.base import Reference
 from multiref_cli.references.entries import Entry, EntryFolder, address_key
-from multiref_cli.references.models import (
+from multiref_cli.references.rows import Rows, scored_rows
+from multiref_cli.references.tokens import (
     first_difference,
-    load_references,
     rescored_ids,
     template_fingerprint,
     tokenizer_fingerprint,
 )
-from multiref_cli.references.rows import Rows, scored_rows
-from multiref_cli.references.verify import Check, verify
-from multiref_cli.rollouts.engine import Completion
+from multiref_cli.references.verify import Finding, verify
+from multiref_cli.rollouts.engine import Completion, Sampling
 from multiref_cli.tracking.progress import Progress, Silent
-
-# Prompts, group size, sampling, seeds -> completions [P][G]; `Engine.generate` of a loaded reference.
-Generate = Callable[[list, int, Any, list[int]], list[list[Completion]]]
 
 
 @dataclass(frozen=True)
@@ -65,16 +62,12 @@ class Scoring:
         tokenizer: of the policy; it made the ids.
         vocabulary: ids that policy and references normalize over.
         truncation: longest prompt and completion in tokens, as the data were cut; part of the address.
-        device: torch device; no part of the address.
-        dtype: parameter type of references that name none.
         micro_tokens: padded tokens per forward pass; no part of the address.
     """
 
     tokenizer: Any
     vocabulary: int
     truncation: tuple[int, int] | None = None
-    device: str = "cpu"
-    dtype: str = "float32"
     micro_tokens: int = 8192
 
     @cached_property
@@ -107,14 +100,16 @@ class ReferenceStore:
             raise ValueError("this store was opened without a Scoring, to look only")
         return self._scoring
 
-    def logps(self, reference: Any, sequences: Items[Sequence], progress: Progress | None = None) -> list[np.ndarray]:
+    def logps(
+        self, reference: Reference, sequences: Items[Sequence], progress: Progress | None = None
+    ) -> list[np.ndarray]:
         """Log-probabilities of every response under one reference, from disk or computed now.
 
         A reference with another tokenizer reads the text under its own tokenizer and chat template; its arrays are then
         as long as its own tokens, and only their sums can be compared with the policy's.
 
         Args:
-            reference: schema.Reference.
+            reference: loaded only if its results are not there, and released then.
             sequences: N responses.
             progress: told tokens done, tokens in all and tokens per second.
 
@@ -126,8 +121,8 @@ class ReferenceStore:
             RunError: a damaged entry, or a model that gives numbers that are not finite.
         """
         tokens, rows = self._rows(reference, sequences)
-        dtype = reference.dtype or self.scoring.dtype
-        address = {"kind": "logps", "model": fingerprint(reference), "dtype": dtype, "rows": rows.sha256, **tokens}
+        model, dtype = reference.fingerprint(), reference.dtype
+        address = {"kind": "logps", "model": model, "dtype": dtype, "rows": rows.sha256, **tokens}
         key = address_key(address)
         if self.entries.find(key) is None:
             with self.entries.building([key]) as missing:
@@ -136,27 +131,16 @@ class ReferenceStore:
         return _split(self.entries.read(self._found(key)), "values")
 
     def sums(
-        self, reference: Any, sequences: Items[Sequence], progress: Progress | None = None
+        self, reference: Reference, sequences: Items[Sequence], progress: Progress | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Log-probabilities of whole responses, (N,) float64 nats, and how many tokens each had, (N,) int64."""
         arrays = self.logps(reference, sequences, progress)
         sums = np.array([np.sum(one, dtype=np.float64) for one in arrays])
         return sums, np.array([len(one) for one in arrays], dtype=np.int64)
 
-    def normalizers(
-        self,
-        references: Items[Any],
-        sequences: Items[Sequence],
-        order: float,
-        weights: Items[float],
-        progress: Progress | None = None,
-    ) -> list[np.ndarray]:
-        """log F_t of one token-level mix; see `normalizers_of`."""
-        return self.normalizers_of(references, sequences, [Mix(order, tuple(weights))], progress)[0]
-
     def normalizers_of(
         self,
-        references: Items[Any],
+        references: Items[Reference],
         sequences: Items[Sequence],
         mixes: Items[Mix],
         progress: Progress | None = None,
@@ -167,7 +151,7 @@ class ReferenceStore:
         stored number of one reference can replace. Mixes of order 1, or of a single reference, have log F_t = 0.
 
         Args:
-            references: K schema.Reference over the policy's tokenizer.
+            references: K of them over the policy's tokenizer, in memory together where something is missing.
             sequences: N responses.
             mixes: (order, K weights) each.
             progress: as in `logps`.
@@ -196,30 +180,30 @@ class ReferenceStore:
 
     def samples(
         self,
-        reference: Any,
+        reference: Reference,
         prompts: Items[Items[int]],
         group_size: int,
-        sampling: Any,
+        sampling: Sampling,
         seeds: Items[int],
-        generate: Generate,
+        batch_size: int,
     ) -> list[list[Completion]]:
         """Responses of one reference to some prompts, drawn once.
 
         Args:
-            reference: schema.Reference.
+            reference: loaded only if its samples are not there.
             prompts: P prompts of token ids.
             group_size: G responses each.
-            sampling: rollouts.Sampling.
+            sampling: how they are drawn.
             seeds: P seeds.
-            generate: `Engine.generate` of the reference; called only if the samples are not there.
+            batch_size: responses decoded at once; no part of the address.
 
         Returns:
             [P][G] completions.
         """
         address = {
             "kind": "samples",
-            "model": fingerprint(reference),
-            "dtype": reference.dtype or (self._scoring.dtype if self._scoring else None),
+            "model": reference.fingerprint(),
+            "dtype": reference.dtype,
             "prompts": _sha256([list(prompt) for prompt in prompts]),
             "group_size": group_size,
             "sampling": asdict(sampling),
@@ -229,8 +213,9 @@ class ReferenceStore:
         if self.entries.find(key) is None:
             with self.entries.building([key]) as missing:
                 if missing:
-                    start = time.monotonic()
-                    groups = generate([list(prompt) for prompt in prompts], group_size, sampling, list(seeds))
+                    start, vocabulary = time.monotonic(), self._scoring.vocabulary if self._scoring else None
+                    ids = [list(prompt) for prompt in prompts]
+                    groups = reference.generate(ids, group_size, sampling, list(seeds), batch_size, vocabulary)
                     arrays = _sample_arrays([one for group in groups for one in group])
                     self.entries.write(address, arrays, _origin([reference]), time.monotonic() - start)
         arrays = self.entries.read(self._found(key))
@@ -238,7 +223,7 @@ class ReferenceStore:
         flat = [Completion(ids.tolist(), logps.tolist(), bool(finished)) for ids, logps, finished in columns]
         return [flat[start : start + group_size] for start in range(0, len(flat), group_size)]
 
-    def verify(self, rows: int = 3, device: str = "cpu", progress: Progress | None = None) -> list[Check]:
+    def verify(self, rows: int = 3, device: str = "cpu", progress: Progress | None = None) -> list[Finding]:
         """Verifies every checksum, and recomputes a few random responses of every entry whose models are at hand.
 
         Args:
@@ -269,50 +254,51 @@ class ReferenceStore:
         old = [e for e in self.list() if e.key not in kept and (everything or e.used < limit)]
         return [entry for entry in old if dry_run or self.entries.remove(entry)]
 
-    def _rows(self, reference: Any, sequences: Items[Sequence]) -> tuple[dict[str, Any], Rows]:
+    def _rows(self, reference: Reference, sequences: Items[Sequence]) -> tuple[dict[str, Any], Rows]:
         """Where the ids come from and the ids: the policy's own, or the text under the reference's tokenizer."""
-        own = load_tokenizer(reference)
+        own = reference.tokenizer
         if first_difference(self.scoring.tokenizer, own) is None:
             return self.scoring.tokens, scored_rows([(one.prompt, one.completion) for one in sequences])
         other = Scoring(own, max(own.get_vocab().values()) + 1, self.scoring.truncation)
         return other.tokens, scored_rows([rescored_ids(one, self.scoring.tokenizer, own) for one in sequences])
 
-    def _mix_address(self, references: Items[Any], mix: Mix, rows: Rows) -> dict[str, Any]:
-        members = sorted(
-            [fingerprint(r), r.dtype or self.scoring.dtype, float(w)] for r, w in zip(references, mix.weights) if w > 0
-        )
+    def _mix_address(self, references: Items[Reference], mix: Mix, rows: Rows) -> dict[str, Any]:
+        members = sorted([r.fingerprint(), r.dtype, float(w)] for r, w in zip(references, mix.weights) if w > 0)
         address = {"kind": "normalizers", "order": float(mix.order), "members": members, "rows": rows.sha256}
         return address | self.scoring.tokens
 
-    def _build_logps(self, reference: Any, rows: Rows, address: Mapping[str, Any], progress: Progress) -> None:
+    def _build_logps(self, reference: Reference, rows: Rows, address: Mapping[str, Any], progress: Progress) -> None:
         start = time.monotonic()
-        model = load_causal_lm(reference, self.scoring.device, address["dtype"])
-        check_size(model, reference.name, address["vocabulary"])
+        _check_size(reference, address["vocabulary"])
 
         def compute(packed: Packed) -> list[Any]:
-            return [token_logps(model, packed, vocabulary=address["vocabulary"]).logps]
+            return [reference.token_logps(packed, vocabulary=address["vocabulary"])]
 
         report = _reporter(progress, f"reference {reference.name}")
-        (values,) = rows.compute([model], compute, self.scoring.micro_tokens, report)
+        (values,) = rows.compute([reference.model], compute, self.scoring.micro_tokens, report)
+        reference.release()
         _refuse_infinite(values, rows, reference.name)
         self.entries.write(address, {**rows.arrays(), "values": values}, _origin([reference]), time.monotonic() - start)
 
     def _build_normalizers(
-        self, references: Items[Any], rows: Rows, wanted: list[tuple[dict[str, Any], Mix]], progress: Progress
+        self, references: Items[Reference], rows: Rows, wanted: list[tuple[dict[str, Any], Mix]], progress: Progress
     ) -> None:
         start, scoring = time.monotonic(), self.scoring
         needed = [i for i in range(len(references)) if any(mix.weights[i] > 0 for _, mix in wanted)]
         members = [references[i] for i in needed]
-        models = load_references(members, scoring.device, scoring.dtype)
-        for model, reference in zip(models, members):
-            check_size(model, reference.name, scoring.vocabulary)
+        for reference in members:
+            _check_size(reference, scoring.vocabulary)
+        models = [reference.model for reference in members]
         mixes = [Mix(mix.order, tuple(mix.weights[i] for i in needed)) for _, mix in wanted]
 
         def compute(packed: Packed) -> list[Any]:
             return normalizers(models, packed, mixes, vocabulary=scoring.vocabulary)
 
         report = _reporter(progress, "normalizers of " + " + ".join(r.name for r in members))
-        for (address, mix), values in zip(wanted, rows.compute(models, compute, scoring.micro_tokens, report)):
+        found = rows.compute(models, compute, scoring.micro_tokens, report)
+        for reference in members:
+            reference.release()
+        for (address, mix), values in zip(wanted, found):
             _refuse_infinite(values, rows, "the mixed references")
             origin = _origin([r for r, w in zip(references, mix.weights) if w > 0])
             origin["weights"] = [w for w in mix.weights if w > 0]
@@ -329,18 +315,12 @@ class ReferenceStore:
         return self.entries.list()
 
 
-def check_size(model: Any, name: str, vocabulary: int) -> None:
-    """Checks that a reference has a logit for every id.
-
-    Raises:
-        RequestError: its output head is narrower than the vocabulary.
-    """
-    from multiref_cli.models.decoder import head_of
-
-    size = head_of(model).weight.shape[0]
+def _check_size(reference: Reference, vocabulary: int) -> None:
+    """Refuse a reference whose output head is narrower than the vocabulary."""
+    size = head_of(reference.model).weight.shape[0]
     if size < vocabulary:
         raise RequestError(
-            f"reference {name} has {size} output ids, the policy's tokenizer {vocabulary}: use another one."
+            f"reference {reference.name} has {size} output ids, the policy's tokenizer {vocabulary}: use another one."
         )
 
 
@@ -358,9 +338,9 @@ def _reporter(progress: Progress, phase: str) -> Callable[[int, int, float], Non
     return report
 
 
-def _origin(references: Items[Any]) -> dict[str, Any]:
+def _origin(references: Items[Reference]) -> dict[str, Any]:
     names = ("name", "path", "revision", "adapter", "dtype", "trust_remote_code")
-    members = [{name: getattr(r, name) for name in names} for r in references]
+    members = [{name: getattr(r.spec, name) for name in names} for r in references]
     for member in members:  # a relative folder would mean another one from elsewhere
         for name in ("path", "adapter"):
             if member[name] and Path(member[name]).is_dir():

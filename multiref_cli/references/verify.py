@@ -2,18 +2,18 @@
 
 import random
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
+from multiref_cli.config import schema
+from multiref_cli.config.regularizer import Mix
 from multiref_cli.errors import RequestError
 from multiref_cli.models.files import fingerprint
-from multiref_cli.models.load import load_causal_lm
-from multiref_cli.models.logprobs import Mix, normalizers, token_logps
+from multiref_cli.models.logprobs import normalizers, token_logps
 from multiref_cli.models.packing import Packed
+from multiref_cli.references.base import references_of
 from multiref_cli.references.entries import Entry, EntryFolder
-from multiref_cli.references.models import load_references
 from multiref_cli.references.rows import stored_rows
 from multiref_cli.tracking.progress import Progress
 
@@ -22,7 +22,7 @@ _TOLERANCE = {"float64": 1e-6, "float32": 1e-3, "bfloat16": 0.5, "float16": 0.1}
 
 
 @dataclass(frozen=True)
-class Check:
+class Finding:
     """What was found of one entry: whether it may be used, and a sentence."""
 
     entry: Entry
@@ -30,39 +30,36 @@ class Check:
     text: str
 
 
-def verify(entries: EntryFolder, rows: int, device: str, progress: Progress) -> list[Check]:
+def verify(entries: EntryFolder, rows: int, device: str, progress: Progress) -> list[Finding]:
     """Verifies every entry; see `ReferenceStore.verify`."""
     checks, found = [], entries.list()
     for entry in found:
         if not entries.is_whole(entry):
-            checks.append(Check(entry, False, "damaged: its checksum differs"))
+            checks.append(Finding(entry, False, "damaged: its checksum differs"))
         elif entry.kind == "samples" or rows == 0:
-            checks.append(Check(entry, True, "checksum good"))
+            checks.append(Finding(entry, True, "checksum good"))
         else:
             checks.append(_recompute(entries, entry, rows, device))
         progress.advance("verify", len(checks), len(found))
     return checks
 
 
-def _recompute(entries: EntryFolder, entry: Entry, count: int, device: str) -> Check:
-    references = [SimpleNamespace(**member) for member in entry.origin["references"]]
+def _recompute(entries: EntryFolder, entry: Entry, count: int, device: str) -> Finding:
+    references = [schema.Reference(**member) for member in entry.origin["references"]]
     address = entry.address
     weights = entry.origin.get("weights", [1.0])
     expected = [one[0] for one in address["members"]] if entry.kind == "normalizers" else [address["model"]]
     try:
         same = sorted(fingerprint(reference) for reference in references) == sorted(expected)
     except RequestError:
-        return Check(entry, True, "checksum good; its models are not here, so nothing was recomputed")
+        return Finding(entry, True, "checksum good; its models are not here, so nothing was recomputed")
     if not same:
-        return Check(entry, True, "checksum good; another model lies at its path now, so nothing was recomputed")
+        return Finding(entry, True, "checksum good; another model lies at its path now, so nothing was recomputed")
     arrays = entries.read(entry)
     stored = stored_rows(arrays)
     numbers = random.SystemRandom().sample(range(entry.rows), min(count, entry.rows))
     dtypes = [one[1] for one in address["members"]] if entry.kind == "normalizers" else [address["dtype"]]
-    if entry.kind == "logps":
-        models = [load_causal_lm(references[0], device, address["dtype"])]
-    else:
-        models = load_references(references, device, dtypes[0])
+    models = [one.model for one in references_of(references, device, dtypes[0], together=len(references) > 1)]
 
     def compute(packed: Packed) -> list[Any]:
         if entry.kind == "logps":
@@ -74,4 +71,4 @@ def _recompute(entries: EntryFolder, entry: Entry, count: int, device: str) -> C
     worst = float(np.abs(values[places] - arrays["values"][places]).max(initial=0.0))
     good = worst <= max(_TOLERANCE[name] for name in dtypes)
     text = f"{len(numbers)} responses recomputed, at most {worst:.1e} nats off"
-    return Check(entry, good, f"checksum good; {text}" if good else f"wrong: {text}")
+    return Finding(entry, good, f"checksum good; {text}" if good else f"wrong: {text}")

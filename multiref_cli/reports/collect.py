@@ -1,7 +1,6 @@
 """What lies on disk: finished runs, grouped into conditions whose runs differ in nothing but the seed."""
 
 import csv
-import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -11,14 +10,13 @@ from typing import Any
 
 import yaml
 
-from multiref_cli.config.build import plain_hash, usual_estimator
-from multiref_cli.config.check import REGULARIZED, simplex
+from multiref_cli.config.plain import digest
+from multiref_cli.config.regularizer import Regularizer
+from multiref_cli.config.schema import Experiment, experiment_of
 from multiref_cli.errors import RequestError
 from multiref_cli.evaluation.statistics import Interval, t_interval
 from multiref_cli.tracking.run_dir import read_json, read_lines
 
-# Without effect on a result: where it runs and how it is watched (hardware.dtype aside).
-_WITHOUT_EFFECT = ("seed", "run", "tracking", "hardware")
 # Told by a condition's label already, so never needed to tell two labels apart.
 _IN_LABEL = ("regularizer.name", "regularizer.mean_order", "alpha", "beta", "algorithm.name")
 
@@ -34,11 +32,11 @@ CSV_SETTINGS = (
 class Run:
     """A finished run: its folder's config.yaml, results.json and manifest.json.
 
-    Where `multiref eval` measured it again, `config` says how: its evaluation, reward, data and hardware are those.
+    Where `multiref eval` measured it again, `experiment` says how: its evaluation, reward, data and hardware are those.
     """
 
     folder: Path
-    config: dict[str, Any] = field(repr=False)
+    experiment: Experiment = field(repr=False)
     results: dict[str, Any] = field(repr=False)
     manifest: dict[str, Any] = field(repr=False)
 
@@ -52,20 +50,15 @@ class Run:
         """Name -> mean, ci_low, ci_high, n."""
         return self.results["metrics"]
 
-    @cached_property
-    def key(self) -> str:
-        """Hash of the condition: of everything in the config that a result depends on, without the seed."""
-        return plain_hash(self.config, without_seed=True)
-
-    @cached_property
+    @property
     def references(self) -> list[str]:
         """Names of the references, in the order of alpha."""
-        return [reference["name"] for reference in self.config.get("references") or []]
+        return [reference.name for reference in self.experiment.references]
 
-    @cached_property
+    @property
     def weights(self) -> list[float]:
         """Alpha, one weight a reference; empty without references."""
-        return simplex(self.config.get("alpha"), len(self.references)) if self.references else []
+        return self.experiment.weights
 
     def curve(self, metric: str) -> tuple[list[int], list[float]]:
         """Steps and values of a training metric, from metrics.jsonl."""
@@ -91,68 +84,65 @@ class Condition:
         return self.runs[0]
 
     @property
+    def experiment(self) -> Experiment:
+        """What its runs have in common."""
+        return self.first.experiment
+
+    @property
+    def regularizer(self) -> Regularizer | None:
+        """What pulls it to its references."""
+        return self.experiment.regularizer
+
+    @property
     def regularized(self) -> bool:
         """Whether references and beta play a part."""
-        return self.algorithm in REGULARIZED and bool(self.first.references)
+        return self.experiment.regularized
 
     @property
     def algorithm(self) -> str:
         """Name of the algorithm."""
-        return self.first.config["algorithm"]["name"]
-
-    @property
-    def regularizer(self) -> dict[str, Any]:
-        """The regularizer's settings, empty where there is none."""
-        return self.first.config.get("regularizer") or {}
-
-    @property
-    def level(self) -> str:
-        """sequence or token."""
-        return str(self.regularizer.get("level", "–"))
-
-    @property
-    def estimator(self) -> str:
-        """How the online penalty was estimated; offline losses have none."""
-        if self.algorithm != "grpo":
-            return "–"
-        return str(self.regularizer.get("estimator") or usual_estimator(self.level))
+        return self.experiment.algorithm.name
 
     @property
     def beta(self) -> float:
         """Weight of the penalty."""
-        return float(self.first.config["beta"])
+        return self.experiment.beta
 
     @property
     def weights(self) -> list[float]:
         """Weight of each reference."""
-        return self.first.weights
+        return self.experiment.weights
 
     @property
     def role(self) -> str:
         """single (one reference of several alone), beta0 (no penalty) or grid."""
-        if not self.regularized:
-            return "grid"
-        if self.beta == 0:
-            return "beta0"
-        return "single" if len(self.weights) > 1 and max(self.weights) == 1 else "grid"
+        return self.experiment.role
 
     @property
     def alone(self) -> str | None:
         """Name of the only reference with a weight, if there is but one."""
-        return self.first.references[self.weights.index(1.0)] if 1.0 in self.weights else None
+        return self.experiment.alone
+
+    @property
+    def level(self) -> str:
+        """sequence or token."""
+        return self.regularizer.level.name if self.regularizer else "–"
+
+    @property
+    def estimator(self) -> str:
+        """How the online penalty was estimated; offline losses have none."""
+        return self.experiment.estimator.name if self.experiment.estimator else "–"
 
     @cached_property
     def setting(self) -> tuple[Any, ...]:
         """What two conditions share that differ in alpha or in the mean alone: such pairs are compared."""
-        r = self.regularizer
-        return (self.algorithm, self.level, self.estimator, self.beta, r.get("score_order"), self.rest)
+        order = self.regularizer and self.regularizer.score_order
+        return (self.algorithm, self.level, self.estimator, self.beta, order, self.rest)
 
     @cached_property
     def rest(self) -> str:
         """Hash of everything besides regularizer, alpha and beta."""
-        skipped = (*_WITHOUT_EFFECT, "regularizer", "alpha", "beta")
-        content = {k: v for k, v in self.first.config.items() if k not in skipped}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+        return digest(self.experiment.content("seed", "regularizer", "alpha", "beta"))
 
     def values(self, metric: str) -> dict[int, float]:
         """Seed -> the run's mean, for runs that have the metric."""
@@ -174,8 +164,8 @@ def read_run(folder: Path) -> Run:
     config, results = folder / "config.yaml", read_json(folder / "results.json")
     if not config.is_file() or results is None:
         raise RequestError(f"{folder} holds no finished run (config.yaml and results.json); finish it with --resume.")
-    settings = yaml.load(config.read_text(), _YAML) | (results.get("measured_by") or {})
-    return Run(folder, settings, results, read_json(folder / "manifest.json") or {})
+    content = yaml.load(config.read_text(), _YAML) | (results.get("measured_by") or {})
+    return Run(folder, experiment_of(content), results, read_json(folder / "manifest.json") or {})
 
 
 def conditions(runs: Iterable[Run]) -> list[Condition]:
@@ -185,7 +175,7 @@ def conditions(runs: Iterable[Run]) -> list[Condition]:
     """
     groups: dict[str, dict[int, Run]] = {}
     for run in runs:
-        groups.setdefault(run.key, {}).setdefault(run.seed, run)
+        groups.setdefault(run.experiment.condition_hash, {}).setdefault(run.seed, run)
     found = [Condition([group[seed] for seed in sorted(group)]) for group in groups.values()]
     for condition in found:
         condition.label = _label(condition)
@@ -214,7 +204,7 @@ def write_csv(found: Sequence[Condition], path: Path) -> None:
                 c.label,
                 c.role,
                 c.algorithm,
-                c.regularizer.get("name", ""),
+                c.regularizer.title if c.regularizer else "",
                 c.level,
                 c.estimator,
                 alpha,
@@ -234,15 +224,16 @@ def alpha_text(weights: Sequence[float]) -> str:
 
 
 def _label(condition: Condition) -> str:
-    if not condition.regularized:
-        return f"{condition.algorithm} {condition.first.config['data']['name']}"
-    if condition.role == "beta0":
+    experiment = condition.experiment
+    if not experiment.regularized:
+        return f"{experiment.algorithm.name} {experiment.data.name}"
+    if experiment.role == "beta0":
         return "β=0"
-    name = condition.regularizer["name"]
-    if condition.role == "single":
-        return f"{condition.alone} alone ({name}) β={condition.beta:g}"
-    alpha = f" α={alpha_text(condition.weights)}" if len(condition.weights) > 1 else ""
-    return f"{name}{alpha} β={condition.beta:g}"
+    name, beta = experiment.penalty.title, f"β={experiment.beta:g}"
+    if experiment.role == "single":
+        return f"{experiment.alone} alone ({name}) {beta}"
+    alpha = f" α={alpha_text(experiment.weights)}" if len(experiment.weights) > 1 else ""
+    return f"{name}{alpha} {beta}"
 
 
 def _tell_apart(found: Sequence[Condition]) -> None:
@@ -252,10 +243,10 @@ def _tell_apart(found: Sequence[Condition]) -> None:
         groups.setdefault(condition.label, []).append(condition)
     for same in groups.values():
         if len(same) > 1:
-            flat = [_flat(condition.first.config) for condition in same]
+            flat = [_flat(condition.experiment.content("seed")) for condition in same]
             keys = sorted({key for one in flat for key in one})
             differing = [k for k in keys if len({json.dumps(one.get(k)) for one in flat}) > 1]
-            shown = [k for k in differing if k not in _IN_LABEL and not k.startswith(_WITHOUT_EFFECT)] or differing
+            shown = [k for k in differing if k not in _IN_LABEL] or differing
             for condition, one in zip(same, flat):
                 named = [f"{key.rpartition('.')[2]}={one.get(key)}" for key in shown[:3]]
                 condition.label += " " + " ".join(named)

@@ -62,8 +62,8 @@ def in_order(found: Sequence[Condition]) -> list[Condition]:
 
 def start_value(condition: Condition, metric: str) -> Interval | None:
     """The policy's score before training: that of the reference which it starts from, on the same prompts."""
-    config = condition.first.config
-    own = [r["name"] for r in config.get("references") or [] if r["path"] == config["policy"].get("path")]
+    experiment = condition.experiment
+    own = [reference.name for reference in experiment.references if reference.path == experiment.policy.path]
     return reference_value(condition, metric, own[0]) if own else None
 
 
@@ -99,26 +99,25 @@ def _decimals(half: float) -> int:
 
 def job_name(condition: Condition) -> str:
     """Algorithm, data and references: what conditions of one job share."""
-    kind = {"dpo": "Offline: DPO", "grpo": "Online: GRPO", "sft": "Supervised fine-tuning"}.get(condition.algorithm)
-    name = f"{kind or condition.algorithm} on {condition.first.config['data']['name']}"
+    name = f"{condition.experiment.algorithm.title} on {condition.experiment.data.name}"
     return f"{name} with {' + '.join(condition.first.references)}" if condition.regularized else name
 
 
 def _setting(found: Sequence[Condition]) -> str:
-    config, first = found[0].first.config, found[0]
+    first, experiment = found[0], found[0].experiment
     seeds = sorted({run.seed for condition in found for run in condition.runs})
-    evaluation = config["evaluation"]
     n = first.first.metrics.get("length", {}).get("n", "?")
-    steps = f"{config['steps']} steps" if config.get("steps") else f"{config['epochs']:g} epochs"
+    steps = f"{experiment.steps} steps" if experiment.steps else f"{experiment.epochs:g} epochs"
     text = (
-        f"Policy `{config['policy']['path']}`, data `{config['data']['path']}`, {steps}, learning rate "
-        f"{config['optimizer']['learning_rate']:g}. {len(found)} conditions, {len(seeds)} "
+        f"Policy `{experiment.policy.path}`, data `{experiment.data.path}`, {steps}, learning rate "
+        f"{experiment.optimizer.learning_rate:g}. {len(found)} conditions, {len(seeds)} "
         f"seed{'s' * (len(seeds) != 1)} ({', '.join(map(str, seeds))}); each run is scored on n = {n} held-out prompts "
-        f"× {evaluation['samples_per_prompt']} samples at temperature {evaluation['temperature']:g}. The same seed "
-        f"sees the same prompts in the same order in every condition."
+        f"× {experiment.evaluation.samples_per_prompt} samples at temperature "
+        f"{experiment.evaluation.temperature:g}. The same seed sees the same prompts in the same order in every "
+        "condition."
     )
     if first.regularized:
-        named = ", ".join(f"`{r['name']}` ({r['path']})" for r in config["references"])
+        named = ", ".join(f"`{r.name}` ({r.path})" for r in experiment.references)
         text += f" References in the order of α: {named}."
     notes = dict.fromkeys(n for c in found for run in c.runs for n in run.results.get("notes") or [])
     return text + ("\n\n" + "\n".join(f"- {note}" for note in notes) if notes else "")
@@ -150,12 +149,12 @@ def _add_results(page: Page, found: list[Condition], stem: str) -> None:
 def _untrained(found: Sequence[Condition], names: Sequence[str]) -> list[tuple[str, list[str]]]:
     """Rows for the references themselves; the one that training starts from is named as the start."""
     first, rows = found[0], []
-    config = first.first.config
+    experiment = first.experiment
     for reference in first.first.references:
         values = [reference_value(first, name, reference) for name in names]
         if any(value is not None for value in values):
-            path = next(r["path"] for r in config["references"] if r["name"] == reference)
-            start = ", the start" if path == config["policy"].get("path") else ""
+            path = next(r.path for r in experiment.references if r.name == reference)
+            start = ", the start" if path == experiment.policy.path else ""
             rows.append((f"{reference}, untrained{start}", [plus_minus(value) for value in values]))
     return rows
 

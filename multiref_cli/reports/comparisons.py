@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from multiref_cli.config.plain import to_plain
 from multiref_cli.evaluation.statistics import (
     Comparison,
     Interval,
@@ -132,7 +133,7 @@ def _one_difference(first: Condition, second: Condition) -> str | None:
 def _objective(condition: Condition) -> dict[str, Any]:
     """What a regularizer is, its name aside and how it is estimated."""
     aside = ("name", "level", "estimator")
-    return {key: value for key, value in condition.regularizer.items() if key not in aside}
+    return {key: value for key, value in to_plain(condition.regularizer).items() if key not in aside}
 
 
 def _kind(other: Condition) -> str:

@@ -257,7 +257,8 @@ def _short(label: str) -> str:
 
 def _setting_title(lines: list[Series], setting: tuple) -> str:
     head = next(line.conditions[0] for line in lines if line.conditions[0].setting == setting)
-    score = _SCORES.get(float(head.regularizer["score_order"]), f"score order {head.regularizer['score_order']:g}")
+    order = head.experiment.penalty.score_order
+    score = _SCORES.get(float(order), f"score order {order:g}")
     estimator = "" if head.estimator == "–" else f", {head.estimator}"
     return f"{score}, {head.level}{estimator}, β = {head.beta:g}"
 

@@ -114,13 +114,13 @@ def add_checks(page: Page, checks: list[Check], against: Path) -> None:
 
 def _what(condition: Condition) -> str:
     run = condition.first
-    facts = [f"Algorithm `{condition.algorithm}`, data `{run.config['data']['path']}`, seed {run.seed}."]
-    if condition.regularized:
+    facts = [f"Algorithm `{condition.algorithm}`, data `{run.experiment.data.path}`, seed {run.seed}."]
+    r = condition.regularizer
+    if r is not None and condition.regularized:
         weights = ", ".join(f"{w:g} × {name}" for name, w in zip(run.references, run.weights))
-        r = condition.regularizer
         estimator = "" if condition.estimator == "–" else f", estimator {condition.estimator}"
         facts.append(
-            f"Regularizer `{r['name']}` (order of the mean {r['mean_order']:g}, of the score {r['score_order']:g}) "
+            f"Regularizer `{r.title}` (order of the mean {r.mean_order:g}, of the score {r.score_order:g}) "
             f"at level `{condition.level}`{estimator}; β = {condition.beta:g}; "
             f"references {weights} (α = {alpha_text(run.weights)})."
         )
@@ -156,7 +156,7 @@ def _provenance(runs: list[Run]) -> dict[str, list[str]]:
             "commit": commit,
             "hardware": f"{' '.join(machine)}, {hardware.get('cores', '?')} cores, {gpus}",
             "versions": versions or "unknown",
-            "data": f"{run.config['data']['path']} (sha256 {str(data.get('sha256', 'unknown'))[:12]})",
+            "data": f"{run.experiment.data.path} (sha256 {str(data.get('sha256', 'unknown'))[:12]})",
             "started": str(manifest.get("started_at", "unknown")),
         }
         for name, value in values.items():

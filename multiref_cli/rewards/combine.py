@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from multiref_cli.config.schema import Reward
+from multiref_cli.config.schema import Reward, RewardTerm
 from multiref_cli.errors import RequestError, RunError
 from multiref_cli.rewards.resolve import check_options, resolve
 from multiref_cli.rewards.sample import RewardFunction, Sample
@@ -85,21 +85,14 @@ def build_reward(reward: Reward) -> Callable[[Sequence[Sample]], RewardBatch]:
     return score
 
 
-def _term(name: str, term: Any) -> Term:
-    settings = _plain(term.function)
+def _term(name: str, term: RewardTerm) -> Term:
+    settings = dict(term.function)
     path = settings.pop("_target_", None)
     if path is None:
         raise RequestError(f"reward.terms.{name}.function has no _target_, the dotted path of a function.")
     function = resolve(path)
     check_options(path, function, settings)
     return Term(name, path, function, settings, float(term.weight))
-
-
-def _plain(value: Any) -> Any:
-    """Config containers as plain dictionaries and lists, which other processes can read."""
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else dict(value)
 
 
 def _call(term: Term, samples: list[Sample], worker: Worker, seconds: float) -> tuple[list[float], list[int]]:

@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from inspect import signature
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from multiref_cli.config.check import check_sampling
 from multiref_cli.errors import RequestError
@@ -74,51 +73,3 @@ def sampling_of(rollout: "Rollout", end_ids: Sequence[int]) -> Sampling:
         max_new_tokens=rollout.max_new_tokens,
         end_ids=tuple(end_ids),
     )
-
-
-def check_engine(rollout: "Rollout") -> None:
-    """Refuse options that the engine of a rollout config does not take; nothing is loaded.
-
-    Raises:
-        RequestError: naming the option and what the engine takes. Options of vLLM are vLLM's own to refuse.
-    """
-    if not rollout.options or rollout.engine != "transformers":
-        return
-    from multiref_cli.rollouts.transformers_engine import TransformersEngine
-
-    given = ("self", "model", "pad_id", "batch_size", "vocabulary")
-    known = [name for name in signature(TransformersEngine.__init__).parameters if name not in given]
-    unknown = [name for name in rollout.options if name not in known]
-    if unknown:
-        raise RequestError(
-            f"rollout.options.{unknown[0]} is unknown to engine transformers; it takes {', '.join(known)}."
-        )
-
-
-def build_engine(
-    rollout: "Rollout", model: Any, pad_id: int, policy_path: str, vocabulary: int | None = None
-) -> Engine:
-    """The engine that a rollout config names.
-
-    Args:
-        rollout: the config; `options` go to the engine's constructor.
-        model: the policy being trained.
-        pad_id: any valid token id, used where nothing is read.
-        policy_path: folder or Hub id that a separate engine loads its architecture and tokenizer from.
-        vocabulary: ids that may be sampled; None: the whole head.
-
-    Raises:
-        RequestError: an unknown engine, an option that it does not have, or vLLM not installed.
-    """
-    from multiref_cli.rollouts.transformers_engine import TransformersEngine
-
-    try:
-        if rollout.engine == "transformers":
-            return TransformersEngine(model, pad_id, rollout.batch_size, vocabulary, **rollout.options)
-        if rollout.engine == "vllm":
-            from multiref_cli.rollouts.vllm_engine import VllmEngine
-
-            return VllmEngine(model, policy_path, rollout.batch_size, vocabulary, **rollout.options)
-    except TypeError as error:
-        raise RequestError(f"rollout.options do not fit engine {rollout.engine}: {error}.") from error
-    raise RequestError(f"rollout.engine={rollout.engine} is unknown: use transformers or vllm.")

@@ -181,7 +181,7 @@ class LeanSession:
         mixed = _project(_norm(x, layer.input_norm, w.epsilon), layer.projections)
         mixed = mixed.unflatten(-1, (-1, w.head_dim))
         both, value = mixed[..., : w.heads + w.kv_heads, :], mixed[..., w.heads + w.kv_heads :, :]
-        if layer.query_norm is not None:
+        if layer.query_norm is not None and layer.key_norm is not None:
             query = _norm(both[..., : w.heads, :], layer.query_norm, w.epsilon)
             both = torch.cat([query, _norm(both[..., w.heads :, :], layer.key_norm, w.epsilon)], -2)
         both = both * cosine + both.roll(w.head_dim // 2, -1) * sine
@@ -237,16 +237,15 @@ class LeanSession:
 
     def _replay(self, tokens: Tensor) -> Tensor:
         """The step as a CUDA graph, captured anew whenever rows have left; every address in it is static."""
-        if self._graph is None:
-            self._capture(tokens)
+        graph = self._graph or self._capture(tokens)
         self._column.fill_(self.step_index)
         self._future[: self.step_index + 1] = 0
         self._tokens.copy_(tokens)
         self._positions.copy_(self.positions)
-        self._graph.replay()
+        graph.replay()
         return self._logits
 
-    def _capture(self, tokens: Tensor) -> None:
+    def _capture(self, tokens: Tensor) -> torch.cuda.CUDAGraph:
         self._static_inputs(tokens)
         # Capture needs a warm run on a side stream; its KV lands in the column that the real step overwrites.
         stream = torch.cuda.Stream()
@@ -257,6 +256,7 @@ class LeanSession:
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
             self._logits = self._forward(self._tokens, self._positions)
+        return self._graph
 
     def _static_inputs(self, tokens: Tensor) -> None:
         self._tokens, self._positions = tokens.clone(), self.positions.clone()

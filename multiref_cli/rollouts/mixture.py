@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from multiref_cli.errors import RequestError
-from multiref_cli.objectives.mixing import power_mean, simplex
+from multiref_cli.objectives.mixing import checked_weights, power_mean
 from multiref_cli.rollouts.engine import Completion, Sampling
 from multiref_cli.rollouts.sampling import uniforms
 from multiref_cli.rollouts.transformers_engine import Session, TransformersEngine, decode
@@ -44,7 +44,7 @@ class MixtureEngine:
             RequestError: weights that do not lie on the simplex, or heads of different width without `vocabulary`.
         """
         try:
-            simplex(torch.tensor(list(weights)), torch.zeros(len(models)))
+            checked_weights(torch.tensor(list(weights)), torch.zeros(len(models)))
         except ValueError as error:
             raise RequestError(f"The models cannot be mixed: {error}.") from error
         active = [(model, weight) for model, weight in zip(models, weights) if weight > 0]

@@ -51,8 +51,8 @@ class StaticCacheSession:
         self.mask = self.mask.repeat_interleave(group_size, 0)
         self.positions = lengths.repeat_interleave(group_size)
         for layer in self.layers:
-            layer.keys = layer.keys.repeat_interleave(group_size, 0)
-            layer.values = layer.values.repeat_interleave(group_size, 0)
+            keys, values = _memory(layer)
+            layer.keys, layer.values = keys.repeat_interleave(group_size, 0), values.repeat_interleave(group_size, 0)
 
     def step(self, tokens: Tensor) -> Tensor:
         """Logits (S, V) of the token after `tokens` (S,)."""
@@ -66,7 +66,8 @@ class StaticCacheSession:
         """Leaves only these rows (ascending indices) in the batch."""
         self.mask, self.positions = self.mask[rows], self.positions[rows]
         for layer in self.layers:
-            layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+            keys, values = _memory(layer)
+            layer.keys, layer.values = keys[rows], values[rows]
 
     def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
         output = self.model(
@@ -78,3 +79,9 @@ class StaticCacheSession:
             logits_to_keep=1,
         )
         return output.logits[:, -1]
+
+
+def _memory(layer: "StaticLayer") -> tuple[Tensor, Tensor]:
+    """Keys and values of a layer, which the first forward pass has laid out."""
+    assert layer.keys is not None and layer.values is not None
+    return layer.keys, layer.values

@@ -1,15 +1,16 @@
 """What a sweep will take: from its finished points where there are some, else counted from models and rows."""
 
-import json
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
-from multiref_cli.errors import RequestError
+from multiref_cli.config.plain import digest
+from multiref_cli.config.schema import Experiment
+from multiref_cli.errors import HubUnreachable
 from multiref_cli.sweeps.ledger import Ledger
-from multiref_cli.sweeps.plan import Plain, Plan, restore
+from multiref_cli.sweeps.plan import Plan
 
-# Without effect on what a run costs: points that differ in these alone are counted once.
-_SAME_COST = ("alpha", "beta", "seed", "regularizer", "run", "tracking")
+if TYPE_CHECKING:
+    from multiref_cli.runs.forecast import Cost
 
 
 @dataclass(frozen=True)
@@ -39,34 +40,36 @@ def counted(plan: Plan) -> Needs | None:
     Returns:
         None where models or data are not on this machine.
     """
-    kinds = [_kind(point.config) for point in plan.points]
-    costs = {kind: _cost(point.config) for kind, point in dict(zip(kinds, plan.points)).items()}
-    if any(cost is None for cost in costs.values()):
-        return None
-    seconds = sum(costs[kind].training + costs[kind].evaluation for kind in kinds)
-    most = {name: max(getattr(cost, name) for cost in costs.values()) for name in ("references", "memory")}
-    return Needs(seconds, **most)
+    kinds = [_kind(point.experiment) for point in plan.points]
+    costs: dict[str, Cost] = {}
+    for kind, point in dict(zip(kinds, plan.points)).items():
+        cost = _cost(point.experiment)
+        if cost is None:
+            return None
+        costs[kind] = cost
+    return Needs(
+        seconds=sum(costs[kind].training + costs[kind].evaluation for kind in kinds),
+        references=max(cost.references for cost in costs.values()),
+        memory=max(cost.memory for cost in costs.values()),
+    )
 
 
-def _kind(config: Plain) -> str:
+def _kind(experiment: Experiment) -> str:
     """What a run's cost depends on: everything but what is compared, and which references have a weight."""
-    alpha = config["alpha"]
-    active = [weight > 0 for weight in alpha] if isinstance(alpha, list) else [alpha == 0, alpha == 1]
-    same = {key: value for key, value in config.items() if key not in _SAME_COST}
-    return json.dumps([same, active, config["beta"] > 0], sort_keys=True)
+    same = experiment.content("alpha", "beta", "seed", "regularizer")
+    return digest([same, [weight > 0 for weight in experiment.weights], experiment.penalized])
 
 
-def _cost(config: Plain) -> Any:
+def _cost(experiment: Experiment) -> "Cost | None":
     """The cost of one run, None where something of it is not on this machine."""
+    from multiref_cli.runs.forecast import cost
+    from multiref_cli.runs.run import open_job
     from multiref_cli.tracking.progress import Silent
-    from multiref_cli.training.embedded import localized, missing
-    from multiref_cli.training.job import prepare
-    from multiref_cli.training.plan import cost
+    from multiref_cli.world.recipes import missing
 
-    typed = restore(config)
-    if missing(typed):
+    if missing(experiment):
         return None
     try:
-        return cost(prepare(localized(typed, Silent()), typed))
-    except RequestError:  # a Hub that cannot be reached; the run itself will say so
+        return cost(open_job(experiment, Silent()))
+    except HubUnreachable:  # the run itself will say so
         return None

@@ -2,12 +2,14 @@
 
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from multiref_cli.config.schema import Experiment
 from multiref_cli.errors import RequestError
 from multiref_cli.sweeps.ledger import Ledger
-from multiref_cli.sweeps.plan import Pass, Plan, restore
+from multiref_cli.sweeps.plan import Pass, Plan
 from multiref_cli.sweeps.worker import Work
 
 LAUNCHERS = ("local", "slurm", "ray")
@@ -58,35 +60,35 @@ def launch(work: Work, launcher: str, workers: int, options: dict[str, Any], tic
     (cluster.run_slurm if launcher == "slurm" else cluster.run_ray)(work, workers, options, tick)
 
 
-def train_point(config: dict[str, Any], folder: Path, resume: bool, overrides: tuple[str, ...]) -> None:
+def train_point(experiment: Experiment, folder: Path, resume: bool, overrides: tuple[str, ...]) -> None:
     """Train and evaluate one point, from its last checkpoint if it was begun before."""
-    from multiref_cli.training import run
+    from multiref_cli.runs import run
 
     if resume:
         run.resume(folder)
         return
-    typed = restore(config)
-    typed.run.dir = str(folder)
-    run.train(typed, overrides=overrides)
+    placed = replace(experiment, run=replace(experiment.run, dir=str(folder)))
+    run.train(placed, overrides=overrides)
 
 
 def prepare_pass(one: Pass) -> None:
     """Do what several points need: make an embedded model or data set, or fill the reference store."""
-    from multiref_cli.config import build
+    from multiref_cli.algorithms.base import module_of
+    from multiref_cli.algorithms.dpo import fill_normalizers
+    from multiref_cli.runs.measure import sample_references
+    from multiref_cli.runs.run import open_job, train_embedded
     from multiref_cli.tracking.progress import Silent
-    from multiref_cli.training import assemble, embedded, job, scoring
+    from multiref_cli.world.recipes import ensure
 
-    config, progress = restore(one.config), Silent()
+    experiment, progress = one.experiment, Silent()
     if one.toy is not None:
-        embedded.ensure(one.toy, build.cache_folder(config), progress)
+        ensure(one.toy, experiment.hardware.cache_folder, progress, train_embedded)
         return
-    ready = job.prepare(embedded.localized(config, progress), config)
+    job = open_job(experiment, progress)
     if one.mixes:
-        assemble.store_normalizers(ready, one.mixes, progress)
+        fill_normalizers(job, one.mixes, progress)
         return
-    assemble.fill_store(ready, progress)
-    if config.evaluation.prompts > 0 and config.evaluation.win_rate:
-        evaluator, _ = scoring.build_evaluator(ready, progress)
-        for reference in build.active_references(config)[0]:
-            if evaluator.reference_samples is not None:
-                evaluator.reference_samples(reference.name)
+    if experiment.reads_store:
+        module_of(experiment).fill_store(job, progress)
+    if experiment.compares_samples:
+        sample_references(job, progress)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from multiref_cli.config.schema import Experiment
 from multiref_cli.sweeps.ledger import Holder, Ledger, mark, read_status, write_marker
 from multiref_cli.sweeps.plan import Pass, Plan, Point
 from multiref_cli.tracking.run_dir import read_json
@@ -26,13 +27,13 @@ OUT_OF_MEMORY_EXIT = 75
 class Work:
     """Everything a worker needs; it can be pickled, and is the same for every launcher.
 
-    `run(config, folder, resume, overrides)` trains one point into `folder`; `prepare(one)` does one pass.
+    `run(experiment, folder, resume, overrides)` trains one point into `folder`; `prepare(one)` does one pass.
     """
 
     folder: Path
     plan: Plan
     launch: str
-    run: Callable[[dict[str, Any], Path, bool, tuple[str, ...]], None]
+    run: Callable[[Experiment, Path, bool, tuple[str, ...]], None]
     prepare: Callable[[Pass], None]
     beat_seconds: float = BEAT_SECONDS
     environment: dict[str, str] = field(default_factory=dict)
@@ -145,7 +146,7 @@ def _run(work: Work, ledger: Ledger, point: Point, holder: Holder) -> None:
     try:
         with _printing_to(ledger.log_path(point.name)), _beating(work, ledger, point.name):
             try:
-                work.run(point.config, folder, resume, point.overrides)
+                work.run(point.experiment, folder, resume, point.overrides)
             except Exception:  # printed here, where output goes to the point's log; handled below
                 traceback.print_exc()
                 raise

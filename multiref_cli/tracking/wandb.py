@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from multiref_cli.config.build import plain_hash
+from multiref_cli.config.schema import Experiment, experiment_of
 from multiref_cli.tracking.run_dir import read_json, read_lines
 
 # How long an online run may wait for the server before the mirror is given up; without this it is a minute and a half.
@@ -33,11 +33,11 @@ def open_mirror(folder: Path, warn: Callable[[str], None]) -> "Mirror | NoMirror
     Returns:
         A mirror to call `update` on now and then and `finish` at the end; with tracking=off one that does nothing.
     """
-    config = yaml.safe_load((Path(folder) / "config.yaml").read_text())
-    mode = os.environ.get("WANDB_MODE") or config["tracking"]["mode"]
-    if config["tracking"]["name"] == "off" or mode == "disabled":
+    experiment = experiment_of(yaml.safe_load((Path(folder) / "config.yaml").read_text()))
+    mode = os.environ.get("WANDB_MODE") or experiment.tracking.mode
+    if experiment.tracking.name == "off" or mode == "disabled":
         return NoMirror()
-    return Mirror(Path(folder), config, mode, warn)
+    return Mirror(Path(folder), experiment, mode, warn)
 
 
 class NoMirror:
@@ -74,8 +74,8 @@ class Mirror:
     first step; an online run is resumed under its id, and steps that it has are not sent again.
     """
 
-    def __init__(self, folder: Path, config: dict[str, Any], mode: str, warn: Callable[[str], None]) -> None:
-        self.folder, self.config, self.mode, self.warn = folder, config, mode, warn
+    def __init__(self, folder: Path, experiment: Experiment, mode: str, warn: Callable[[str], None]) -> None:
+        self.folder, self.experiment, self.mode, self.warn = folder, experiment, mode, warn
         self.given_up = False
         self._run: Any = None
         self._offset = 0
@@ -113,15 +113,15 @@ class Mirror:
         if self.mode == "offline":
             for old in logs.glob(f"wandb/offline-run-*-{identity}"):
                 shutil.rmtree(old)
-        tracking = self.config["tracking"]
+        tracking = self.experiment.tracking
         self._run = wandb.init(
-            project=tracking["project"],
-            entity=tracking["entity"],
+            project=tracking.project,
+            entity=tracking.entity,
             id=identity,
             name=self.folder.resolve().name,
             group=self._group(manifest),
             tags=self._tags(),
-            config={**self.config, "provenance": manifest},
+            config={**self.experiment.plain, "provenance": manifest},
             dir=str(logs.resolve()),  # W&B's own process may have been started in another folder
             mode=self.mode,  # type: ignore[arg-type]  # W&B itself refuses other words
             resume="allow" if self.mode == "online" else None,
@@ -141,13 +141,13 @@ class Mirror:
 
     def _group(self, manifest: dict[str, Any]) -> str:
         """Name of the condition, the same for all seeds and for nothing else."""
-        return f"{manifest.get('condition', 'run')}-{plain_hash(self.config, without_seed=True)[:6]}"
+        return f"{manifest.get('condition', 'run')}-{self.experiment.condition_hash[:6]}"
 
     def _tags(self) -> list[str]:
-        regularizer = (self.config.get("regularizer") or {}).get("name")
-        parent = self.folder.resolve().parent
+        experiment, parent = self.experiment, self.folder.resolve().parent
+        regularizer = experiment.regularizer.title if experiment.regularizer else None
         sweep = f"sweep:{parent.name}" if (parent / "sweep.yaml").is_file() else None
-        found = [self.config["algorithm"]["name"], regularizer, sweep, *self.config["tracking"]["tags"]]
+        found = [experiment.algorithm.name, regularizer, sweep, *experiment.tracking.tags]
         return [tag[:64] for tag in dict.fromkeys(tag for tag in found if tag)]
 
     def _new_rows(self) -> list[dict[str, Any]]:

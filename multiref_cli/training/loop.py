@@ -1,16 +1,16 @@
-"""The one training loop: every algorithm is a source of batches and a loss."""
+"""The one training loop: every objective is a source of batches and a loss."""
 
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from types import FrameType
+from typing import Any
 
 import torch
-from torch import Tensor, nn
 
+from multiref_cli.algorithms.base import Batch, Stateful, Trainee
 from multiref_cli.config import schema
 from multiref_cli.errors import RunError
 from multiref_cli.tracking.metrics import Averages
@@ -18,39 +18,6 @@ from multiref_cli.tracking.progress import Progress
 from multiref_cli.tracking.run_dir import RunDir
 from multiref_cli.training.checkpoint import check_same, checkpoints, load_checkpoint, save_checkpoint
 from multiref_cli.training.optimizer import Optimizers
-
-
-@dataclass
-class Batch:
-    """What one optimizer step works on."""
-
-    micros: list[Any]
-    ids: list[int]
-    tokens: int
-    metrics: dict[str, float] = field(default_factory=dict)
-    samples: list[dict[str, Any]] = field(default_factory=list)
-
-
-class Algorithm(Protocol):
-    """An objective with its data. Losses of a batch's micro-batches add up to the loss of the batch."""
-
-    def batch(self, step: int) -> Batch:
-        """Everything for optimizer step `step` (from 0); a pure function of the seed and `step`, or in state_dict."""
-
-    def check_start(self, model: nn.Module, progress: Progress) -> None:
-        """Called once before the first step: verify what theory says of it."""
-
-    def loss(self, model: nn.Module, micro: Any) -> tuple[Tensor, Averages]:
-        """This micro-batch's share of the loss, differentiable, and its metrics."""
-
-    def identity(self) -> dict[str, Any]:
-        """What must not change across a resume: objective, reference fingerprints."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """State that `batch` keeps between steps."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -61,15 +28,24 @@ class Loop:
     """Runs steps, logs them, checkpoints them, and goes on where a checkpoint ended."""
 
     def __init__(
-        self, run: RunDir, model: nn.Module, algorithm: Algorithm, optimizers: Optimizers, hardware: schema.Hardware
+        self,
+        run: RunDir,
+        trainee: Trainee,
+        optimizers: Optimizers,
+        hardware: schema.Hardware,
+        identity: Mapping[str, Any],
     ) -> None:
-        self.run, self.model, self.algorithm, self.optimizers, self.hardware = (
-            run,
-            model,
-            algorithm,
-            optimizers,
-            hardware,
-        )
+        """Takes everything ready-made.
+
+        Args:
+            run: where steps are logged and checkpoints are written.
+            trainee: model and objective.
+            optimizers: of the model.
+            hardware: how often to log and to checkpoint.
+            identity: what must not change across a resume; kept in every checkpoint.
+        """
+        self.run, self.trainee, self.optimizers, self.hardware = run, trainee, optimizers, hardware
+        self.model, self.objective, self.identity = trainee.model, trainee.objective, dict(identity)
         self.step = 0
 
     def fit(self, progress: Progress) -> None:
@@ -81,8 +57,8 @@ class Loop:
         """
         total = self.optimizers.total
         self._restore()
-        if self.step == 0:
-            self.algorithm.check_start(self.model, progress)
+        if self.step == 0 and self.trainee.check_start is not None:
+            self.trainee.check_start(progress)
         self.model.train()
         with _stop_requests() as stop_requested:
             while self.step < total:
@@ -101,11 +77,11 @@ class Loop:
 
     def _one_step(self) -> dict[str, float]:
         started = time.perf_counter()
-        batch = self.algorithm.batch(self.step)
+        batch = self.objective.batch(self.step)
         averages, loss = Averages(), 0.0
         ready = time.perf_counter()
         for micro in batch.micros:
-            share, values = self.algorithm.loss(self.model, micro)
+            share, values = self.objective.loss(self.model, micro)
             share.backward()
             averages.update(values)
             loss += float(share.detach())
@@ -132,8 +108,8 @@ class Loop:
             "step": self.step,
             "model": self.model.state_dict(),
             "optimizers": self.optimizers.state_dict(),
-            "algorithm": self.algorithm.state_dict(),
-            "identity": self.algorithm.identity(),
+            "algorithm": self.objective.state_dict() if isinstance(self.objective, Stateful) else {},
+            "identity": self.identity,
             "rng": {
                 "cpu": torch.get_rng_state(),
                 "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -147,21 +123,22 @@ class Loop:
         self.run.forget_after(self.step)
         if state is None:
             return
-        check_same(state["identity"], self.algorithm.identity())
+        check_same(state["identity"], self.identity)
         self.model.load_state_dict(state["model"])
         self.optimizers.load_state_dict(state["optimizers"])
-        self.algorithm.load_state_dict(state["algorithm"])
+        if isinstance(self.objective, Stateful):
+            self.objective.load_state_dict(state["algorithm"])
         torch.set_rng_state(state["rng"]["cpu"])
         if state["rng"]["cuda"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["rng"]["cuda"])
 
 
 @contextmanager
-def _stop_requests() -> Iterator[Any]:
+def _stop_requests() -> Iterator[Callable[[], bool]]:
     """Ctrl-C and SIGTERM wait for the end of the step; a second Ctrl-C does not wait."""
     requested: list[int] = []
 
-    def request(number: int, frame: Any) -> None:
+    def request(number: int, frame: FrameType | None) -> None:
         if requested:
             raise KeyboardInterrupt("interrupted twice; the last checkpoint stands.")
         requested.append(number)

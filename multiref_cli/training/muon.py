@@ -70,6 +70,7 @@ class Muon(torch.optim.Optimizer):
     def _momentum(self, matrix: nn.Parameter, momentum: float) -> Tensor:
         """The gradient blended with its running mean (Nesterov's form)."""
         state, gradient = self.state[matrix], matrix.grad
+        assert gradient is not None  # matrices without a gradient are left out by `step`
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(matrix)
         mean = state["momentum"].lerp_(gradient, 1.0 - momentum)

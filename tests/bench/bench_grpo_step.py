@@ -66,12 +66,12 @@ def run_ours(count: int, level: str, estimator: str):
     import torch
     from omegaconf import OmegaConf
 
+    from multiref_cli.algorithms.grpo import Grpo, Parts
     from multiref_cli.config import schema
     from multiref_cli.data.prompts import Prompt
+    from multiref_cli.references.live import LiveReferences, Member
     from multiref_cli.rewards.combine import RewardBatch
     from multiref_cli.rollouts.transformers_engine import TransformersEngine
-    from multiref_cli.training.grpo import Grpo, Parts
-    from multiref_cli.training.live_references import LiveReferences, Member
 
     names = ["a", "b"][:count]
     config = OmegaConf.structured(

@@ -49,7 +49,7 @@ def test_kill_9_inside_a_window_and_resume_is_bitwise(place, multiref, online, k
     ("override", "sentence"),
     [
         ("reward.terms.correct.function._target_=nowhere.reward", "importing nowhere failed"),
-        ("reward.terms.correct.function._target_=multiref_cli.rewards.toy.toy_corect", "did you mean toy_correct"),
+        ("reward.terms.correct.function._target_=multiref_cli.world.reward.toy_corect", "did you mean toy_correct"),
         ("+rollout.options.cuda_graph=true", "it takes lean_decoder, cuda_graphs"),
         ("rollout.top_p=1.5", "rollout.top_p is 1.5"),
     ],

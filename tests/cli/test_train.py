@@ -146,8 +146,8 @@ def test_eval_scores_again_and_refuses_what_training_depends_on(place, multiref,
     assert (first["metrics"]["toy_gold"]["n"], second["metrics"]["toy_gold"]["n"]) == (6, 3)
     assert first["config_hash"] == second["config_hash"]
     # The report says how it was measured now, and config.yaml how it was trained and measured then.
-    assert read_run(Path("out")).config["evaluation"]["prompts"] == 3
-    assert multiref("eval", "out") == 0 and read_run(Path("out")).config["evaluation"]["prompts"] == 6
+    assert read_run(Path("out")).experiment.evaluation.prompts == 3
+    assert multiref("eval", "out") == 0 and read_run(Path("out")).experiment.evaluation.prompts == 6
     assert read_json(Path("out/results.json"))["metrics"] == first["metrics"]
     assert multiref("eval", "out", "beta=2") == 2
     assert "cannot change 'beta'" in capsys.readouterr().err

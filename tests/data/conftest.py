@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from multiref_cli.config.schema import Data
-from multiref_cli.data import toy_tokenizer
+from multiref_cli.world import tokenizer as toy_tokenizer
 
 SHARED = Path(__file__).parents[2].parent / "shared/data"
 CHATML = (

@@ -8,9 +8,9 @@ from multiref_cli.config.compose import compose
 from multiref_cli.config.schema import Model
 from multiref_cli.models.load import load_causal_lm
 from multiref_cli.rollouts.transformers_engine import TransformersEngine
+from multiref_cli.runs.job import prepare
+from multiref_cli.runs.measure import build_evaluator
 from multiref_cli.tracking.progress import Silent
-from multiref_cli.training.job import prepare
-from multiref_cli.training.scoring import build_evaluator
 
 ORDERS = {"rkl": 0.0, "mrpo": -1.0, "fkl": 1.0, "rkl_token": 0.0, "mrpo_token": -1.0, "fkl_token": 1.0}
 
@@ -29,7 +29,7 @@ def setting(place, offline, monkeypatch):
 
     def make(*overrides):
         config = compose([*offline, "evaluation.scorer=null", "evaluation.samples_per_prompt=2", *overrides])
-        evaluator, _ = build_evaluator(prepare(config, config), Silent())
+        evaluator, _ = build_evaluator(prepare(config, config))
         policy = load_causal_lm(Model(path=f"{place}/two"))
         with torch.no_grad():
             policy.model.layers[0].mlp.down_proj.weight.mul_(1.5)  # neither of the references

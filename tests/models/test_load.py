@@ -8,13 +8,20 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from multiref_cli.config.schema import Lora, Model, Policy
-from multiref_cli.data.toy_tokenizer import tokenizer as toy_tokenizer
 from multiref_cli.errors import RequestError
 from multiref_cli.models.decoder import Adapted
-from multiref_cli.models.files import file_sha256, fingerprint, parameter_count, resolve, safetensors_header
-from multiref_cli.models.load import load_causal_lm, load_reward_model, load_tokenizer, new_causal_lm, save_policy
+from multiref_cli.models.files import file_sha256, fingerprint, resolve, safetensors_header
+from multiref_cli.models.load import (
+    load_causal_lm,
+    load_reward_model,
+    load_tokenizer,
+    new_causal_lm,
+    parameter_count,
+    save_policy,
+)
 from multiref_cli.models.logprobs import token_logps
 from multiref_cli.models.packing import pack
+from multiref_cli.world.tokenizer import tokenizer as toy_tokenizer
 
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
 

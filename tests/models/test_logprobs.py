@@ -6,9 +6,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from multiref_cli.config.regularizer import Mix, Term
 from multiref_cli.errors import RequestError
 from multiref_cli.models.decoder import check_head, honours_shared_prompts, sharing_width
-from multiref_cli.models.logprobs import Mix, normalizers, score_references, token_divergence, token_logps
+from multiref_cli.models.logprobs import normalizers, score_references, token_divergence, token_logps
 from multiref_cli.models.packing import pack
 from multiref_cli.objectives.divergence import amari_divergence
 from multiref_cli.objectives.mixing import power_mean
@@ -125,7 +126,7 @@ def test_divergence_equals_the_plain_sum(make_model, order):
     """sum_i alpha_i D_A(pi_i || pi), log F, entropy and reference values, with the gradient of plain autograd."""
     model, references = make_model("qwen2"), [make_model("llama", 1), make_model("gpt2", 2)]
     packed, weights = pack(PROMPTS, COMPLETIONS, 0, False), (0.3, 0.7)
-    result = token_divergence(model, references, Mix(order, weights), order, packed, entropy=True)
+    result = token_divergence(model, references, [Term(order, Mix(order, weights))], packed, entropy=True)
     given = gradients(model, result.divergence.sum() + result.logps.sum() + result.entropy.sum())
     policy = plain_distributions(model)
     frozen = torch.stack([plain_distributions(r).detach() for r in references])
@@ -135,7 +136,7 @@ def test_divergence_equals_the_plain_sum(make_model, order):
     torch.testing.assert_close(result.divergence[packed.mask], divergence, rtol=1e-5, atol=1e-5)
     assert_same_gradients(given, expected)
     log_f = power_mean(frozen, torch.tensor(weights), order).logsumexp(-1)
-    torch.testing.assert_close(result.log_normalizers[packed.mask], log_f, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(result.log_normalizers[0, packed.mask], log_f, rtol=1e-5, atol=1e-5)
     sampled = frozen.gather(2, targets()[None, :, None].expand(2, -1, 1))[..., 0]
     torch.testing.assert_close(result.reference_logps[:, packed.mask], sampled, rtol=1e-5, atol=1e-5)
     assert not result.reference_logps.requires_grad
@@ -145,7 +146,7 @@ def test_divergence_of_another_order_than_the_mean(make_model):
     """Harmonic mean with a reverse-KL score: KL(policy || normalized mixed reference)."""
     model, references = make_model("qwen2"), [make_model("llama", 1), make_model("llama", 2)]
     packed = pack(PROMPTS, COMPLETIONS, 0, False)
-    result = token_divergence(model, references, Mix(-1.0, (0.5, 0.5)), 0.0, packed)
+    result = token_divergence(model, references, [Term(0.0, Mix(-1.0, (0.5, 0.5)))], packed)
     frozen = torch.stack([plain_distributions(r).detach() for r in references])
     mixed = power_mean(frozen, torch.tensor([0.5, 0.5]), -1.0).log_softmax(-1)
     policy = plain_distributions(model)
@@ -155,7 +156,7 @@ def test_divergence_of_another_order_than_the_mean(make_model):
 
 def test_divergence_from_itself_is_zero(make_model):
     model, packed = make_model("qwen2"), pack(PROMPTS, COMPLETIONS, 0, True)
-    result = token_divergence(model, [model, model], Mix(0.0, (0.4, 0.6)), 0.0, packed)
+    result = token_divergence(model, [model, model], [Term(0.0, Mix(0.0, (0.4, 0.6)))], packed)
     assert result.divergence.abs().max() < 1e-5
     assert result.log_normalizers.abs().max() < 1e-5
 
@@ -229,8 +230,8 @@ def test_the_exact_divergence_needs_little_more_memory_than_the_sampled_path(mak
     model, *references = (make_model("llama", seed, **WIDE) for seed in range(4))
     packed = pack([[1, 2, 3]], [[list(range(1, 61)), list(range(200, 260))]], 0, True)
     sampled = memory_of(model, lambda: token_logps(model, packed).logps.sum().backward())
-    mix = Mix(0.0, (0.2, 0.3, 0.5))
-    exact = memory_of(model, lambda: token_divergence(model, references, mix, 0.0, packed).divergence.sum().backward())
+    terms = [Term(0.0, Mix(0.0, (0.2, 0.3, 0.5)))]
+    exact = memory_of(model, lambda: token_divergence(model, references, terms, packed).divergence.sum().backward())
     assert exact.peak <= 1.2 * sampled.peak
 
 

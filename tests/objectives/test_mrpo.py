@@ -9,13 +9,19 @@ from multiref_cli.objectives.mixing import power_mean
 from multiref_cli.objectives.mrpo import (
     TrustRegion,
     adaptive_reference_weights,
+    adjusted_references,
     clip_to_trust_region,
-    mixed_references,
 )
 
 CHOSEN = torch.tensor([[-10.0, -10.0], [-10.5, -30.0], [-2.0, -9.0]], dtype=torch.float64)
 REJECTED = torch.tensor([[-40.0, -20.0], [-20.0, -20.5], [-41.0, -99.0]], dtype=torch.float64)
 WEIGHTS = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
+
+
+def mixed_references(chosen, rejected, weights, order, trust_region=None, adaptive_weights=False):
+    """log M of both responses of every pair: adjusted, then mixed."""
+    chosen, rejected, weights = adjusted_references(chosen, rejected, weights, trust_region, adaptive_weights)
+    return power_mean(chosen, weights, order), power_mean(rejected, weights, order)
 
 
 def test_trust_region_by_hand():

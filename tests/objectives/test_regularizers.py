@@ -36,7 +36,8 @@ ORDERS = {
 
 @cache
 def regularizer(name: str, *overrides: str):
-    return compose([f"regularizer={name}", *overrides]).regularizer
+    online = ["algorithm=grpo", "steps=1", "reward=toy_verifier"] if name == "fkl_reference_states" else []
+    return compose([f"regularizer={name}", *online, *overrides]).regularizer
 
 
 @pytest.mark.parametrize("name", sorted(ORDERS))
@@ -60,6 +61,44 @@ def test_what_sets_the_variants_apart():
     assert [n for n in ORDERS if regularizer(n).states == States.reference] == ["fkl_reference_states"]
     assert [n for n in ORDERS if regularizer(n).estimator == Estimator.k3] == ["rkl_paper", "fkl_paper"]
     assert {regularizer(n).score_clip for n in ORDERS} == {10.0}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        (["regularizer=rkl", "regularizer.mean_order=1", "regularizer.score_order=1"], "fkl"),
+        (["regularizer=rkl_token", "regularizer.level=sequence"], "rkl"),
+        (["regularizer=power", "regularizer.mean_order=-0.5"], "power-0.5"),
+        (["regularizer=power", "regularizer.mean_order=0"], "rkl"),
+        (["regularizer=rkl", "regularizer.mean_order=-1"], "mrpo"),
+        (["regularizer=rkl", "regularizer.mean_order=1"], "mean1_score0"),
+        (["regularizer=rkl_token", "regularizer.normalized=false"], "rkl_token_unnormalized"),
+        (["regularizer=mrpo_ctro", "regularizer.ctro.adaptive=true"], "mrpo_ctro_adaptive"),
+        (["regularizer=mrpo_arwc", "regularizer.score_order=-1"], "chi2_arwc"),
+        (["regularizer=rkl_paper", "regularizer.estimator=exact"], "rkl_token"),
+        (["regularizer=rkl", "regularizer.name=mine"], "rkl"),
+    ],
+)
+def test_an_override_that_changes_the_numbers_changes_the_name(overrides, name):
+    experiment = compose(overrides)
+    assert experiment.regularizer.title == name
+    assert experiment.condition == f"dpo-{name}-a0.5-b0.1"
+
+
+def test_two_names_of_the_same_numbers_are_one_result():
+    paper, own = compose(["regularizer=rkl_paper"]), compose(["regularizer=rkl_token", "regularizer.estimator=k3"])
+    assert (paper.regularizer.title, own.regularizer.title) == ("rkl_paper", "rkl_token")
+    assert paper.hash == own.hash
+
+
+def test_an_own_file_with_a_shipped_name_is_refused_where_it_would_be_read(tmp_path, monkeypatch):
+    folder = tmp_path / "conf" / "regularizer"
+    folder.mkdir(parents=True)
+    (folder / "rkl.yaml").write_text("defaults: [_base, _self_]\nmean_order: 3\nscore_order: 3\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RequestError, match=r"conf/regularizer/rkl\.yaml has the name of a file that multiref ships"):
+        compose(["regularizer=rkl"])
+    assert compose(["regularizer=fkl"]).regularizer.title == "fkl"
 
 
 def test_the_score_of_power_follows_its_mean():

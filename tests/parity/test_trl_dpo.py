@@ -16,7 +16,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from multiref_cli.models.logprobs import token_logps
 from multiref_cli.models.packing import pack
 from multiref_cli.objectives.divergence import score_is_clipped
-from multiref_cli.objectives.mrpo import TrustRegion, mixed_references
+from multiref_cli.objectives.mixing import power_mean
+from multiref_cli.objectives.mrpo import TrustRegion, adjusted_references
 from multiref_cli.objectives.preference import implicit_reward, multi_preference_loss, preference_loss
 
 trl = pytest.importorskip("trl", reason="parity needs the dev extra: pip install 'multiref[dev]'")
@@ -121,7 +122,8 @@ def mixed_columns(world, rows, count: int, order: float, trust_region=None, adap
     with torch.no_grad():
         references = torch.stack([logps(model, rows) for model in world.references[:count]])
     weights = torch.tensor(WEIGHTS[count])
-    return torch.stack(mixed_references(references[:, 0], references[:, 1], weights, order, trust_region, adaptive))
+    *pair, weights = adjusted_references(references[:, 0], references[:, 1], weights, trust_region, adaptive)
+    return torch.stack([power_mean(one, weights, order) for one in pair])
 
 
 def ours(world, rows, mixed, order, loss="sigmoid", label_smoothing=0.0):

@@ -11,17 +11,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 from datasets import Dataset, disable_progress_bars
-from omegaconf import OmegaConf
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+from multiref_cli.algorithms.grpo import Grpo, Parts
 from multiref_cli.config import schema
+from multiref_cli.config.algorithms import GrpoSettings
 from multiref_cli.data.prompts import Prompt
 from multiref_cli.objectives.mixing import power_mean
 from multiref_cli.rewards.combine import RewardBatch
 from multiref_cli.rollouts.engine import Completion
-from multiref_cli.training.grpo import Grpo, Parts
-from multiref_cli.training.live_references import LiveReferences, Member
+from tests.local import live
 
 trl = pytest.importorskip("trl", reason="parity needs the dev extra: pip install 'multiref[dev]'")
 
@@ -120,15 +120,13 @@ def trl_inputs(trainer) -> dict:
 
 def ours(trainer, inputs, settings: dict, regularizer: dict, references: dict) -> Grpo:
     """The algorithm over the same completions and rewards; references: name -> (model, weight)."""
-    config = OmegaConf.structured(
-        schema.Experiment(
-            algorithm=schema.Grpo(name="grpo", batch_prompts=len(PROMPTS), **settings),
-            regularizer=schema.Regularizer(**{"name": "x", "mean_order": 0, "score_order": 0, **regularizer}),
-            references=[schema.Reference(name=name, path=name) for name in references],
-            alpha=[weight for _, weight in references.values()],
-            beta=BETA,
-            rollout=schema.Rollout(group_size=GROUP, max_new_tokens=NEW_TOKENS),
-        )
+    config = schema.Experiment(
+        algorithm=GrpoSettings(name="grpo", batch_prompts=len(PROMPTS), **settings),
+        regularizer=schema.Regularizer(**{"mean_order": 0, "score_order": 0, **regularizer}),
+        references=[schema.Reference(name=name, path=name) for name in references],
+        alpha=[weight for _, weight in references.values()],
+        beta=BETA,
+        rollout=schema.Rollout(group_size=GROUP, max_new_tokens=NEW_TOKENS),
     )
     prompts, completions = [], []
     for group in range(len(PROMPTS)):
@@ -144,7 +142,6 @@ def ours(trainer, inputs, settings: dict, regularizer: dict, references: dict) -
         ids = [trainer._tokenizer(sample.completion)["input_ids"] for sample in samples]
         return RewardBatch([reward_of(one) for one in ids], {})
 
-    members = [Member(name, model, weight) for name, (model, weight) in references.items()]
     parts = Parts(
         model=trainer.model,
         tokenizer=SimpleNamespace(decode=trainer._tokenizer.decode),
@@ -152,7 +149,7 @@ def ours(trainer, inputs, settings: dict, regularizer: dict, references: dict) -
         end_ids=[1],
         engine=SimpleNamespace(generate=generate, exact_logps=False),
         reward=reward,
-        references=LiveReferences(config, members, ("cpu", None)),
+        references=live(config, [model for model, _ in references.values()]),
     )
     algorithm = Grpo(config, parts)
     algorithm.batch(0)

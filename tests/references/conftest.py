@@ -7,10 +7,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from multiref_cli.config.schema import Reference
-from multiref_cli.data import toy_tokenizer
 from multiref_cli.data.chat import completion_ids, prompt_ids
 from multiref_cli.models.load import save_policy
 from multiref_cli.references.store import ReferenceStore, Scoring, Sequence
+from multiref_cli.world import tokenizer as toy_tokenizer
 
 WORDS = ["Anna", "has", "then", "how", "many", ".", "?", "+", "=", "1", "2", "7", "####"]
 

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 import torch
 
+from multiref_cli.config.regularizer import Mix
 from multiref_cli.errors import RequestError, RunError
 from multiref_cli.models.load import load_causal_lm, load_tokenizer
-from multiref_cli.models.logprobs import Mix
 from multiref_cli.objectives.mixing import power_mean
-from multiref_cli.references import store as store_module
-from multiref_cli.references.models import rescored_ids
+from multiref_cli.references import local
+from multiref_cli.references.base import references_of
 from multiref_cli.references.store import ReferenceStore, Scoring
+from multiref_cli.references.tokens import rescored_ids
 from multiref_cli.rollouts.engine import Completion, Sampling
 
 
@@ -27,6 +28,11 @@ def distributions(reference, prompt, completion, size):
     """(T, V) of the model's own logits, cut to the shared ids."""
     logits = load_causal_lm(reference)(torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1, :size]
     return logits.log_softmax(-1)
+
+
+def of_spec(spec, dtype="float32"):
+    """The reference that a spec stands for."""
+    return references_of([spec], dtype=dtype)[0]
 
 
 def expected(reference, sequences, size):
@@ -42,23 +48,22 @@ def forbid_models(monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(store_module, "load_causal_lm", refuse)
-    monkeypatch.setattr(store_module, "load_references", refuse)
+    monkeypatch.setattr(local, "load_causal_lm", refuse)
 
 
 def test_values_equal_the_plain_way(store, references, sequences, tokenizer):
     """Also with a head padded beyond the tokenizer (second) and another family (third)."""
     for reference in references:
-        values = store.logps(reference, sequences)
+        values = store.logps(of_spec(reference), sequences)
         for given, plain in zip(values, expected(reference, sequences, len(tokenizer)), strict=True):
             assert given.dtype == np.float32
             np.testing.assert_allclose(given, plain.numpy(), rtol=1e-5, atol=1e-5)
 
 
 def test_a_second_look_loads_no_model_and_maps_the_file(store, references, sequences, monkeypatch):
-    first = store.logps(references[0], sequences)
+    first = store.logps(of_spec(references[0]), sequences)
     forbid_models(monkeypatch)
-    again = store.logps(references[0], sequences)
+    again = store.logps(of_spec(references[0]), sequences)
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert not again[0].flags.writeable
     base = again[0]
@@ -71,27 +76,27 @@ def test_the_address_is_content_alone(tmp_path, references, sequences, tokenizer
     """Name, folder, device and batch size do not matter; rows, truncation, type and weights do."""
     scoring = Scoring(tokenizer, len(tokenizer), truncation=(64, 32))
     root = tmp_path / "store"
-    ReferenceStore(root, scoring).logps(references[0], sequences)
+    ReferenceStore(root, scoring).logps(of_spec(references[0]), sequences)
     shutil.copytree(references[0].path, tmp_path / "copy")
     moved = replace(references[0], name="renamed", path=str(tmp_path / "copy"))
     with monkeypatch.context() as patch:
         forbid_models(patch)
-        ReferenceStore(root, replace(scoring, micro_tokens=100)).logps(moved, sequences)
+        ReferenceStore(root, replace(scoring, micro_tokens=100)).logps(of_spec(moved), sequences)
     others = [
-        (scoring, references[0], sequences[:-1]),
-        (replace(scoring, truncation=(64, 33)), references[0], sequences),
-        (replace(scoring, dtype="bfloat16"), references[0], sequences),
-        (scoring, references[2], sequences),
+        (scoring, of_spec(references[0]), sequences[:-1]),
+        (replace(scoring, truncation=(64, 33)), of_spec(references[0]), sequences),
+        (scoring, of_spec(references[0], "bfloat16"), sequences),
+        (scoring, of_spec(references[2]), sequences),
     ]
-    for count, (one, reference, rows) in enumerate(others, 2):
-        ReferenceStore(root, one).logps(reference, rows)
+    for count, (how, reference, rows) in enumerate(others, 2):
+        ReferenceStore(root, how).logps(reference, rows)
         assert len(ReferenceStore(root).list()) == count
 
 
 def test_batches_change_nothing_beyond_rounding(tmp_path, references, sequences, tokenizer):
     values = [
         ReferenceStore(tmp_path / str(size), Scoring(tokenizer, len(tokenizer), micro_tokens=size)).logps(
-            references[0], sequences
+            of_spec(references[0]), sequences
         )
         for size in (20, 4096)
     ]
@@ -101,7 +106,7 @@ def test_batches_change_nothing_beyond_rounding(tmp_path, references, sequences,
 
 def test_another_tokenizer_scores_the_text_under_its_own(store, foreign, sequences, tokenizer):
     own = load_tokenizer(foreign)
-    sums, counts = store.sums(foreign, sequences)
+    sums, counts = store.sums(of_spec(foreign), sequences)
     for number, one in enumerate(sequences):
         prompt, completion = rescored_ids(one, tokenizer, own)
         plain = distributions(foreign, prompt, completion, len(own)).gather(1, torch.tensor(completion)[:, None])
@@ -111,30 +116,34 @@ def test_another_tokenizer_scores_the_text_under_its_own(store, foreign, sequenc
 
 def test_normalizers_equal_the_plain_way_and_new_weights_touch_nothing(store, references, sequences, tokenizer):
     weights = (0.5, 0.2, 0.3)
-    values = store.normalizers(references, sequences, 0.0, weights)
+    values = store.normalizers_of(references_of(references), sequences, [Mix(0.0, weights)])[0]
     for given, one in zip(values, sequences, strict=True):
         frozen = [distributions(r, one.prompt, one.completion, len(tokenizer)).detach() for r in references]
         plain = power_mean(torch.stack(frozen), torch.tensor(weights), 0.0).logsumexp(-1)
         np.testing.assert_allclose(given, plain.numpy(), rtol=1e-5, atol=1e-5)
     (before,) = store.list()
     content = (before.folder / "data.safetensors").stat().st_mtime_ns
-    store.normalizers_of(references, sequences, [Mix(0.0, weights), Mix(0.0, (0.1, 0.1, 0.8)), Mix(-1.0, weights)])
+    store.normalizers_of(
+        references_of(references), sequences, [Mix(0.0, weights), Mix(0.0, (0.1, 0.1, 0.8)), Mix(-1.0, weights)]
+    )
     assert len(store.list()) == 3
     assert (before.folder / "data.safetensors").stat().st_mtime_ns == content
 
 
 def test_normalizers_do_not_depend_on_the_order_of_the_references(store, references, sequences, monkeypatch):
-    given = store.normalizers(references[:2], sequences, 0.0, (0.3, 0.7))
+    given = store.normalizers_of(references_of(references[:2]), sequences, [Mix(0.0, (0.3, 0.7))])[0]
     forbid_models(monkeypatch)
-    turned = store.normalizers(references[1::-1], sequences, 0.0, (0.7, 0.3))
-    with_idle = store.normalizers(references, sequences, 0.0, (0.3, 0.7, 0.0))
+    turned = store.normalizers_of(references_of(references[1::-1]), sequences, [Mix(0.0, (0.7, 0.3))])[0]
+    with_idle = store.normalizers_of(references_of(references), sequences, [Mix(0.0, (0.3, 0.7, 0.0))])[0]
     for a, b, c in zip(given, turned, with_idle, strict=True):
         assert np.array_equal(a, b) and np.array_equal(a, c)
 
 
 def test_mixes_without_a_normalizer_load_nothing(store, references, sequences, monkeypatch):
     forbid_models(monkeypatch)
-    arithmetic, corner = store.normalizers_of(references[:2], sequences, [Mix(1.0, (0.5, 0.5)), Mix(0.0, (0.0, 1.0))])
+    arithmetic, corner = store.normalizers_of(
+        references_of(references[:2]), sequences, [Mix(1.0, (0.5, 0.5)), Mix(0.0, (0.0, 1.0))]
+    )
     assert all((values == 0).all() for values in (*arithmetic, *corner))
     assert [len(values) for values in arithmetic] == [len(one.completion) for one in sequences]
     assert store.list() == []
@@ -143,23 +152,25 @@ def test_mixes_without_a_normalizer_load_nothing(store, references, sequences, m
 def test_samples_are_drawn_once(store, references):
     prompts, drawn = [[5, 6], [7]], []
 
-    def generate(given, group_size, sampling, seeds):
-        drawn.append((given, group_size, sampling, seeds))
+    def generate(given, group_size, sampling, seeds, batch_size, vocabulary):
+        drawn.append((given, group_size, sampling, seeds, vocabulary))
         return [[Completion([10 * p + g], [-0.5 * g], g == 0) for g in range(group_size)] for p in range(len(given))]
 
+    reference = of_spec(references[0])
+    reference.generate = generate
     sampling = Sampling(max_new_tokens=4, end_ids=(2,))
-    first = store.samples(references[0], prompts, 3, sampling, [1, 2], generate)
-    assert store.samples(references[0], prompts, 3, sampling, [1, 2], generate) == first
-    assert first == generate(prompts, 3, None, None)
-    assert drawn[:1] == [(prompts, 3, sampling, [1, 2])] and len(drawn) == 2
-    store.samples(references[0], prompts, 3, replace(sampling, temperature=0.5), [1, 2], generate)
+    first = store.samples(reference, prompts, 3, sampling, [1, 2], batch_size=8)
+    assert store.samples(reference, prompts, 3, sampling, [1, 2], batch_size=2) == first
+    assert first == generate(prompts, 3, None, None, 8, None)
+    assert drawn[:1] == [(prompts, 3, sampling, [1, 2], store.scoring.vocabulary)] and len(drawn) == 2
+    store.samples(reference, prompts, 3, replace(sampling, temperature=0.5), [1, 2], batch_size=8)
     assert len(drawn) == 3
 
 
 def test_a_reference_without_logits_for_every_id_is_refused(tmp_path, references, sequences, tokenizer):
     store = ReferenceStore(tmp_path / "store", Scoring(tokenizer, len(tokenizer) + 1))
     with pytest.raises(RequestError, match="reference first has 89 output ids, the policy's tokenizer 90"):
-        store.logps(references[0], sequences)
+        store.logps(of_spec(references[0]), sequences)
 
 
 def test_numbers_that_are_not_finite_are_refused(tmp_path, store, references, sequences):
@@ -170,31 +181,31 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path, store, references, se
     weights["model.norm.weight"][0] = float("nan")
     save_file(weights, tmp_path / "broken" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises((RunError, RequestError)):
-        store.logps(replace(references[0], path=str(tmp_path / "broken")), sequences)
+        store.logps(of_spec(replace(references[0], path=str(tmp_path / "broken"))), sequences)
     assert store.list() == []
 
 
 def test_damage_is_noticed_at_opening(store, references, sequences):
-    store.logps(references[0], sequences)
+    store.logps(of_spec(references[0]), sequences)
     path = store.list()[0].folder / "data.safetensors"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(bytes(data))
     with pytest.raises(RunError, match="checksum differs"):
-        store.logps(references[0], sequences)
+        store.logps(of_spec(references[0]), sequences)
     (check,) = store.verify()
     assert not check.good
 
 
 def test_verify_recomputes(store, references, sequences):
-    store.logps(references[0], sequences)
-    store.normalizers(references, sequences, -1.0, (0.5, 0.2, 0.3))
+    store.logps(of_spec(references[0]), sequences)
+    store.normalizers_of(references_of(references), sequences, [Mix(-1.0, (0.5, 0.2, 0.3))])[0]
     checks = store.verify(rows=4)
     assert all(check.good and "4 responses recomputed" in check.text for check in checks), checks
 
 
 def test_verify_finds_values_that_the_model_does_not_give(store, references, sequences):
-    values = store.logps(references[0], sequences)
+    values = store.logps(of_spec(references[0]), sequences)
     entry = store.list()[0]
     arrays = {name: np.array(one) for name, one in store.entries.read(entry).items()}
     arrays["values"] += 0.01
@@ -207,7 +218,7 @@ def test_verify_finds_values_that_the_model_does_not_give(store, references, seq
 
 def test_verify_says_when_the_model_is_gone(tmp_path, store, references, sequences):
     shutil.copytree(references[0].path, tmp_path / "short_lived")
-    store.logps(replace(references[0], path=str(tmp_path / "short_lived")), sequences)
+    store.logps(of_spec(replace(references[0], path=str(tmp_path / "short_lived"))), sequences)
     shutil.rmtree(tmp_path / "short_lived")
     (check,) = store.verify()
     assert check.good and "not here" in check.text
@@ -215,7 +226,7 @@ def test_verify_says_when_the_model_is_gone(tmp_path, store, references, sequenc
 
 def test_prune(store, references, sequences):
     for reference in references:
-        store.logps(reference, sequences)
+        store.logps(of_spec(reference), sequences)
     newest, middle, oldest = store.list()
     for days, entry in ((5, middle), (30, oldest)):
         os.utime(entry.folder / "entry.json", (time.time() - days * 86400,) * 2)
@@ -228,21 +239,21 @@ def test_prune(store, references, sequences):
 
 
 def test_reading_counts_as_use(store, references, sequences):
-    store.logps(references[0], sequences)
+    store.logps(of_spec(references[0]), sequences)
     (entry,) = store.list()
     os.utime(entry.folder / "entry.json", (0, 0))
-    store.logps(references[0], sequences)
+    store.logps(of_spec(references[0]), sequences)
     assert time.time() - entry.used < 60
 
 
 def test_concurrent_writers_build_once(store, references, sequences, tokenizer, monkeypatch):
-    built, load = [], store_module.load_causal_lm
-    monkeypatch.setattr(store_module, "load_causal_lm", lambda *a, **k: built.append(1) or load(*a, **k))
+    built, load = [], local.load_causal_lm
+    monkeypatch.setattr(local, "load_causal_lm", lambda *a, **k: built.append(1) or load(*a, **k))
     found = []
 
     def work():
         own = ReferenceStore(store.entries.root, Scoring(tokenizer, len(tokenizer)))
-        found.append(own.logps(references[0], sequences))
+        found.append(own.logps(of_spec(references[0]), sequences))
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
@@ -286,5 +297,5 @@ def test_progress_counts_tokens(store, references, sequences):
         def advance(self, phase, done, total, **figures):
             told.append((phase, done, total, figures["tokens_per_second"]))
 
-    store.logps(references[0], sequences, Listener())
+    store.logps(of_spec(references[0]), sequences, Listener())
     assert told[-1][0] == "reference first" and told[-1][1] == told[-1][2] > 0 and told[-1][3] > 0

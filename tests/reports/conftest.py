@@ -36,10 +36,10 @@ def write_sweep(folder: Path, overrides: list[str], spread: float = 0.01) -> Led
 
 def write_run(folder: Path, point: Point, spread: float) -> None:
     """A finished run: rkl above mrpo above fkl, two references above one; seeds differ by `spread`."""
-    run = RunDir.create(folder, yaml.safe_dump(point.config), list(point.overrides), MANIFEST)
+    run = RunDir.create(folder, yaml.safe_dump(point.experiment.plain), list(point.overrides), MANIFEST)
     noise = random.Random(point.id)
     common = random.Random(point.seed).gauss(0, spread)
-    config = point.config
+    config = point.experiment.plain
     weights = config["alpha"] if isinstance(config["alpha"], list) else [config["alpha"], 1 - config["alpha"]]
     together = 1 - sum(w * w for w in weights)
     better = {"rkl": 0.2, "mrpo": 0.17, "fkl": 0.1, "hellinger": 0.16}[config["regularizer"]["name"].split("_")[0]]

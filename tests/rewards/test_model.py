@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from multiref_cli.data import toy_tokenizer
 from multiref_cli.data.chat import conversation_ids
 from multiref_cli.errors import RequestError, RunError
 from multiref_cli.rewards.model import RewardModelScorer, reward_model, sequence_scores
 from multiref_cli.rewards.sample import Sample
+from multiref_cli.world import tokenizer as toy_tokenizer
 
 SMALL = {
     "vocab_size": 89,

@@ -8,7 +8,8 @@ import torch
 
 from multiref_cli.errors import RequestError
 from multiref_cli.rollouts import lean
-from multiref_cli.rollouts.engine import Sampling, build_engine, sampling_of
+from multiref_cli.rollouts.engine import Sampling, sampling_of
+from multiref_cli.rollouts.factory import build_engine
 from multiref_cli.rollouts.sampling import draw, uniforms
 from multiref_cli.rollouts.transformers_engine import TransformersEngine
 

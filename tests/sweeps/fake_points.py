@@ -59,10 +59,10 @@ def _first_time(config: dict[str, Any], folder: Path) -> bool:
 
 def prepare(one: Pass) -> None:
     """Count how often a pass is done, in the file that its config names."""
-    time.sleep(one.config.get("seconds", 0.0))
-    with Path(one.config["count"]).open("a") as file:
+    time.sleep(one.experiment.get("seconds", 0.0))
+    with Path(one.experiment["count"]).open("a") as file:
         file.write(f"{one.id}\n")
-    if one.config.get("fail"):
+    if one.experiment.get("fail"):
         raise RunError("no such reference")
 
 

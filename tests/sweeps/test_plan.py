@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from multiref_cli.config import build
 from multiref_cli.config.compose import compose, conf_directory, options
 from multiref_cli.errors import RequestError
-from multiref_cli.sweeps.plan import canonical, make_plan, restore
+from multiref_cli.sweeps.plan import canonical, make_plan
 from multiref_cli.sweeps.request import parse_request
 
 BASE = ["experiment=offline_toy"]
@@ -37,31 +36,39 @@ def test_axes_baselines_and_seeds() -> None:
 
 def test_points_are_what_train_would_run() -> None:
     for point in _plan("regularizer=fkl", "alpha=0.3", "beta=0.1,2", "optimizer.learning_rate=1e-4").points:
-        config = compose(list(point.overrides))
-        assert build.config_hash(config) == point.id == build.config_hash(restore(point.config))
-        assert build.config_hash(config, without_seed=True) == point.condition_id
-        assert build.condition(config) == point.condition and config.seed == point.seed
+        experiment = compose(list(point.overrides))
+        assert experiment.hash == point.id == point.experiment.hash
+        assert experiment.condition_hash == point.condition_id
+        assert experiment.condition == point.condition and experiment.seed == point.seed
 
 
 def test_names_tell_estimators_apart() -> None:
     plan = make_plan(
-        parse_request(["experiment=online_toy", "regularizer.estimator=exact,k3", "regularizer=rkl_token,rkl_paper"])
+        parse_request(["experiment=online_toy", "regularizer.estimator=exact,k3", "regularizer=rkl_token,fkl_token"])
     )
     grid = [point.condition for point in plan.points if point.role == "grid"]
     assert grid == [
         "grpo-rkl_token-a0.5-b1",
-        "grpo-rkl_paper-a0.5-b1",
+        "grpo-fkl_token-a0.5-b1",
         "grpo-rkl_token-k3-a0.5-b1",
-        "grpo-rkl_paper-k3-a0.5-b1",
+        "grpo-fkl_token-k3-a0.5-b1",
     ]
 
 
+def test_a_file_is_an_alias_of_its_numbers() -> None:
+    """rkl_paper is rkl_token under k3: asked for by both names, it is one condition."""
+    plan = make_plan(
+        parse_request(["experiment=online_toy", "regularizer.estimator=k3", "regularizer=rkl_token,rkl_paper"])
+    )
+    assert [point.condition for point in plan.points if point.role == "grid"] == ["grpo-rkl_token-k3-a0.5-b1"]
+
+
 def test_alone_is_alone_under_every_mean() -> None:
-    config = build.plain(compose([*BASE, "regularizer=mrpo", "alpha=1"]))
-    assert canonical(config) == build.plain(compose([*BASE, "regularizer=rkl", "alpha=1"]))
+    experiment = compose([*BASE, "regularizer=mrpo", "alpha=1"])
+    assert canonical(experiment) == compose([*BASE, "regularizer=rkl", "alpha=1"])
     for kept in ("regularizer=mrpo_ctro", "regularizer=multi_dpo", "regularizer=fkl"):
-        config = build.plain(compose([*BASE, kept, "alpha=1"]))
-        assert canonical(config) == config
+        experiment = compose([*BASE, kept, "alpha=1"])
+        assert canonical(experiment) == experiment
 
 
 def test_a_corner_of_the_grid_is_the_baseline() -> None:
@@ -92,7 +99,8 @@ def test_normalizers_of_all_mixes_are_one_pass() -> None:
     plan = _plan("regularizer=rkl_token,mrpo_token", "alpha=0.3,0.7", "seeds=2")
     (one,) = [one for one in plan.passes if one.mixes]
     weights = ((0.3, 0.7), (0.7, pytest.approx(0.3)))
-    assert sorted(one.mixes) == [(order, pair) for order in (-1.0, 0.0) for pair in weights]
+    found = sorted((mix.order, mix.weights) for mix in one.mixes)
+    assert found == [(order, pair) for order in (-1.0, 0.0) for pair in weights]
     assert set(one.needs) == {other.id for other in plan.passes} - {one.id}
     mixed = [point for point in plan.points if point.role == "grid"]
     assert all(one.id in point.passes for point in mixed) and len(mixed) == 8

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import yaml
 
-from multiref_cli.config import build
 from multiref_cli.config.compose import compose
 from multiref_cli.tracking.run_dir import RunDir, read_json
 from multiref_cli.tracking.wandb import Mirror, NoMirror, open_mirror
@@ -24,7 +23,7 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def config() -> dict[str, Any]:
-    return build.plain(compose(["experiment=offline_toy", "tracking=wandb_offline", "tracking.tags=[mine]"]))
+    return compose(["experiment=offline_toy", "tracking=wandb_offline", "tracking.tags=[mine]"]).plain
 
 
 def _run(folder: Path, config: dict[str, Any], seed: int = 0) -> RunDir:

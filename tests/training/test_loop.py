@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from multiref_cli.algorithms.base import Batch, Trainee
 from multiref_cli.config.schema import Hardware, Optimizer
 from multiref_cli.errors import RequestError, RunError
 from multiref_cli.seeding import derive, epoch_batch, generator
@@ -14,7 +15,7 @@ from multiref_cli.tracking.metrics import Averages
 from multiref_cli.tracking.progress import Silent
 from multiref_cli.tracking.run_dir import RunDir
 from multiref_cli.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
-from multiref_cli.training.loop import Batch, Loop, Stopped
+from multiref_cli.training.loop import Loop, Stopped
 from multiref_cli.training.optimizer import Optimizers, schedule
 
 STEPS = 7
@@ -37,18 +38,6 @@ class Regression:
         averages.add("x", x)
         return ((model(x) - 2 * x) ** 2).mean(-1).sum() / count, averages
 
-    def check_start(self, model, progress):
-        pass
-
-    def identity(self):
-        return {"objective": "regression"}
-
-    def state_dict(self):
-        return {}
-
-    def load_state_dict(self, state):
-        pass
-
 
 class TinyModel(nn.Module):
     def __init__(self):
@@ -70,7 +59,8 @@ def make_loop(path, act=lambda step: None, optimizer="adamw", every=3) -> Loop:
     folder = path if path.exists() else RunDir.create(path, "", [], {}).path
     model = TinyModel()
     optimizers = Optimizers(model, Optimizer(name=optimizer, learning_rate=0.05, warmup=0.2), STEPS)
-    return Loop(RunDir(folder), model, Regression(act), optimizers, Hardware(checkpoint_every=every))
+    trainee = Trainee(model, Regression(act))
+    return Loop(RunDir(folder), trainee, optimizers, Hardware(checkpoint_every=every), {"objective": "regression"})
 
 
 def figures(run: RunDir) -> list[dict]:
@@ -114,7 +104,7 @@ def test_a_loss_that_is_not_finite_names_step_rows_and_checkpoint(tmp_path):
             with torch.no_grad():
                 next(loop.model.parameters()).fill_(float("nan"))
 
-    loop.algorithm.act = poison
+    loop.objective.act = poison
     with pytest.raises(RunError, match=r"step 5.*\[0, 1, 2.*step_00000004"):
         loop.fit(Silent())
 
@@ -125,7 +115,7 @@ def test_resume_with_another_objective_is_refused(tmp_path):
             Silent()
         )
     other = make_loop(tmp_path / "run")
-    other.algorithm.identity = lambda: {"objective": "another"}
+    other.identity = {"objective": "another"}
     with pytest.raises(RequestError, match="objective"):
         other.fit(Silent())
 

@@ -1,0 +1,186 @@
+"""What an algorithm is given, what it gives to the training loop, and what the rest of the program asks of it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from multiref_cli.config.schema import Data, Experiment, Model
+from multiref_cli.data.rows import Split
+from multiref_cli.models.load import load_causal_lm, new_causal_lm
+from multiref_cli.references.base import Reference, references_of
+from multiref_cli.references.store import ReferenceStore, Scoring
+from multiref_cli.references.tokens import first_difference
+from multiref_cli.seeding import derive
+from multiref_cli.tracking.metrics import Averages
+from multiref_cli.tracking.progress import Progress
+
+
+@dataclass(frozen=True)
+class Job:
+    """An experiment with its data and tokenizers, opened by `runs.job.open_job`.
+
+    Attributes:
+        asked: the experiment as the user gave it; names and hashes come from it.
+        experiment: the same with local folders in place of `toy:` names.
+        tokenizer: of the policy.
+        data: training and held-out rows, as the algorithm reads them.
+        vocabulary: number of ids that policy and references normalize over.
+    """
+
+    asked: Experiment
+    experiment: Experiment
+    tokenizer: Any
+    data: Split
+    vocabulary: int
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the run."""
+        if self.experiment.steps is not None:
+            return self.experiment.steps
+        per_epoch = -(-len(self.data.train) // self.experiment.algorithm.batch_size)
+        return max(1, -int(-(self.experiment.epochs or 1) * per_epoch // 1))
+
+    @property
+    def device(self) -> str:
+        """Torch device of the policy."""
+        return self.experiment.hardware.device_name
+
+    @property
+    def reference_device(self) -> str:
+        """Torch device of the references."""
+        return self.experiment.hardware.reference_device or self.device
+
+    def references(self, active: bool = True, together: bool = False) -> list[Reference]:
+        """The references with a positive weight, or all of them; none is loaded before it is asked something.
+
+        Args:
+            active: leave out those of weight 0.
+            together: see `references_of`.
+        """
+        experiment = self.experiment
+        wanted = experiment.active_references if active else experiment.references
+        return references_of(wanted, self.reference_device, experiment.hardware.dtype_name(), together)
+
+    def foreign_tokenizer(self, reference: Reference) -> Any:
+        """The reference's tokenizer where the policy's ids mean something else to it, else None."""
+        return None if first_difference(self.tokenizer, reference.tokenizer) is None else reference.tokenizer
+
+    def open_store(self) -> ReferenceStore:
+        """The reference store of this machine, with what decides how this run's references score."""
+        experiment = self.experiment
+        scoring = Scoring(
+            tokenizer=self.tokenizer,
+            vocabulary=self.vocabulary,
+            truncation=(experiment.data.max_prompt_tokens, experiment.data.max_completion_tokens),
+        )
+        return ReferenceStore(experiment.hardware.cache_folder / "store", scoring)
+
+
+@dataclass
+class Batch:
+    """What one optimizer step works on."""
+
+    micros: list[Any]
+    ids: list[int]
+    tokens: int
+    metrics: dict[str, float] = field(default_factory=dict)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Objective(Protocol):
+    """An objective with its data. Losses of a batch's micro-batches add up to the loss of the batch."""
+
+    def batch(self, step: int) -> Batch:
+        """Everything for optimizer step `step` (from 0); a pure function of the seed and `step`, or in state_dict."""
+
+    def loss(self, model: nn.Module, micro: Any) -> tuple[Tensor, Averages]:
+        """This micro-batch's share of the loss, differentiable, and its metrics."""
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """An objective that keeps something between steps, which goes into checkpoints."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+
+
+@dataclass
+class Trainee:
+    """A model with what it is trained on.
+
+    Attributes:
+        model: with gradients, on its device.
+        objective: of the algorithm.
+        notes: sentences that every report of the run must carry.
+        check_start: called once before the first step, to verify what theory says of it.
+    """
+
+    model: nn.Module
+    objective: Objective
+    notes: list[str] = field(default_factory=list)
+    check_start: Callable[[Progress], None] | None = None
+
+
+class AlgorithmModule(Protocol):
+    """What the module of an algorithm holds; its row in config.algorithms names it."""
+
+    def load(self, data: Data, tokenizer: Any) -> Split:
+        """The rows that it reads."""
+
+    def assemble(self, job: Job, progress: Progress) -> Trainee:
+        """Load the policy and build the objective; the reference store is read or filled first."""
+
+    def mean_tokens(self, job: Job) -> float:
+        """Tokens of a training row, prompt and responses, for estimates."""
+
+    def parts(self, row: Any) -> list[tuple[str, Sequence[int], Sequence[int]]]:
+        """What is trained on in a row: (title, prompt ids, ids that are scored) each."""
+
+
+class StoreReader(Protocol):
+    """What an algorithm that trains on stored results of its references holds besides."""
+
+    def fill_store(self, job: Job, progress: Progress) -> None:
+        """Compute all that runs of this job read from the reference store, whatever their seed, where it lacks."""
+
+
+class PairJudge(Protocol):
+    """What an algorithm of preference pairs holds besides: its row names the metric."""
+
+    def pair_accuracies(self, job: Job, model: nn.Module, progress: Progress) -> np.ndarray:
+        """(N,) 1 where the model prefers the chosen response of a held-out pair, one half at a tie, else 0."""
+
+
+def module_of(experiment: Experiment) -> Any:
+    """The module of an experiment's algorithm: an AlgorithmModule, and what else its row says that it is."""
+    return import_module(experiment.algorithm.module)
+
+
+def load_policy(job: Job, path: str | None = None) -> nn.Module:
+    """The trainable policy: fresh, from its folder, or (for evaluation) from a run's policy folder.
+
+    Args:
+        job: says which model, device and type.
+        path: a trained policy's folder to load in place of the configured start.
+    """
+    policy, device = job.experiment.policy, job.device
+    dtype = job.experiment.hardware.dtype_name(policy.dtype)
+    if path is not None:
+        return load_causal_lm(Model(path=path), device, dtype)
+    torch.manual_seed(derive(job.experiment.seed, "initialization"))
+    if policy.new is not None:
+        return new_causal_lm(policy.new, job.tokenizer, device, dtype)
+    model = load_causal_lm(policy, device, dtype, trainable=True)
+    if policy.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model

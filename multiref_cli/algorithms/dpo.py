@@ -1,0 +1,319 @@
+"""Direct preference optimization towards a mixed reference, from stored reference log-probabilities."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from multiref_cli.algorithms.base import Batch, Job, Trainee, load_policy
+from multiref_cli.config.algorithms import DpoSettings
+from multiref_cli.config.schema import Data, Experiment, Level, Mix
+from multiref_cli.data.preferences import Pair, load_preferences
+from multiref_cli.data.rows import Split
+from multiref_cli.errors import RunError
+from multiref_cli.models.decoder import sharing_width
+from multiref_cli.models.files import fingerprint
+from multiref_cli.models.logprobs import token_logps
+from multiref_cli.models.packing import Packed, micro_batches, pack, row_length, sharing_pays
+from multiref_cli.objectives.divergence import is_clipped, total_score
+from multiref_cli.objectives.mixing import log_mixed
+from multiref_cli.objectives.mrpo import TrustRegion, adjusted_references
+from multiref_cli.objectives.preference import implicit_reward, multi_preference_loss, preference_loss
+from multiref_cli.references.store import Sequence as Response
+from multiref_cli.seeding import epoch_batch
+from multiref_cli.tracking.metrics import Averages
+from multiref_cli.tracking.progress import Progress
+
+# How far the first loss may be from its expectation: bfloat16 log-probabilities of long responses are nats apart.
+_START_TOLERANCE = {True: 1e-3, False: 0.2}
+
+
+def load(data: Data, tokenizer: Any) -> Split[Pair]:
+    """Preference pairs."""
+    return load_preferences(data, tokenizer)
+
+
+def assemble(job: Job, progress: Progress) -> Trainee:
+    """Fill or read the reference store, with no policy in memory; then load the policy."""
+    stored = stored_pairs(job, job.data.train, progress)
+    model = load_policy(job)
+    objective = Dpo(job.experiment, job.data.train, stored, sharing_width(model))
+    start = _own_reference(job)
+    if start is None:
+        return Trainee(
+            model,
+            objective,
+            ["the policy's start is none of the active references, so the loss before the first step is not known"],
+        )
+    return Trainee(model, objective, check_start=lambda progress: objective.check_start(model, start, progress))
+
+
+def fill_store(job: Job, progress: Progress) -> None:
+    """Log-probabilities of all pairs, held-out ones included."""
+    for pairs in filter(None, (job.data.train, job.data.held_out)):
+        stored_pairs(job, pairs, progress)
+
+
+def fill_normalizers(job: Job, mixes: Iterable[Mix], progress: Progress) -> None:
+    """Compute log F_t of several token-level mixes over all pairs in one pass, for those that are not stored yet.
+
+    Args:
+        job: of algorithm=dpo.
+        mixes: with a weight for every reference of the experiment, 0 allowed.
+        progress: told tokens done.
+    """
+    references, wanted = job.references(active=False, together=True), list(mixes)
+    for pairs in filter(None, (job.data.train, job.data.held_out)):
+        job.open_store().normalizers_of(references, pair_sequences(pairs), wanted, progress)
+
+
+def pair_accuracies(job: Job, model: nn.Module, progress: Progress) -> np.ndarray:
+    """(N,) 1 where the implicit reward of the chosen response is the higher one, one half at a tie, held-out pairs."""
+    stored = stored_pairs(job, job.data.held_out, progress)
+    return Dpo(job.experiment, job.data.held_out, stored, sharing_width(model)).accuracies(model)
+
+
+def mean_tokens(job: Job) -> float:
+    """Tokens of both rows of a pair."""
+    rows = job.data.train[:200]
+    return sum(2 * len(r.prompt) + len(r.chosen) + len(r.rejected) for r in rows) / len(rows)
+
+
+def parts(row: Pair) -> list[tuple[str, Sequence[int], Sequence[int]]]:
+    """Both responses."""
+    return [("first row, chosen", row.prompt, row.chosen), ("first row, rejected", row.prompt, row.rejected)]
+
+
+def pair_sequences(pairs: Sequence[Pair]) -> list[Response]:
+    """The responses of every pair for the reference store, chosen and rejected in turn."""
+    return [
+        Response(pair.prompt, ids, pair.messages, text)
+        for pair in pairs
+        for ids, text in ((pair.chosen, pair.chosen_text), (pair.rejected, pair.rejected_text))
+    ]
+
+
+def stored_pairs(job: Job, pairs: Sequence[Pair], progress: Progress) -> "StoredPairs":
+    """What the references say of some pairs, from the store; computed now for what it does not hold yet."""
+    experiment, store, sequences = job.experiment, job.open_store(), pair_sequences(pairs)
+    tokens = [store.logps(reference, sequences, progress) for reference in job.references()]
+    normalizers = None
+    if experiment.penalty.mixes_whole_vocabulary:
+        mixes = [term.mix for term in experiment.terms]
+        normalizers = store.normalizers_of(job.references(together=True), sequences, mixes, progress)
+    return store_pairs(experiment, tokens, normalizers, job.vocabulary)
+
+
+def _own_reference(job: Job) -> int | None:
+    """Which active reference is the policy's own start, by content."""
+    if job.experiment.policy.new is not None:
+        return None
+    own = fingerprint(job.experiment.policy)
+    found = [i for i, reference in enumerate(job.references()) if reference.fingerprint() == own]
+    return found[0] if found else None
+
+
+@dataclass(frozen=True)
+class StoredPairs:
+    """What the frozen references say of N pairs, whole responses in nats; R terms of the penalty.
+
+    Attributes:
+        names: K names of the references with a positive weight.
+        references: (K, 2, N) log pi_i of chosen and rejected, float64.
+        mixed: (R, 2, N) log M, float64; normalized token by token at level=token.
+        vocabulary: ids that all of them normalize over, and the policy with them; None: the whole head.
+    """
+
+    names: list[str]
+    references: Tensor
+    mixed: Tensor
+    vocabulary: int | None = None
+
+
+def store_pairs(
+    experiment: Experiment,
+    tokens: Sequence[Sequence[np.ndarray]],
+    normalizers: Sequence[Sequence[np.ndarray]] | None,
+    vocabulary: int | None = None,
+) -> StoredPairs:
+    """Sum stored token log-probabilities into responses and mix them.
+
+    Args:
+        experiment: its penalty says how to mix and at which level.
+        tokens: for each reference of positive weight 2 N arrays, chosen and rejected in turn, each (T,) nats.
+        normalizers: for each term 2 N arrays (T,) of log F_t in nats, by which a token-level mean is divided; None
+            leaves it.
+        vocabulary: ids that the stored log-probabilities normalize over.
+
+    Returns:
+        The sums and the mix.
+    """
+    terms, names = experiment.terms, [reference.name for reference in experiment.active_references]
+    sums = torch.tensor([[float(np.sum(a, dtype=np.float64)) for a in one] for one in tokens], dtype=torch.float64)
+    pairs = sums.reshape(len(names), -1, 2).transpose(1, 2).contiguous()
+    if experiment.penalty.level is Level.token:
+        per_token = log_mixed(terms, _flat(tokens), None if normalizers is None else _flat(normalizers))
+        owner = torch.repeat_interleave(torch.tensor([len(a) for a in tokens[0]]))
+        mixed = torch.zeros(len(terms), len(tokens[0]), dtype=torch.float64).index_add(1, owner, per_token)
+        return StoredPairs(names, pairs, mixed.reshape(len(terms), -1, 2).transpose(1, 2).contiguous(), vocabulary)
+    weights = torch.tensor(experiment.active_weights, dtype=torch.float64)
+    chosen, rejected, used = adjusted_references(
+        pairs[:, 0], pairs[:, 1], weights, _trust_region(experiment), experiment.penalty.arwc
+    )
+    own = used if experiment.penalty.arwc else None
+    mixed = torch.stack([log_mixed(terms, one, weights=own) for one in (chosen, rejected)], 1)
+    return StoredPairs(names, pairs, mixed, vocabulary)
+
+
+def _trust_region(experiment: Experiment) -> TrustRegion | None:
+    """CTRO's region around the policy's own start, or the reference that is named; a single reference has none."""
+    ctro, active = experiment.penalty.ctro, experiment.active_references
+    if ctro is None or len(active) == 1:
+        return None
+    names = [reference.name for reference in active]
+    own = [reference.name for reference in active if reference.path == experiment.policy.path]
+    return TrustRegion(names.index(ctro.anchor or (own or names)[0]), ctro.epsilon, ctro.adaptive)
+
+
+def _flat(arrays: Sequence[Sequence[np.ndarray]]) -> Tensor:
+    return torch.stack([torch.from_numpy(np.concatenate(one)).double() for one in arrays])
+
+
+@dataclass(frozen=True)
+class PairMicro:
+    """Some pairs of one step: their rows for the model and their row numbers."""
+
+    packed: Packed
+    rows: list[int]
+    batch_pairs: int
+
+
+class Dpo:
+    """-log sigmoid of the difference of implicit rewards beta s_A(log pi - log M_A) (arXiv 2502.01203, Eq. 60, 61)."""
+
+    def __init__(
+        self, experiment: Experiment, pairs: Sequence[Pair], stored: StoredPairs, hidden_size: int | None
+    ) -> None:
+        """Takes what is stored of the pairs.
+
+        Args:
+            experiment: of algorithm=dpo.
+            pairs: N pairs.
+            stored: what the references say of them.
+            hidden_size: of the policy, see `sharing_width`.
+        """
+        self.experiment, self.pairs, self.stored = experiment, pairs, stored
+        self.settings = cast(DpoSettings, experiment.algorithm)
+        self.penalty, self.terms, self.beta = experiment.penalty, experiment.terms, experiment.beta
+        self.weights = torch.tensor(experiment.active_weights, dtype=torch.float64)
+        self.lengths = torch.tensor([[len(p.chosen) for p in pairs], [len(p.rejected) for p in pairs]])
+        self.share = self.settings.share_prompt
+        if self.share is None:
+            self.share = sharing_pays(
+                [len(p.prompt) for p in pairs], [(len(p.chosen), len(p.rejected)) for p in pairs], hidden_size
+            )
+
+    def batch(self, step: int) -> Batch:
+        """The pairs of optimizer step `step`: one random order of all pairs per epoch."""
+        rows = epoch_batch(len(self.pairs), self.settings.batch_pairs, step, self.experiment.seed)
+        micros = [PairMicro(self._pack(part), part, len(rows)) for part in self._parts(rows)]
+        return Batch(micros, [self.pairs[i].row for i in rows], sum(m.packed.real_tokens for m in micros))
+
+    def loss(self, model: nn.Module, micro: PairMicro) -> tuple[Tensor, Averages]:
+        """Sum of the pairs' losses over the number of pairs of the whole step, and the step's metrics."""
+        device = next(model.parameters()).device
+        logps = self._logps(model, micro.packed.to(device))
+        return self.loss_of(logps.reshape(-1, 2).T, micro.rows, micro.batch_pairs)
+
+    def loss_of(self, policy: Tensor, rows: list[int], batch_pairs: int) -> tuple[Tensor, Averages]:
+        """The loss of some pairs, given (2, n) log-probabilities of the policy for chosen and rejected."""
+        mixed = self.stored.mixed[:, :, rows].to(policy.device)
+        references = self.stored.references[:, :, rows].to(policy.device)
+        if self.penalty.multi_loss:
+            order, clip = self.penalty.score_order, self.penalty.score_clip
+            reward = implicit_reward(policy, references, self.beta, order, clip)
+        else:
+            reward = self._implicit_reward(policy, mixed)
+        losses = preference_loss(
+            reward[..., 0, :],
+            reward[..., 1, :],
+            loss=self.settings.loss,
+            label_smoothing=self.settings.label_smoothing,
+            beta=self.beta,
+            lengths=self.lengths[:, rows].to(policy.device),
+        )
+        if self.penalty.multi_loss:
+            losses = multi_preference_loss(losses, self.weights.to(policy.device))
+        return losses.sum() / batch_pairs, self._metrics(policy.detach(), mixed, references)
+
+    @torch.no_grad()
+    def accuracies(self, model: nn.Module) -> np.ndarray:
+        """(N,) 1 where the chosen response has the higher implicit reward, one half at a tie, pairs in order."""
+        found = np.zeros(len(self.pairs))
+        device = next(model.parameters()).device
+        for rows in self._parts(list(range(len(self.pairs)))):
+            logps = self._logps(model, self._pack(rows).to(device)).cpu()
+            chosen, rejected = self._implicit_reward(logps.reshape(-1, 2).T, self.stored.mixed[:, :, rows])
+            found[rows] = ((chosen > rejected).double() + 0.5 * (chosen == rejected).double()).numpy()
+        return found
+
+    def check_start(self, model: nn.Module, start: int, progress: Progress) -> None:
+        """Before the first step: the loss must be what the stored log-probabilities of the policy's start say.
+
+        Args:
+            model: the policy.
+            start: which active reference is its start.
+            progress: told both losses.
+
+        Raises:
+            RunError: it is not: policy and reference do not see the same tokens, template, type or truncation.
+        """
+        rows = epoch_batch(len(self.pairs), self.settings.batch_pairs, 0, self.experiment.seed)
+        expected = float(self.loss_of(self.stored.references[start][:, rows], rows, len(rows))[0])
+        with torch.no_grad():
+            actual = sum(float(self.loss(model, micro)[0]) for micro in self.batch(0).micros)
+        tolerance = _START_TOLERANCE[next(model.parameters()).dtype == torch.float32] * max(1.0, abs(expected))
+        exact = " (ln 2)" if abs(expected - math.log(2)) < 1e-9 else ""
+        progress.note(f"loss before the first step: {actual:.6f}, expected {expected:.6f}{exact}")
+        if abs(actual - expected) > tolerance:
+            raise RunError(
+                f"the loss before the first step is {actual:.4f}, from the stored log-probabilities it should be "
+                f"{expected:.4f}: policy and reference differ in template, type or truncation (`multiref refs verify`)."
+            )
+
+    def _implicit_reward(self, policy: Tensor, mixed: Tensor) -> Tensor:
+        """(2, n) beta sum_r w_r s_r(log pi - log M_r) of chosen and rejected (arXiv 2502.01203, Eq. 60 and 61)."""
+        return self.beta * total_score(self.terms, policy, mixed, self.penalty.score_clip)
+
+    def _logps(self, model: nn.Module, packed: Packed) -> Tensor:
+        return token_logps(model, packed, vocabulary=self.stored.vocabulary).logps.sum(-1, dtype=torch.float64)
+
+    def _metrics(self, policy: Tensor, mixed: Tensor, references: Tensor) -> Averages:
+        averages, reward = Averages(), self._implicit_reward(policy, mixed)
+        averages.add("reward_margin", reward[0] - reward[1])
+        averages.add("accuracy", (reward[0] > reward[1]).double())
+        averages.add("kl/mixed", policy - mixed[0])
+        for name, reference in zip(self.stored.names, references):
+            averages.add(f"kl/{name}", policy - reference)
+        averages.add("score_clip_fraction", is_clipped(self.terms, policy, mixed, self.penalty.score_clip).double())
+        averages.add("logps/chosen", policy[0])
+        averages.add("logps/rejected", policy[1])
+        return averages
+
+    def _parts(self, rows: list[int]) -> list[list[int]]:
+        lengths = [self._row_length(self.pairs[i]) for i in rows]
+        parts = micro_batches(lengths, self.settings.micro_tokens, rows=1 if self.share else 2)
+        return [[rows[i] for i in part] for part in parts]
+
+    def _row_length(self, pair: Pair) -> int:
+        return row_length(len(pair.prompt), (len(pair.chosen), len(pair.rejected)), bool(self.share))
+
+    def _pack(self, rows: list[int]) -> Packed:
+        pairs = [self.pairs[i] for i in rows]
+        return pack(
+            [p.prompt for p in pairs], [(p.chosen, p.rejected) for p in pairs], pad_id=0, share_prompt=bool(self.share)
+        )

@@ -1,0 +1,122 @@
+"""The table of algorithms: one row each, with its settings (units: conf/algorithm/) and what the program asks of it.
+
+A new algorithm is a row here, a module with what `algorithms.base.AlgorithmModule` lists, and a file in
+conf/algorithm/. Nothing else compares an algorithm's name.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Optional
+
+from omegaconf import MISSING
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """What every row says.
+
+    Attributes:
+        module: dotted path of the code.
+        title: what tables call it.
+        regularized: whether references and beta play a part.
+        online: whether it samples from the policy.
+        rewarded: whether it needs a reward.
+        reads_store: whether it trains on stored log-probabilities of its references.
+        accuracy: metric of its held-out preference pairs; None where its rows are no pairs.
+        writes: whether what it trains writes responses.
+    """
+
+    module: ClassVar[str]
+    title: ClassVar[str]
+    regularized: ClassVar[bool] = False
+    online: ClassVar[bool] = False
+    rewarded: ClassVar[bool] = False
+    reads_store: ClassVar[bool] = False
+    accuracy: ClassVar[Optional[str]] = None
+    writes: ClassVar[bool] = True
+
+    name: str = MISSING
+
+    @property
+    def batch_size(self) -> int:
+        """Training rows per optimizer step."""
+        return next(getattr(self, key) for key in ("batch_pairs", "batch_prompts", "batch_rows") if hasattr(self, key))
+
+
+@dataclass(frozen=True)
+class DpoSettings(Algorithm):
+    module: ClassVar[str] = "multiref_cli.algorithms.dpo"
+    title: ClassVar[str] = "Offline: DPO"
+    regularized: ClassVar[bool] = True
+    reads_store: ClassVar[bool] = True
+    accuracy: ClassVar[Optional[str]] = "preference_accuracy"
+
+    loss: str = "sigmoid"
+    label_smoothing: float = 0.0
+    batch_pairs: int = 32
+    micro_tokens: int = 8192
+    share_prompt: Optional[bool] = None
+
+
+@dataclass(frozen=True)
+class OnlineSettings(Algorithm):
+    """What every algorithm that samples from its policy can be told."""
+
+    online: ClassVar[bool] = True
+    regularized: ClassVar[bool] = True
+
+    batch_prompts: int = 16
+    micro_tokens: int = 16384
+    inner_iterations: int = 1
+    baseline: str = "group_mean"
+    advantage_scale: str = "group"
+    loss_reduction: str = "grpo"
+    importance: str = "token"
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    max_length_constant: Optional[int] = None
+
+
+@dataclass(frozen=True)
+class GrpoSettings(OnlineSettings):
+    module: ClassVar[str] = "multiref_cli.algorithms.grpo"
+    title: ClassVar[str] = "Online: GRPO"
+    rewarded: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class DistillSettings(OnlineSettings):
+    module: ClassVar[str] = "multiref_cli.algorithms.distill"
+    title: ClassVar[str] = "Online: distillation"
+
+    advantage_scale: str = "none"
+
+
+@dataclass(frozen=True)
+class SftSettings(Algorithm):
+    module: ClassVar[str] = "multiref_cli.algorithms.sft"
+    title: ClassVar[str] = "Supervised fine-tuning"
+
+    batch_rows: int = 32
+    micro_tokens: int = 8192
+
+
+@dataclass(frozen=True)
+class RewardModelSettings(Algorithm):
+    module: ClassVar[str] = "multiref_cli.algorithms.reward_model"
+    title: ClassVar[str] = "Reward model"
+    accuracy: ClassVar[Optional[str]] = "held_out_accuracy"
+    writes: ClassVar[bool] = False
+
+    batch_pairs: int = 32
+    micro_tokens: int = 8192
+    center: float = 0.0
+    minimum_accuracy: float = 0.0
+
+
+ALGORITHMS: dict[str, type[Algorithm]] = {
+    "dpo": DpoSettings,
+    "grpo": GrpoSettings,
+    "distill": DistillSettings,
+    "sft": SftSettings,
+    "reward_model": RewardModelSettings,
+}

@@ -1,0 +1,74 @@
+"""A frozen reference: what the store, live use, evaluation and samples ask of one, whatever it is."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from multiref_cli.config import schema
+from multiref_cli.models.packing import Packed
+from multiref_cli.references.adapters import shared_openers
+from multiref_cli.references.local import LocalReference
+from multiref_cli.rollouts.engine import Completion, Sampling
+
+
+class Reference(Protocol):
+    """One of the K references. Nothing is loaded before it is needed, and `release` lets go of what was.
+
+    Attributes:
+        name: in metrics, tables and figures.
+        spec: its part of the config.
+        dtype: parameter type that it is read in.
+    """
+
+    name: str
+    spec: schema.Reference
+    dtype: str
+
+    def fingerprint(self) -> str:
+        """sha256 of what it computes, wherever it lies."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """Its own tokenizer."""
+
+    @property
+    def model(self) -> Any:
+        """What full-vocabulary work asks (`token_divergence`, `score_references`); None for one that only scores."""
+
+    def token_logps(self, rows: Packed, temperature: float = 1.0, vocabulary: int | None = None) -> Tensor:
+        """(B, T) log-probabilities in nats of the completion tokens of rows on any device, 0 where masked."""
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        group_size: int,
+        sampling: Sampling,
+        seeds: list[int],
+        batch_size: int,
+        vocabulary: int | None = None,
+    ) -> list[list[Completion]]:
+        """[P][G] responses to P prompts; one seed a prompt."""
+
+    def visiting(self, device: Any) -> AbstractContextManager[None]:
+        """While it is on another device than its own."""
+
+    def release(self) -> None:
+        """Let go of whatever was loaded."""
+
+
+def references_of(
+    specs: Sequence[schema.Reference], device: Any = "cpu", dtype: str = "float32", together: bool = False
+) -> list[Reference]:
+    """K references in the order of their specs.
+
+    Args:
+        specs: of the config.
+        device: torch device of all.
+        dtype: parameter type of those that name none.
+        together: they will be in memory side by side: adapters of one base then share it. One by one, an adapter is
+            merged into its base.
+    """
+    openers = shared_openers(specs, device, dtype) if together else [None] * len(specs)
+    return [LocalReference(spec, device, dtype, opener) for spec, opener in zip(specs, openers)]

@@ -1,0 +1,97 @@
+"""A reference whose weights this process opens itself."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multiref_cli.config import schema
+from multiref_cli.models.decoder import Adapted
+from multiref_cli.models.files import fingerprint
+from multiref_cli.models.load import load_causal_lm, load_tokenizer
+from multiref_cli.models.logprobs import token_logps
+from multiref_cli.models.packing import Packed
+from multiref_cli.rollouts.engine import Completion, Sampling
+from multiref_cli.rollouts.transformers_engine import TransformersEngine
+
+
+class LocalReference:
+    """A causal language model in a folder or on the Hub, frozen; see `references.base.Reference`."""
+
+    def __init__(
+        self,
+        spec: schema.Reference,
+        device: Any = "cpu",
+        dtype: str = "float32",
+        opener: Callable[[], Any] | None = None,
+    ) -> None:
+        """Takes note; nothing is opened.
+
+        Args:
+            spec: of the config.
+            device: torch device.
+            dtype: parameter type where the spec names none.
+            opener: opens the model; None: from its own folder.
+        """
+        self.spec, self.name, self.device, self.dtype = spec, spec.name, device, spec.dtype or dtype
+        self._opener = opener or (lambda: load_causal_lm(spec, device, self.dtype))
+        self._model: Any = None
+
+    def fingerprint(self) -> str:
+        """sha256 of weights, config and adapter."""
+        return fingerprint(self.spec)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer of its folder, or the one that the spec names."""
+        return load_tokenizer(self.spec)
+
+    @property
+    def model(self) -> Any:
+        """The transformers model, or an adapter's view of a shared one; opened now if it was not.
+
+        Raises:
+            RequestError: see `load_causal_lm`.
+        """
+        if self._model is None:
+            self._model = self._opener()
+        return self._model
+
+    @property
+    def module(self) -> Any:
+        """The module that holds the weights."""
+        return self.model.model if isinstance(self.model, Adapted) else self.model
+
+    @torch.no_grad()
+    def token_logps(self, rows: Packed, temperature: float = 1.0, vocabulary: int | None = None) -> Tensor:
+        """(B, T) log-probabilities of the completion tokens, on the model's device."""
+        device = next(self.module.parameters()).device
+        return token_logps(self.model, rows.to(device), temperature, vocabulary=vocabulary).logps
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        group_size: int,
+        sampling: Sampling,
+        seeds: list[int],
+        batch_size: int,
+        vocabulary: int | None = None,
+    ) -> list[list[Completion]]:
+        """[P][G] responses, drawn by the engine that policies are sampled with."""
+        return TransformersEngine(self.model, 0, batch_size, vocabulary).generate(prompts, group_size, sampling, seeds)
+
+    @contextmanager
+    def visiting(self, device: Any) -> Iterator[None]:
+        """While the weights are on another device."""
+        self.module.to(device)
+        try:
+            yield
+        finally:
+            self.module.to(self.device)
+
+    def release(self) -> None:
+        """Drop the model."""
+        self._model = None

@@ -1,0 +1,154 @@
+"""What is measured on a trained model, with the models that measuring needs."""
+
+import hashlib
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from multiref_cli.algorithms.base import Job, load_policy, module_of
+from multiref_cli.algorithms.reward_model import refuse_weak
+from multiref_cli.config import schema
+from multiref_cli.data.chat import end_ids
+from multiref_cli.data.prompts import Prompt
+from multiref_cli.errors import RequestError
+from multiref_cli.evaluation.evaluate import Evaluator, Scorer, summary
+from multiref_cli.models.load import load_reward_model, load_tokenizer
+from multiref_cli.references.base import Reference
+from multiref_cli.rewards.combine import build_reward
+from multiref_cli.rewards.model import RewardModelScorer
+from multiref_cli.rewards.sample import Sample
+from multiref_cli.rollouts.engine import Completion
+from multiref_cli.rollouts.transformers_engine import TransformersEngine
+from multiref_cli.runs.job import load_data
+from multiref_cli.tracking.progress import Progress
+from multiref_cli.tracking.run_dir import read_json
+
+# The latest results of scorers, by scorer and samples.
+_SCORES: OrderedDict[str, list[float]] = OrderedDict()
+_KEPT_SCORES = 16
+
+# Metrics, rows of evaluation.jsonl, sentences for the report.
+Outcome = tuple[dict[str, dict[str, float]], list[dict[str, Any]], list[str]]
+
+
+def measure(job: Job, model: nn.Module, progress: Progress) -> Outcome:
+    """Measure a trained model: held-out accuracy of pairs, then samples of held-out prompts."""
+    settings, algorithm = job.experiment.evaluation, job.experiment.algorithm
+    metrics: dict[str, dict[str, float]] = {}
+    if algorithm.accuracy is not None and job.data.held_out:
+        progress.advance("evaluate: held-out pairs", 0, len(job.data.held_out))
+        accuracies = module_of(job.experiment).pair_accuracies(job, model, progress)
+        metrics[algorithm.accuracy] = summary(accuracies, settings.bootstrap)
+    if settings.prompts == 0 or not algorithm.writes:
+        return metrics, [], []
+    evaluator, notes = build_evaluator(job)
+    engine = TransformersEngine(model, 0, settings.batch_size, job.vocabulary)
+    found, samples = evaluator.evaluate(model, engine, progress)
+    return metrics | found, samples, notes
+
+
+def measure_folder(job: Job, policy_folder: Path, progress: Progress) -> Outcome:
+    """Measure the policy that a finished run left in its folder.
+
+    Raises:
+        RequestError: what the run trained writes no responses.
+    """
+    if not job.experiment.algorithm.writes:
+        raise RequestError("a reward model is measured when it is trained; `multiref eval` scores policies.")
+    return measure(job, load_policy(job, str(policy_folder)), progress)
+
+
+def build_evaluator(job: Job) -> tuple[Evaluator, list[str]]:
+    """The evaluator of a job, and what a report must say of its scorers."""
+    scorers, notes = _scorers(job)
+    return _evaluator(job, scorers), notes
+
+
+def sample_references(job: Job, progress: Progress) -> None:
+    """Draw the responses of the active references that win rates compare with, where they are not stored."""
+    evaluator = _evaluator(job, {})
+    for reference in evaluator.references:
+        if reference.name in {one.name for one in job.experiment.active_references} - set(evaluator.foreign):
+            progress.advance(f"evaluate: samples of {reference.name}", 0, len(evaluator.prompts))
+            _reference_samples(job, evaluator, reference)
+            reference.release()
+
+
+def _evaluator(job: Job, scorers: dict[str, Scorer]) -> Evaluator:
+    references = job.references(active=False)
+    foreign = {r.name: tokenizer for r in references if (tokenizer := job.foreign_tokenizer(r)) is not None}
+    evaluator = Evaluator(
+        experiment=job.experiment,
+        tokenizer=job.tokenizer,
+        prompts=_prompts(job),
+        scorers=scorers,
+        references=references,
+        foreign=foreign,
+        reference_samples=None,
+        vocabulary=job.vocabulary,
+        end_ids=end_ids(job.tokenizer),
+    )
+    if job.experiment.evaluation.win_rate and scorers and references:
+        evaluator.reference_samples = lambda reference: _reference_samples(job, evaluator, reference)
+    return evaluator
+
+
+def _reference_samples(job: Job, evaluator: Evaluator, reference: Reference) -> list[list[Completion]]:
+    """Stored responses [P][S] of one reference, drawn once."""
+    settings, prompts = evaluator.settings, [prompt.ids for prompt in evaluator.prompts]
+    how = evaluator.sampling(), evaluator.seeds()
+    return job.open_store().samples(reference, prompts, settings.samples_per_prompt, *how, settings.batch_size)
+
+
+def _scorers(job: Job) -> tuple[dict[str, Scorer], list[str]]:
+    experiment, scorers, notes = job.experiment, dict[str, Scorer](), list[str]()
+    if experiment.evaluation.scorer is not None:
+        scorers["reward_model"], note = _reward_model(job, experiment.evaluation.scorer)
+        notes.append(note)
+    if experiment.evaluation.gold and experiment.reward is not None:
+        reward = build_reward(experiment.reward)
+        scorers[experiment.reward.name] = _remembered(str(experiment.reward), lambda samples: reward(samples).total)
+    return scorers, notes
+
+
+def _reward_model(job: Job, spec: schema.Scorer) -> tuple[Scorer, str]:
+    """A trained reward model as a scorer, and what is known of its accuracy."""
+    folder = Path(spec.path)
+    made_by = read_json(folder / "made_by.json") if folder.is_dir() else None
+    accuracy = ((made_by or {}).get("metrics") or {}).get("held_out_accuracy", {}).get("mean")
+    if spec.minimum_accuracy is not None:
+        refuse_weak(accuracy or 0.0, spec.minimum_accuracy)
+    known = f"{accuracy:.3f}" if accuracy is not None else "not recorded with it"
+    model = load_reward_model(spec, job.device, job.experiment.hardware.dtype_name(spec.dtype))
+    scorer = RewardModelScorer(model, load_tokenizer(spec), whole_template=spec.whole_template)
+    return _remembered(str(spec), scorer), f"reward model {folder.name}: held-out accuracy {known}"
+
+
+def _remembered(identity: str, scorer: Scorer) -> Scorer:
+    """The same scorer, with its latest results kept: all points of a sweep compare with the same reference samples."""
+
+    def score(samples: list[Sample]) -> list[float]:
+        """Scores of B samples, looked up where the same samples were the latest to be scored."""
+        texts = [(s.messages, s.completion, s.answer, s.finished) for s in samples]
+        key = hashlib.sha256(f"{identity}{texts}".encode()).hexdigest()
+        if key not in _SCORES:
+            _SCORES[key] = scorer(samples)
+        _SCORES.move_to_end(key)
+        while len(_SCORES) > _KEPT_SCORES:
+            _SCORES.popitem(last=False)
+        return _SCORES[key]
+
+    return score
+
+
+def _prompts(job: Job) -> list[Prompt]:
+    """Prompts of the evaluation: those of the data's held-out (or training) rows, repeated prompts once."""
+    settings = job.experiment.evaluation
+    rows: list[Any] = getattr(job.data, settings.split)
+    if rows and not isinstance(rows[0], Prompt):
+        rows = getattr(load_data(job.experiment, job.tokenizer, as_prompts=True), settings.split)
+    if not rows:
+        raise RequestError(f"evaluation.split={settings.split} has no rows; set data.held_out or evaluation.prompts=0.")
+    return rows[: settings.prompts]
