@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multiref_cli.cli import display
-from multiref_cli.config.compose import compose, expand_axes
+from multiref_cli.config.check import check
+from multiref_cli.config.compose import compose, compose_unchecked, expand_axes
 from multiref_cli.config.schema import Experiment, Hardware
 from multiref_cli.errors import RequestError, RunError
 
@@ -80,10 +81,11 @@ def prune(*, older_than: float | None, everything: bool, dry_run: bool) -> None:
 def mix(overrides: list[str]) -> None:
     """Sample the mixed references of a config without any training, score the samples, write a folder with a report."""
     alphas, others = _alphas(overrides)
-    experiment = compose(others)
+    experiment = compose_unchecked(others)
     names = [reference.name for reference in experiment.references]
     if len(names) != 2:
         raise RequestError(f"refs mix weighs two references against each other, this config has {len(names)}.")
+    check(experiment)
     folder = _mix_folder(experiment, names)
 
     from multiref_cli.evaluation.mixed import score_mixtures, write_scores

@@ -68,12 +68,18 @@ def compose(overrides: list[str]) -> Experiment:
     Raises:
         RequestError: an unknown group, option or key, a wrong type, a missing value or a contradiction; one sentence.
     """
-    plain, choices = _composed([_addable(override) for override in overrides])
-    found = _typed_experiment(plain)
-    if found.regularizer is not None:
-        found = replace(found, regularizer=_named(found.regularizer, choices.get("regularizer")))
+    found = compose_unchecked(overrides)
     check(found)
     return found
+
+
+def compose_unchecked(overrides: list[str]) -> Experiment:
+    """`compose` without the rules that span several keys, for a command with rules of its own to say first."""
+    plain, choices = _composed([_addable(override) for override in overrides])
+    found = _typed_experiment(plain)
+    if found.regularizer is None:
+        return found
+    return replace(found, regularizer=_named(found.regularizer, choices.get("regularizer")))
 
 
 def compose_saved(path: Path, overrides: list[str] | None = None) -> Experiment:

@@ -9,6 +9,7 @@ from typing import Any
 
 from multiref_cli.errors import RequestError
 from multiref_cli.models.files import resolve, safetensors_header, weight_files
+from multiref_cli.models.lora import merged
 
 _PROBE = "The answer is 42."
 
@@ -169,7 +170,8 @@ def save_policy(model: Any, tokenizer: Any, folder: Path) -> None:
     shutil.rmtree(writing, ignore_errors=True)
     writing.mkdir(parents=True)
     if hasattr(model, "get_base_model"):
-        model.get_base_model().save_pretrained(str(writing), state_dict=_merged_state(model))
+        base = model.get_base_model()
+        base.save_pretrained(str(writing), state_dict=dict(merged(base, base.state_dict().items())))
         model.save_pretrained(str(writing / "adapter"))
     else:
         model.save_pretrained(str(writing))
@@ -263,25 +265,6 @@ def _with_new_lora(model: Any, lora: Any, task: str = "CAUSAL_LM") -> Any:
         raise RequestError(
             f"policy.lora.target_modules={targets} does not fit the model: {_first_line(error)}."
         ) from error
-
-
-def _merged_state(model: Any) -> dict[str, Any]:
-    """Weights with the active adapters added, under the names of the bare model; the model is left as it is."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    base, state = model.get_base_model(), {}
-    tuned: dict[str, Any] = {name: one for name, one in base.named_modules() if isinstance(one, BaseTunerLayer)}
-    for name, module in tuned.items():
-        weight = module.get_base_layer().weight.detach()
-        deltas = [module.get_delta_weight(adapter).detach() for adapter in module.active_adapters]
-        state[f"{name}.weight"] = weight + sum(deltas[1:], deltas[0]).to(weight.dtype)
-    for name, value in base.state_dict().items():
-        if ".lora_" in name or ".original_module." in name:
-            continue
-        for part in (".base_layer", ".modules_to_save.default"):
-            name = name.replace(part, "")
-        state.setdefault(name, value)
-    return state
 
 
 def _first_line(error: BaseException) -> str:

@@ -9,8 +9,7 @@ from torch import Tensor
 from multiref_cli.errors import RequestError
 from multiref_cli.objectives.mixing import checked_weights, power_mean
 from multiref_cli.rollouts.engine import Completion, Sampling
-from multiref_cli.rollouts.sampling import uniforms
-from multiref_cli.rollouts.transformers_engine import Session, TransformersEngine, decode
+from multiref_cli.rollouts.transformers_engine import Session, TransformersEngine, decode_chunks
 
 
 class MixtureEngine:
@@ -67,17 +66,13 @@ class MixtureEngine:
         for engine in self.engines:
             engine.check(prompts, sampling)
         openers = [engine.opener() for engine in self.engines]
-        results: list[list[Completion]] = [[] for _ in prompts]
-        length = sampling.max_new_tokens
-        for chunk in self.engines[0].chunks(prompts, group_size):
-            texts = [prompts[p] for p in chunk]
-            sessions = [open_session(texts, group_size, length) for open_session in openers]
-            session = MixtureSession(sessions, self.weights, self.order, self.vocabulary)
-            numbers = torch.cat([uniforms(seeds[p], group_size, length) for p in chunk])
-            completions = decode(session, numbers, sampling, self.vocabulary)
-            for position, p in enumerate(chunk):
-                results[p] = completions[position * group_size : (position + 1) * group_size]
-        return results
+
+        def open_mixture(texts: Sequence[Sequence[int]], size: int, length: int) -> MixtureSession:
+            sessions = [open_session(texts, size, length) for open_session in openers]
+            return MixtureSession(sessions, self.weights, self.order, self.vocabulary)
+
+        chunks = self.engines[0].chunks(prompts, group_size)
+        return decode_chunks(chunks, prompts, group_size, sampling, seeds, open_mixture, self.vocabulary)
 
 
 class MixtureSession:

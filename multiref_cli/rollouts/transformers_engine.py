@@ -29,6 +29,10 @@ class Session(Protocol):
         """Leaves only these rows (ascending indices) in the batch."""
 
 
+# Prompts, group size, new tokens -> their groups, ready to be decoded.
+Opener = Callable[[Sequence[Sequence[int]], int, int], Session]
+
+
 class TransformersEngine:
     """Samples from a transformers model in place.
 
@@ -78,24 +82,16 @@ class TransformersEngine:
             RequestError: an empty prompt, or one that leaves no room below the model's position limit.
         """
         self.check(prompts, sampling)
-        results: list[list[Completion]] = [[] for _ in prompts]
         training = self.model.training
         self.model.eval()
         try:
             with torch.inference_mode():
-                open_session = self.opener()
-                for chunk in self.chunks(prompts, group_size):
-                    texts = [prompts[p] for p in chunk]
-                    session = open_session(texts, group_size, sampling.max_new_tokens)
-                    numbers = torch.cat([uniforms(seeds[p], group_size, sampling.max_new_tokens) for p in chunk])
-                    completions = decode(session, numbers, sampling, self.vocabulary)
-                    for position, p in enumerate(chunk):
-                        results[p] = completions[position * group_size : (position + 1) * group_size]
+                chunks = self.chunks(prompts, group_size)
+                return decode_chunks(chunks, prompts, group_size, sampling, seeds, self.opener(), self.vocabulary)
         finally:
             self.model.train(training)
-        return results
 
-    def opener(self) -> Callable[[Sequence[Sequence[int]], int, int], Session]:
+    def opener(self) -> Opener:
         """A function (prompts, group size, new tokens) -> session, over the weights as they are now."""
         if self.lean:
             weights = lean.Weights(self.model)
@@ -123,6 +119,26 @@ class TransformersEngine:
                     f"A prompt of {len(prompt)} tokens and {sampling.max_new_tokens} new ones pass the model's limit "
                     f"of {limit} positions: lower rollout.max_new_tokens or data.max_prompt_tokens."
                 )
+
+
+def decode_chunks(
+    chunks: Sequence[Sequence[int]],
+    prompts: Sequence[Sequence[int]],
+    group_size: int,
+    sampling: Sampling,
+    seeds: Sequence[int],
+    open_session: Opener,
+    vocabulary: int | None,
+) -> list[list[Completion]]:
+    """`group_size` completions of each prompt, chunk after chunk of prompts; [P][G] in the order of `prompts`."""
+    results: list[list[Completion]] = [[] for _ in prompts]
+    for chunk in chunks:
+        session = open_session([prompts[p] for p in chunk], group_size, sampling.max_new_tokens)
+        numbers = torch.cat([uniforms(seeds[p], group_size, sampling.max_new_tokens) for p in chunk])
+        completions = decode(session, numbers, sampling, vocabulary)
+        for position, p in enumerate(chunk):
+            results[p] = completions[position * group_size : (position + 1) * group_size]
+    return results
 
 
 def decode(session: Session, numbers: Tensor, sampling: Sampling, vocabulary: int | None) -> list[Completion]:

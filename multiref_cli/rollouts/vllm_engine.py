@@ -17,6 +17,8 @@ from torch import Tensor
 
 from multiref_cli.config.check import VLLM_MISSING
 from multiref_cli.errors import RequestError
+from multiref_cli.models.decoder import unwrap
+from multiref_cli.models.lora import merged
 from multiref_cli.rollouts.engine import Completion, Sampling
 
 _SEED_LIMIT = 2**63
@@ -132,18 +134,8 @@ def named_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
     Yields:
         (name, weight), detached; tied weights once.
     """
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    for name, parameter in inner.named_parameters():
-        if ".lora_" in name:
-            continue
-        weight = parameter.detach()
-        if ".base_layer." in name:
-            module = inner.get_submodule(name.split(".base_layer.")[0])
-            if name.endswith(".base_layer.weight"):
-                for adapter in module.active_adapters:
-                    weight = weight + module.get_delta_weight(adapter).detach()
-            name = name.replace(".base_layer.", ".")
-        yield name, weight
+    inner = unwrap(model)
+    yield from merged(inner, inner.named_parameters())
 
 
 def _completion(output: Any, sampling: Sampling) -> Completion:

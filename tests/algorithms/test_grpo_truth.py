@@ -145,7 +145,7 @@ def build_algorithm(order: float, policy, models, reward, **regularizer) -> Grpo
         prompts=[Prompt((0,), [{"role": "user", "content": ""}], None, 0)],
         end_ids=[],
         engine=TreeEngine(policy),
-        reward=lambda samples: RewardBatch([float(reward[leaf_of(s)]) for s in samples], {}),
+        reward=None if reward is None else lambda s: RewardBatch([float(reward[leaf_of(one)]) for one in s], {}),
         references=live(config, models),
         may_share=False,
     )

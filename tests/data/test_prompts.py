@@ -16,12 +16,12 @@ def test_gsm8k_row(write, config, chatml):
 
 
 def test_composed_configs_load_as_well(write, config, chatml):
-    from omegaconf import OmegaConf
+    from multiref_cli.config.compose import compose
 
-    data = config(write([{"q": "Q", "answer": "5"}]), columns={"prompt": "q"}, options={"answer": "number"})
-    plain = OmegaConf.create({"name": "test", "path": data.path, "held_out": 0.0, "columns": {"prompt": "q"}})
-    for composed in (OmegaConf.structured(data), plain):
-        assert load_prompts(composed, chatml).train[0].answer == "5"
+    path = write([{"q": "Q", "answer": "5"}])
+    overrides = ["data=jsonl", f"data.path={path}", "data.held_out=0", "+data.columns.prompt=q"]
+    composed = compose([*overrides, "data.options={answer: number}"]).data
+    assert load_prompts(composed, chatml).train[0].answer == "5"
 
 
 @pytest.mark.parametrize(
