@@ -55,7 +55,7 @@ def options(group: str) -> list[str]:
     """Names that `group=` accepts, found on disk (no Hydra), sorted."""
     folders = [folder / group for folder in (conf_directory(), own_conf_directory()) if folder]
     found = {str(p.relative_to(f).with_suffix("")) for f in folders for p in f.rglob("*.yaml")}
-    return sorted(name for name in found if not name.startswith("_"))
+    return sorted(name for name in found if not Path(name).name.startswith("_"))
 
 
 def groups() -> list[str]:
