@@ -15,7 +15,7 @@ def conf_directory() -> Path:
 
 
 def own_conf_directory() -> Path | None:
-    """A user's own `conf/` in the working directory; its files join the shipped ones (same name: the shipped wins)."""
+    """A user's own `conf/` in the working directory; its files join the shipped ones, under names of their own."""
     own = Path.cwd() / "conf"
     return own if own.is_dir() and own.resolve() != conf_directory().resolve() else None
 
@@ -24,7 +24,7 @@ def options(group: str) -> list[str]:
     """Names that `group=` accepts, found on disk (no Hydra), sorted."""
     folders = [folder / group for folder in (conf_directory(), own_conf_directory()) if folder]
     found = {str(p.relative_to(f).with_suffix("")) for f in folders for p in f.rglob("*.yaml")}
-    return sorted(name for name in found if not Path(name).name.startswith("_"))
+    return sorted(name for name in found if not name.rpartition("/")[2].startswith("_"))
 
 
 def groups() -> list[str]:
