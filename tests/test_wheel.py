@@ -86,7 +86,7 @@ def imported(folder: str) -> set[str]:
                 names |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 names.add(node.module.split(".")[0])
-    own = {path.stem for path in (ROOT / "tests").rglob("*.py")} | {"multiref_cli"}
+    own = {path.stem for path in (ROOT / "tests").rglob("*.py")} | {"multiref_cli", "tests"}
     known = importlib.metadata.packages_distributions()
     return {normalized(known.get(name, [name])[0]) for name in names - own - set(sys.stdlib_module_names)}
 
