@@ -35,7 +35,7 @@ update_readme = $(BIN)/python -c "from pathlib import Path; from multiref_cli.re
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  options: TORCH=auto|cpu|cuda|skip|REQUIREMENT  EXTRAS=slurm,ray"
-	@echo "           SCALE=embedded|smoke|paper  WORKERS=2  PYTHON=python3"
+	@echo "           SCALE=embedded|smoke|paper  WORKERS=2  PYTHON=python3  FAST=1  ARGS='-k WORDS' (of make test)"
 
 setup: $(STAMP) ## make .venv and install multiref into it
 
@@ -57,9 +57,12 @@ $(STAMP): pyproject.toml
 	$$pip install -e '.[dev$(if $(EXTRAS),$(COMMA)$(EXTRAS))]' 2> >(grep -v '^WARNING: Location' >&2)
 	@touch $@
 
+# FAST=1: mathematics, data and config alone, in less than a minute on two cores.
+FAST_TESTS := tests/objectives tests/theory tests/data tests/config -m 'not slow'
+
 # One thread a process: with both cores busy, two threads each are several times slower.
-test: $(STAMP) ## run the tests (a few minutes)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests $(ARGS)
+test: $(STAMP) ## run the tests (a few minutes; FAST=1: mathematics, data and config in less than one)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(if $(FAST),$(FAST_TESTS),tests) $(ARGS)
 
 reproduce: $(STAMP) ## both of the paper's experiments, trained, scored and reported (SCALE=embedded|smoke|paper)
 	OMP_NUM_THREADS=1 $(MULTIREF) sweep sweep=reproduce_$(SCALE) run.dir=$(OUT)/sweep --workers $(WORKERS)

@@ -18,6 +18,7 @@ LAYERS = {
     "multiref_cli.errors": 0,
     "multiref_cli.seeding": 0,
     "multiref_cli.config.algorithms": 0,
+    "multiref_cli.config.folders": 0,
     "multiref_cli.config.plain": 0,
     "multiref_cli.config.regularizer": 0,
     "multiref_cli.config.schema": 0,

@@ -1,7 +1,12 @@
-"""The README says what the committed results say, and its commands exist."""
+"""The README says what the committed results say, and every command in it does what it says."""
 
 import re
 import shlex
+import shutil
+import signal
+import subprocess
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +14,9 @@ import pytest
 from multiref_cli.config.check import check
 from multiref_cli.config.compose import compose
 from multiref_cli.reports.compare import BEGIN, END, read_rows, readme_table
+from multiref_cli.sweeps import launch
+from multiref_cli.sweeps.worker import work_off
+from multiref_cli.tracking.run_dir import read_json
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -31,10 +39,199 @@ def test_every_picture_and_file_that_it_names_is_there():
         assert (ROOT / name).is_file(), name
 
 
-COMMANDS = [line.split("#")[0].strip() for line in README.splitlines() if line.startswith("multiref train experiment=")]
+def commands(text: str) -> list[str]:
+    """Every command of the code blocks, lines joined and comments dropped, and those that stand within a sentence.
+
+    Results that multiref writes name the commands that made them: those are records, not advice.
+    """
+    text = re.sub(r"<!-- results: .*?<!-- results end -->", "", text, flags=re.S)
+    blocks = "\n".join(re.findall(r"```(?:bash|sh|shell|console)\n(.*?)```", text, re.S)).replace("\\\n", " ")
+    lines = [shlex.join(shlex.split(line, comments=True)) for line in blocks.splitlines()]
+    within = [shlex.join(shlex.split(line)) for line in re.findall(r"`((?:multiref|make|python|pip) [^`]+)`", text)]
+    return list(dict.fromkeys(line for line in [*lines, *within] if line))
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+# Small enough for a test, whatever a command asks for.
+SIZES = ["steps=4", "rollout.max_new_tokens=6", "evaluation.max_new_tokens=6", "evaluation.bootstrap=50"]
+STUDIES = ["problems=25", "n=64", "draws=20", "trees=3", "length=3", "class_size=8", "responses=6"]
+
+
+def key(override: str) -> str:
+    return override.partition("=")[0].lstrip("+")
+
+
+class Workshop:
+    """A working directory with what the README's commands presuppose; the tiny world stands for models and data."""
+
+    def __init__(self, world: Path, multiref, offline: list[str], online: list[str]) -> None:
+        # The tiny world's reward model is not trained: it would not pass the bar of experiment=offline_toy.
+        self.multiref, self.offline = multiref, [*offline, "evaluation.scorer.minimum_accuracy=null"]
+        self.online = online
+        for number, name in enumerate(dict.fromkeys(re.findall(r"(?:policy\.path|first|second)=(\S+)", README))):
+            shutil.copytree(world / ("one", "two")[number % 2], name)
+        shutil.copy(world / "pairs.jsonl", "pairs.jsonl")
+
+    def run(self, *words: str) -> None:
+        assert self.multiref(*words) == 0, shlex.join(words)
+
+    def small(self, words: list[str]) -> list[str]:
+        """A command's overrides made small: its choices stay, what it leaves open comes from the tiny world."""
+        online = {"experiment=online_toy", "algorithm=grpo"} & set(words)
+        chosen = {"experiment", *map(key, words), *map(key, SIZES)}
+        ours = [word for word in (self.online if online else self.offline) if not {key(word), group(word)} & chosen]
+        problems = ["data.options.size=24"] if "data=reasoning_gym" in words else []
+        return [*ours, *words, *SIZES, *problems]
+
+
+def group(override: str) -> str:
+    return key(override).partition(".")[0]
+
+
+@pytest.fixture
+def workshop(place, multiref, offline, online, monkeypatch) -> Workshop:
+    monkeypatch.setattr(launch, "launch", lambda work, *_: work_off(work))  # a sweep's points in this process
+    return Workshop(place, multiref, offline, online)
+
+
+def interrupt(folder: Path) -> None:
+    """Ctrl-C, as soon as the run in this folder has logged a step."""
+    deadline = time.time() + 60
+    while not (folder / "metrics.jsonl").is_file() and time.time() < deadline:
+        time.sleep(0.001)
+    signal.raise_signal(signal.SIGINT)
+
+
+def train(shop: Workshop, words: list[str]) -> None:
+    if words[0] == "--resume":
+        folder = Path(words[1])
+        threading.Thread(target=interrupt, args=[folder], daemon=True).start()
+        assert shop.multiref("train", *shop.small([]), "steps=80", f"run.dir={folder}") == 130
+        assert read_json(folder / "status.json")["state"] == "stopped"
+        shop.run("train", *words)
+        assert read_json(folder / "status.json")["state"] == "done"
+    elif "--dry-run" in words:
+        before = sorted(Path().rglob("*"))
+        shop.run("train", *shop.small(words))
+        assert sorted(Path().rglob("*")) == before
+    else:
+        shop.run("train", *shop.small(words), "run.dir=out")
+        assert read_json(Path("out/status.json"))["state"] == "done"
+
+
+def sweep(shop: Workshop, words: list[str]) -> None:
+    """The whole grid is planned; then the first value of every axis is run, with one seed and without baselines."""
+    options = words[words.index("--workers") :] if "--workers" in words else []
+    overrides = [word for word in words if word not in [*options, "--dry-run"]]
+    if any(word.startswith("sweep=") for word in overrides):  # a file has grids of its own, offline and online
+        return shop.run("sweep", *overrides, "--dry-run")
+    shop.run("sweep", *shop.small(overrides), "--dry-run")
+    first = [re.sub(r"^([\w.]+=[^\[\],]+),.*", r"\1", word) for word in overrides if key(word) != "seeds"]
+    shop.run("sweep", *shop.small(first), "seeds=1", "baselines=false", "run.dir=out", *options)
+    assert len(Path("out/results.csv").read_text().splitlines()) == 2 and Path("out/report/index.html").is_file()
+
+
+def evaluate(shop: Workshop, words: list[str]) -> None:
+    shop.run("train", *shop.small([]), f"run.dir={words[0]}")
+    before = read_json(Path(words[0]) / "results.json")
+    shop.run("eval", *words)
+    assert read_json(Path(words[0]) / "results.json")["metrics"] != before["metrics"]
+
+
+def report(shop: Workshop, words: list[str]) -> None:
+    """The first folder is a sweep, the others are runs: drawing a report of every folder takes most of the time."""
+    for number, folder in enumerate(words):
+        command = ["train"] if number else ["sweep", "seeds=1", "baselines=false"]
+        shop.run(*command, *shop.small(["evaluation=none"]), f"alpha=0.{number + 3}", f"run.dir={folder}")
+    shop.run("report", *words)
+    text = (Path(words[0]) / "report/report.md").read_text()
+    assert all(f"α=0.{number + 3}" in text for number in range(len(words)))
+
+
+def refs_list(shop: Workshop, words: list[str]) -> None:
+    shop.run("refs", "build", *shop.small([]))
+    shop.run("refs", "list", *words)
+
+
+def refs_mix(shop: Workshop, words: list[str]) -> None:
+    shop.run("refs", "mix", *shop.small(words or ["experiment=online_toy"]), "run.dir=out")
+    assert Path("out/report/report.md").is_file()
+
+
+def theory(shop: Workshop, words: list[str]) -> None:
+    one = [] if any(word.startswith("study=") for word in words) else ["study.parts=[clipped]"]
+    shop.run("theory", *words, *one, *STUDIES, "run.dir=out")
+    assert read_json(Path("out/status.json"))["state"] == "done" and Path("out/report/index.html").is_file()
+
+
+def listing(shop: Workshop, words: list[str]) -> None:
+    shop.run("list", *words)
+
+
+def make(shop: Workshop, words: list[str]) -> None:
+    done = subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout, done.stderr
+
+
+def pip_install(shop: Workshop, words: list[str]) -> None:
+    """Nothing is installed: the folder is a project, and the extras are its own."""
+    (target,) = words
+    folder, extras = re.fullmatch(r"([^\[]+)(?:\[(.*)\])?", target).groups()
+    project = (ROOT / folder / "pyproject.toml").read_text()
+    assert all(re.search(rf"^{extra} = \[", project, re.M) for extra in (extras or "").split(",") if extra)
+
+
+def script(shop: Workshop, words: list[str]) -> None:
+    """Nothing is run: it is there, and it is Python."""
+    compile((ROOT / words[0]).read_text(), words[0], "exec")
+
+
+RULES = {
+    "multiref train": train,
+    "multiref sweep": sweep,
+    "multiref eval": evaluate,
+    "multiref report": report,
+    "multiref refs list": refs_list,
+    "multiref refs mix": refs_mix,
+    "multiref theory": theory,
+    "multiref list": listing,
+    "make": make,
+    "pip install": pip_install,
+    "python": script,
+}
+
+
+@pytest.mark.parametrize("command", commands(README))
+def test_its_commands_run(command, workshop):
+    """Small and in this process; a command that no rule covers fails."""
+    rules = [start for start in RULES if f"{command} ".startswith(f"{start} ")]
+    assert rules, f"nothing runs {command!r}: add a rule"
+    RULES[rules[0]](workshop, shlex.split(command.removeprefix(rules[0])))
+
+
+def test_commands_are_found_in_blocks_and_in_sentences():
+    text = """
+```bash
+multiref train a=1   # one run
+multiref sweep a=1,2 \\
+  b=[1,2]
+
+# only a comment
+TORCH=cpu make setup
+```
+Text with `multiref theory study=x`, `multiref_cli/` and `make`.
+<!-- results: made -->
+by `multiref sweep sweep=x`
+<!-- results end -->
+"""
+    found = ["multiref train a=1", "multiref sweep a=1,2 'b=[1,2]'", "TORCH=cpu make setup", "multiref theory study=x"]
+    assert commands(text) == found
+
+
+TRAIN_COMMANDS = [c for c in commands(README) if c.startswith("multiref train experiment=")]
+
+
+@pytest.mark.parametrize("command", TRAIN_COMMANDS)
 def test_its_train_commands_are_valid(command):
+    """As they stand, with the models and the sizes that they name."""
     overrides = [word for word in shlex.split(command)[2:] if not word.startswith("--")]
     check(compose(overrides))

@@ -122,6 +122,17 @@ def theory(overrides: Overrides = None) -> None:
     theory(overrides or [])
 
 
+@app.command("list")
+def list_options(
+    group: Annotated[Optional[str], typer.Argument(metavar="[GROUP]", help="Such as regularizer.")] = None,
+    option: Annotated[Optional[str], typer.Argument(metavar="[OPTION]", help="Such as rkl: print its file.")] = None,
+) -> None:
+    """What can be chosen: groups, a group's options and what they are, or one file (`list regularizer rkl`)."""
+    from multiref_cli.cli.list import show
+
+    show(group, option)
+
+
 @refs_app.command("build")
 def refs_build(overrides: Overrides = None) -> None:
     """Compute and store what runs of a config read: log-probabilities, normalizers, samples."""

@@ -10,7 +10,7 @@ def complete_override(incomplete: str) -> list[str]:
     Returns:
         Candidates that begin with it.
     """
-    from multiref_cli.config.compose import groups, options
+    from multiref_cli.config.folders import groups, options
 
     group, equals, start = incomplete.partition("=")
     if not equals:

@@ -16,6 +16,7 @@ from yaml import YAMLError
 from multiref_cli.config import algorithms, regularizer, schema
 from multiref_cli.config.algorithms import ALGORITHMS
 from multiref_cli.config.check import check
+from multiref_cli.config.folders import conf_directory, groups, options, own_conf_directory
 from multiref_cli.config.schema import Ctro, Evaluation, Experiment, Lora, Policy, Regularizer, Reward, Scorer
 from multiref_cli.config.sentences import PAIR_KEYS, no_value, sentence
 from multiref_cli.errors import RequestError
@@ -29,34 +30,6 @@ _OPTIONAL: dict[str, Any] = {
     "policy": Policy(lora=Lora()),
     "evaluation": Evaluation(scorer=Scorer()),
 }
-
-
-def conf_directory() -> Path:
-    """The folder of the shipped configs: inside the installed package, else beside it in a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    for candidate in (package / "conf", package.parent / "conf"):
-        if (candidate / "config.yaml").is_file():
-            return candidate
-    raise RequestError(f"no conf/ folder beside {package}: install multiref again.")
-
-
-def own_conf_directory() -> Path | None:
-    """A user's own `conf/` in the working directory; its files join the shipped ones, under names of their own."""
-    own = Path.cwd() / "conf"
-    return own if own.is_dir() and own.resolve() != conf_directory().resolve() else None
-
-
-def options(group: str) -> list[str]:
-    """Names that `group=` accepts, found on disk (no Hydra), sorted."""
-    folders = [folder / group for folder in (conf_directory(), own_conf_directory()) if folder]
-    found = {str(p.relative_to(f).with_suffix("")) for f in folders for p in f.rglob("*.yaml")}
-    return sorted(name for name in found if not name.rpartition("/")[2].startswith("_"))
-
-
-def groups() -> list[str]:
-    """Names of the config groups, found on disk."""
-    folders = [folder for folder in (conf_directory(), own_conf_directory()) if folder]
-    return sorted({p.name for folder in folders for p in folder.iterdir() if p.is_dir() and p.name != "theory"})
 
 
 def compose(overrides: list[str]) -> Experiment:

@@ -10,7 +10,8 @@ from typing import Any
 
 import yaml
 
-from multiref_cli.config.compose import conf_directory, expand_axes, options, own_conf_directory
+from multiref_cli.config.compose import expand_axes
+from multiref_cli.config.folders import conf_directory, options, own_conf_directory
 from multiref_cli.errors import RequestError
 
 _FILE_KEYS = ("common", "grids", "seeds", "baselines", "launcher")

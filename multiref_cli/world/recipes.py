@@ -15,7 +15,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from multiref_cli.config.compose import compose, options
+from multiref_cli.config.compose import compose
+from multiref_cli.config.folders import options
 from multiref_cli.config.plain import changed
 from multiref_cli.config.schema import Experiment, Model
 from multiref_cli.data.chat import end_ids, prompt_ids

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from multiref_cli.config.check import check
-from multiref_cli.config.compose import compose, conf_directory, options
+from multiref_cli.config.compose import compose
+from multiref_cli.config.folders import conf_directory, options
 from multiref_cli.config.schema import Estimator, Level, States
 from multiref_cli.errors import RequestError
 from multiref_cli.objectives.mixing import power_mean

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from multiref_cli.config.compose import compose, conf_directory, options
+from multiref_cli.config.compose import compose
+from multiref_cli.config.folders import options
 from multiref_cli.errors import RequestError
 from multiref_cli.sweeps.plan import canonical, make_plan
 from multiref_cli.sweeps.request import parse_request
@@ -175,7 +176,3 @@ def test_every_sweep_file_makes_a_plan(name: str) -> None:
     request = parse_request([f"sweep={name}"])
     plan = make_plan(request)
     assert plan.points and (plan.count("single") >= 2) == request.baselines
-    folder = conf_directory() / "sweep"
-    keys = [line for line in (folder / f"{name}.yaml").read_text().splitlines() if line and line[0].isalpha()]
-    above = (folder / f"{name}.yaml").read_text().splitlines()
-    assert all(above[above.index(line) - 1].startswith("#") for line in keys)

@@ -61,6 +61,7 @@ def test_token_level_regret_in_the_report_grows_with_distance():
     assert regrets == sorted(regrets) and regrets[-1] > 100 * regrets[0]
 
 
+@pytest.mark.slow
 def test_more_than_two_references_work_everywhere():
     list(laboratory.run(small("autoregressive", "sample_complexity", "sampling", "games", alpha=[0.2, 0.3, 0.5])))
 
@@ -99,6 +100,7 @@ def test_the_yaml_files_hold_every_setting_with_its_default_and_every_study():
     assert all(list(choices[name].parts) == [name] for name in laboratory.STUDIES) and list(choices["all"].parts) == []
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_run_folder_and_repeats_itself_bit_for_bit(tmp_path, capsys):
     overrides = ["study=sample_complexity", "n=512", "draws=20", "class_size=8", "seed=3"]
     for name in ("first", "second"):

@@ -46,7 +46,7 @@ def test_every_clean_solution_is_correct():
 
 
 def test_config_states_the_defaults():
-    reward = OmegaConf.load(CONF)
+    reward = OmegaConf.merge(OmegaConf.load(CONF.with_name("_base.yaml")), OmegaConf.load(CONF))
     options = OmegaConf.to_container(reward.terms.gold.function)
     options.pop("_target_")
     defaults = {n: p.default for n, p in inspect.signature(toy_gold).parameters.items() if n != "samples"}
