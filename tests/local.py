@@ -7,7 +7,7 @@ from multiref_cli.references.local import LocalReference
 
 def reference_of(model, name="reference", **spec):
     """A reference whose model is this one."""
-    return LocalReference(schema.Reference(name=name, path=name, **spec), opener=lambda: model)
+    return LocalReference(schema.ReferenceSpec(name=name, path=name, **spec), opener=lambda: model)
 
 
 def live(experiment, models, foreign=None):

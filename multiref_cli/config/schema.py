@@ -36,7 +36,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Reference(Model):
+class ReferenceSpec(Model):
     name: str = MISSING
 
 
@@ -206,7 +206,7 @@ class Experiment:
 
     algorithm: Algorithm = field(default_factory=Algorithm)
     regularizer: Optional[Regularizer] = None
-    references: list[Reference] = field(default_factory=list)
+    references: list[ReferenceSpec] = field(default_factory=list)
     alpha: Any = None
     beta: float = 0.1
     seed: int = 0
@@ -228,7 +228,7 @@ class Experiment:
         return weights_of(self.alpha, len(self.references)) if self.references else []
 
     @cached_property
-    def active_references(self) -> list[Reference]:
+    def active_references(self) -> list[ReferenceSpec]:
         """The references with a positive weight; the others are never loaded."""
         return [reference for reference, weight in zip(self.references, self.weights) if weight > 0]
 

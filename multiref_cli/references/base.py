@@ -23,7 +23,7 @@ class Reference(Protocol):
     """
 
     name: str
-    spec: schema.Reference
+    spec: schema.ReferenceSpec
     dtype: str
 
     def fingerprint(self) -> str:
@@ -59,7 +59,7 @@ class Reference(Protocol):
 
 
 def references_of(
-    specs: Sequence[schema.Reference], device: Any = "cpu", dtype: str = "float32", together: bool = False
+    specs: Sequence[schema.ReferenceSpec], device: Any = "cpu", dtype: str = "float32", together: bool = False
 ) -> list[Reference]:
     """K references in the order of their specs.
 

@@ -23,7 +23,7 @@ class LocalReference:
 
     def __init__(
         self,
-        spec: schema.Reference,
+        spec: schema.ReferenceSpec,
         device: Any = "cpu",
         dtype: str = "float32",
         opener: Callable[[], Any] | None = None,

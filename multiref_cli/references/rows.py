@@ -19,7 +19,7 @@ _ARRAYS = ("prompts", "prompt_offsets", "prompt_of", "completions", "offsets")
 
 
 @dataclass(frozen=True)
-class Rows:
+class ScoredRows:
     """N responses of P different prompts.
 
     Attributes:
@@ -115,11 +115,11 @@ class Rows:
         return [group for groups in by_prompt.values() for group in groups]
 
 
-def scored_rows(sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Rows:
-    """Rows of (prompt ids, completion ids) pairs."""
+def scored_rows(sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> ScoredRows:
+    """ScoredRows of (prompt ids, completion ids) pairs."""
     numbers: dict[tuple[int, ...], int] = {}
     prompt_of = [numbers.setdefault(tuple(prompt), len(numbers)) for prompt, _ in sequences]
-    return Rows(
+    return ScoredRows(
         prompts=np.array([i for prompt in numbers for i in prompt], dtype=np.int32),
         prompt_offsets=np.cumsum([0, *map(len, numbers)]).astype(np.int64),
         prompt_of=np.array(prompt_of, dtype=np.int32),
@@ -128,6 +128,6 @@ def scored_rows(sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Row
     )
 
 
-def stored_rows(arrays: Mapping[str, np.ndarray]) -> Rows:
-    """Rows as an entry keeps them, in memory."""
-    return Rows(**{name: np.array(arrays[name]) for name in _ARRAYS})
+def stored_rows(arrays: Mapping[str, np.ndarray]) -> ScoredRows:
+    """ScoredRows as an entry keeps them, in memory."""
+    return ScoredRows(**{name: np.array(arrays[name]) for name in _ARRAYS})

@@ -25,7 +25,7 @@ from multiref_cli.models.logprobs import normalizers
 from multiref_cli.models.packing import Packed
 from multiref_cli.references.base import Reference
 from multiref_cli.references.entries import Entry, EntryFolder, address_key
-from multiref_cli.references.rows import Rows, scored_rows
+from multiref_cli.references.rows import ScoredRows, scored_rows
 from multiref_cli.references.tokens import (
     first_difference,
     rescored_ids,
@@ -254,7 +254,7 @@ class ReferenceStore:
         old = [e for e in self.list() if e.key not in kept and (everything or e.used < limit)]
         return [entry for entry in old if dry_run or self.entries.remove(entry)]
 
-    def _rows(self, reference: Reference, sequences: Items[Sequence]) -> tuple[dict[str, Any], Rows]:
+    def _rows(self, reference: Reference, sequences: Items[Sequence]) -> tuple[dict[str, Any], ScoredRows]:
         """Where the ids come from and the ids: the policy's own, or the text under the reference's tokenizer."""
         own = reference.tokenizer
         if first_difference(self.scoring.tokenizer, own) is None:
@@ -262,12 +262,14 @@ class ReferenceStore:
         other = Scoring(own, max(own.get_vocab().values()) + 1, self.scoring.truncation)
         return other.tokens, scored_rows([rescored_ids(one, self.scoring.tokenizer, own) for one in sequences])
 
-    def _mix_address(self, references: Items[Reference], mix: Mix, rows: Rows) -> dict[str, Any]:
+    def _mix_address(self, references: Items[Reference], mix: Mix, rows: ScoredRows) -> dict[str, Any]:
         members = sorted([r.fingerprint(), r.dtype, float(w)] for r, w in zip(references, mix.weights) if w > 0)
         address = {"kind": "normalizers", "order": float(mix.order), "members": members, "rows": rows.sha256}
         return address | self.scoring.tokens
 
-    def _build_logps(self, reference: Reference, rows: Rows, address: Mapping[str, Any], progress: Progress) -> None:
+    def _build_logps(
+        self, reference: Reference, rows: ScoredRows, address: Mapping[str, Any], progress: Progress
+    ) -> None:
         start = time.monotonic()
         _check_size(reference, address["vocabulary"])
 
@@ -281,7 +283,11 @@ class ReferenceStore:
         self.entries.write(address, {**rows.arrays(), "values": values}, _origin([reference]), time.monotonic() - start)
 
     def _build_normalizers(
-        self, references: Items[Reference], rows: Rows, wanted: list[tuple[dict[str, Any], Mix]], progress: Progress
+        self,
+        references: Items[Reference],
+        rows: ScoredRows,
+        wanted: list[tuple[dict[str, Any], Mix]],
+        progress: Progress,
     ) -> None:
         start, scoring = time.monotonic(), self.scoring
         needed = [i for i in range(len(references)) if any(mix.weights[i] > 0 for _, mix in wanted)]
@@ -324,7 +330,7 @@ def _check_size(reference: Reference, vocabulary: int) -> None:
         )
 
 
-def _refuse_infinite(values: np.ndarray, rows: Rows, name: str) -> None:
+def _refuse_infinite(values: np.ndarray, rows: ScoredRows, name: str) -> None:
     bad = ~np.isfinite(values)
     if bad.any():
         row = int(np.searchsorted(rows.offsets, np.flatnonzero(bad)[0], side="right")) - 1

@@ -45,7 +45,7 @@ def verify(entries: EntryFolder, rows: int, device: str, progress: Progress) -> 
 
 
 def _recompute(entries: EntryFolder, entry: Entry, count: int, device: str) -> Finding:
-    references = [schema.Reference(**member) for member in entry.origin["references"]]
+    references = [schema.ReferenceSpec(**member) for member in entry.origin["references"]]
     address = entry.address
     weights = entry.origin.get("weights", [1.0])
     expected = [one[0] for one in address["members"]] if entry.kind == "normalizers" else [address["model"]]

@@ -31,7 +31,7 @@ class RewardBatch:
 
 
 @dataclass(frozen=True)
-class Term:
+class ResolvedTerm:
     """One reward function with its options and its weight.
 
     Args:
@@ -85,17 +85,17 @@ def build_reward(reward: Reward) -> Callable[[Sequence[Sample]], RewardBatch]:
     return score
 
 
-def _term(name: str, term: RewardTerm) -> Term:
+def _term(name: str, term: RewardTerm) -> ResolvedTerm:
     settings = dict(term.function)
     path = settings.pop("_target_", None)
     if path is None:
         raise RequestError(f"reward.terms.{name}.function has no _target_, the dotted path of a function.")
     function = resolve(path)
     check_options(path, function, settings)
-    return Term(name, path, function, settings, float(term.weight))
+    return ResolvedTerm(name, path, function, settings, float(term.weight))
 
 
-def _call(term: Term, samples: list[Sample], worker: Worker, seconds: float) -> tuple[list[float], list[int]]:
+def _call(term: ResolvedTerm, samples: list[Sample], worker: Worker, seconds: float) -> tuple[list[float], list[int]]:
     """Values of one term for all samples, and the rows on which it hangs."""
     if not samples:
         return [], []
@@ -114,7 +114,7 @@ def _call(term: Term, samples: list[Sample], worker: Worker, seconds: float) -> 
     return values, late
 
 
-def _run(term: Term, samples: list[Sample], worker: Worker, seconds: float) -> list[float]:
+def _run(term: ResolvedTerm, samples: list[Sample], worker: Worker, seconds: float) -> list[float]:
     if seconds > 0 and not getattr(term.function, "in_process", False):
         return worker.call(term.path, samples, term.options, seconds)
     try:
@@ -123,7 +123,9 @@ def _run(term: Term, samples: list[Sample], worker: Worker, seconds: float) -> l
         raise RewardError(f"{type(error).__name__}: {error}", "") from error
 
 
-def _row_by_row(term: Term, samples: list[Sample], worker: Worker, seconds: float) -> tuple[list[float], list[int]]:
+def _row_by_row(
+    term: ResolvedTerm, samples: list[Sample], worker: Worker, seconds: float
+) -> tuple[list[float], list[int]]:
     values, late = [], []
     for i, sample in enumerate(samples):
         try:
@@ -141,7 +143,7 @@ def _row_by_row(term: Term, samples: list[Sample], worker: Worker, seconds: floa
     return values, late
 
 
-def _named(term: Term, samples: list[Sample], worker: Worker, seconds: float, error: RewardError) -> RunError:
+def _named(term: ResolvedTerm, samples: list[Sample], worker: Worker, seconds: float, error: RewardError) -> RunError:
     """The error of a batch with the first row that raises it alone; a function of the whole batch may have none."""
     where = f"a batch of {len(samples)} responses"
     for i, sample in enumerate(samples):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from multiref_cli.algorithms.grpo import Grpo, Parts, notes
+from multiref_cli.algorithms.online import Online, Parts, notes
 from multiref_cli.config import schema
 from multiref_cli.config.algorithms import GrpoSettings
 from multiref_cli.data.prompts import Prompt
@@ -46,14 +46,14 @@ def config_of(settings: dict | None = None, regularizer: dict | None = None, **r
     return schema.Experiment(
         algorithm=GrpoSettings(**{"name": "grpo", "batch_prompts": 3, **(settings or {})}),
         regularizer=schema.Regularizer(**{"mean_order": 0, "score_order": 0, **(regularizer or {})}),
-        references=[schema.Reference(name=n, path=n) for n in ("a", "b")],
+        references=[schema.ReferenceSpec(name=n, path=n) for n in ("a", "b")],
         rollout=schema.Rollout(**{"group_size": GROUP, "max_new_tokens": 7, **rollout}),
         **{"alpha": [0.4, 0.6], "beta": 0.5, "seed": 3, **root},
     )
 
 
-def algorithm_of(config, model=None, reward=None, penalized: bool = True, **parts) -> Grpo:
-    """`Grpo` over six prompts of different lengths; the reward counts token 5 unless given."""
+def algorithm_of(config, model=None, reward=None, penalized: bool = True, **parts) -> Online:
+    """`Online` over six prompts of different lengths; the reward counts token 5 unless given."""
     model = model or tiny(0)
     numbers = torch.Generator().manual_seed(0)
     prompts = [tuple(torch.randint(3, VOCABULARY, (2 + i,), generator=numbers).tolist()) for i in range(PROMPTS)]
@@ -61,7 +61,7 @@ def algorithm_of(config, model=None, reward=None, penalized: bool = True, **part
         lambda samples: [float(s.completion.split().count("5")) + 0.1 * len(s.completion) for s in samples]
     )
     references = live(config, [tiny(1), tiny(2)]) if penalized else None
-    return Grpo(
+    return Online(
         config,
         Parts(
             model=model,
@@ -76,7 +76,7 @@ def algorithm_of(config, model=None, reward=None, penalized: bool = True, **part
     )
 
 
-def take_step(algorithm: Grpo, step: int, optimizer=None):
+def take_step(algorithm: Online, step: int, optimizer=None):
     """The metrics of one step and the gradient, the optimizer moved if given."""
     model = algorithm.parts.model
     model.zero_grad()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from multiref_cli.algorithms.grpo import Grpo, Parts
+from multiref_cli.algorithms.online import Online, Parts
 from multiref_cli.config import schema
 from multiref_cli.config.algorithms import GrpoSettings
 from multiref_cli.data.prompts import Prompt
@@ -123,8 +123,8 @@ def leaf_of(sample) -> int:
     return 25 * a + 5 * b + c
 
 
-def build_algorithm(order: float, policy, models, reward, **regularizer) -> Grpo:
-    """`Grpo` on the tree, unbiased: leave-one-out baseline, no scale, constant length."""
+def build_algorithm(order: float, policy, models, reward, **regularizer) -> Online:
+    """`Online` on the tree, unbiased: leave-one-out baseline, no scale, constant length."""
     settings = {
         "baseline": "leave_one_out",
         "advantage_scale": "none",
@@ -134,7 +134,7 @@ def build_algorithm(order: float, policy, models, reward, **regularizer) -> Grpo
     config = schema.Experiment(
         algorithm=GrpoSettings(name="grpo", batch_prompts=1, **settings),
         regularizer=schema.Regularizer(mean_order=order, score_order=order, **regularizer),
-        references=[schema.Reference(name=n, path=n) for n in ("a", "b")],
+        references=[schema.ReferenceSpec(name=n, path=n) for n in ("a", "b")],
         alpha=WEIGHTS.tolist(),
         beta=BETA,
         rollout=schema.Rollout(group_size=256, max_new_tokens=LENGTH),
@@ -149,12 +149,12 @@ def build_algorithm(order: float, policy, models, reward, **regularizer) -> Grpo
         references=live(config, models),
         may_share=False,
     )
-    return Grpo(config, parts)
+    return Online(config, parts)
 
 
 @pytest.mark.parametrize("name", ORDERS)
 def test_samples_reach_the_optimum(name):
-    """Groups of 256 sampled responses through `Grpo` itself: regret under 1e-3, from a uniform start far above that."""
+    """Groups of 256 sampled responses through `Online`: regret under 1e-3, from a uniform start far above that."""
     order, (references, models, reward) = ORDERS[name], problem()
     policy = TabularLM(4, 0.0)
     algorithm = build_algorithm(order, policy, models, reward)

@@ -31,13 +31,13 @@ class MultirefStep:
     def __init__(self, folder, batches, scratch):
         import torch
 
-        from multiref_cli.config.schema import Reference
+        from multiref_cli.config.schema import ReferenceSpec
         from multiref_cli.models.load import load_causal_lm
         from multiref_cli.models.packing import sharing_pays
         from multiref_cli.references.store import ReferenceStore, Scoring, Sequence
 
         tokenizer = common.load_tokenizer(folder)
-        reference = Reference(path=folder, name="start")
+        reference = ReferenceSpec(path=folder, name="start")
         pairs = [pair for batch in batches for pair in batch]
         sequences = [Sequence(p, r) for p, *both in pairs for r in both]
         store = ReferenceStore(Path(scratch) / "store", Scoring(tokenizer, len(tokenizer)))

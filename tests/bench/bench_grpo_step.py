@@ -66,7 +66,7 @@ def run_ours(count: int, level: str, estimator: str):
     import torch
     from omegaconf import OmegaConf
 
-    from multiref_cli.algorithms.grpo import Grpo, Parts
+    from multiref_cli.algorithms.online import Online, Parts
     from multiref_cli.config import schema
     from multiref_cli.data.prompts import Prompt
     from multiref_cli.references.live import LiveReferences, Member
@@ -76,7 +76,7 @@ def run_ours(count: int, level: str, estimator: str):
     names = ["a", "b"][:count]
     config = OmegaConf.structured(
         schema.Experiment(
-            algorithm=schema.Grpo(name="grpo", batch_prompts=PROMPTS),
+            algorithm=schema.Online(name="grpo", batch_prompts=PROMPTS),
             regularizer=schema.Regularizer(
                 name="x",
                 mean_order=0,
@@ -84,7 +84,7 @@ def run_ours(count: int, level: str, estimator: str):
                 level=schema.Level[level],
                 estimator=schema.Estimator[estimator],
             ),
-            references=[schema.Reference(name=n, path=n) for n in names],
+            references=[schema.ReferenceSpec(name=n, path=n) for n in names],
             alpha=[1 / count] * count,
             beta=0.1,
             rollout=schema.Rollout(group_size=GROUP, max_new_tokens=NEW_TOKENS),
@@ -101,7 +101,7 @@ def run_ours(count: int, level: str, estimator: str):
         reward=lambda samples: RewardBatch([reward_of(map(int, s.completion.split())) for s in samples], {}),
         references=LiveReferences(config, members, ("cpu", None)),
     )
-    algorithm, optimizer = Grpo(config, parts), torch.optim.AdamW(model.parameters(), lr=1e-5)
+    algorithm, optimizer = Online(config, parts), torch.optim.AdamW(model.parameters(), lr=1e-5)
 
     def step(number: int) -> dict[str, float]:
         start = time.perf_counter()

@@ -42,7 +42,7 @@ def main():
     options = parser.parse_args()
     import torch
 
-    from multiref_cli.config.schema import Reference
+    from multiref_cli.config.schema import ReferenceSpec
     from multiref_cli.references.store import ReferenceStore, Scoring, Sequence
 
     torch.set_num_threads(options.threads)
@@ -52,7 +52,7 @@ def main():
         pairs = common.real_pairs(options.data, tokenizer, options.pairs, 256, 256)
         sequences = [Sequence(p, r) for p, *both in pairs for r in both]
         store = ReferenceStore(Path(scratch) / "store", Scoring(tokenizer, len(tokenizer)))
-        reference = Reference(path=folder, name="reference")
+        reference = ReferenceSpec(path=folder, name="reference")
         plain_seconds, plain_sums = plain_pass(folder, pairs)
         seconds = []
         for _ in range(3):
@@ -98,7 +98,7 @@ def markdown(results):
     ]
     head = f"{results['responses']} responses, {results['scored_tokens']:,} scored tokens, a model of 10 M parameters."
     table = "\n".join(f"| {what} | {value} |" for what, value in rows)
-    return f"# Reference store\n\n{results['machine']['sentence']}\n\n{head}\n\n| | |\n|---|---|\n{table}\n"
+    return f"# ReferenceSpec store\n\n{results['machine']['sentence']}\n\n{head}\n\n| | |\n|---|---|\n{table}\n"
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Loss and gradient beside TRL 1.16.0's GRPOTrainer and RLOOTrainer, computed by their own methods on one tiny model.
 
 TRL samples and scores (`_generate_and_score_completions`) or is handed completions of different lengths; the same
-completions and rewards go through `Grpo.batch` and `Grpo.loss`. With one reference TRL scores the frozen model itself;
-with several it is handed the mixed reference's values in place of the reference log-probs that it computed.
+completions and rewards go through `Online.batch` and `Online.loss`. With one reference TRL scores the frozen model
+itself; with several it is handed the mixed reference's values in place of the reference log-probs that it computed.
 """
 
 import copy
@@ -14,7 +14,7 @@ from datasets import Dataset, disable_progress_bars
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from multiref_cli.algorithms.grpo import Grpo, Parts
+from multiref_cli.algorithms.online import Online, Parts
 from multiref_cli.config import schema
 from multiref_cli.config.algorithms import GrpoSettings
 from multiref_cli.data.prompts import Prompt
@@ -118,12 +118,12 @@ def trl_inputs(trainer) -> dict:
     return inputs
 
 
-def ours(trainer, inputs, settings: dict, regularizer: dict, references: dict) -> Grpo:
+def ours(trainer, inputs, settings: dict, regularizer: dict, references: dict) -> Online:
     """The algorithm over the same completions and rewards; references: name -> (model, weight)."""
     config = schema.Experiment(
         algorithm=GrpoSettings(name="grpo", batch_prompts=len(PROMPTS), **settings),
         regularizer=schema.Regularizer(**{"mean_order": 0, "score_order": 0, **regularizer}),
-        references=[schema.Reference(name=name, path=name) for name in references],
+        references=[schema.ReferenceSpec(name=name, path=name) for name in references],
         alpha=[weight for _, weight in references.values()],
         beta=BETA,
         rollout=schema.Rollout(group_size=GROUP, max_new_tokens=NEW_TOKENS),
@@ -151,7 +151,7 @@ def ours(trainer, inputs, settings: dict, regularizer: dict, references: dict) -
         reward=reward,
         references=live(config, [model for model, _ in references.values()]),
     )
-    algorithm = Grpo(config, parts)
+    algorithm = Online(config, parts)
     algorithm.batch(0)
     return algorithm
 
@@ -164,12 +164,12 @@ def loss_and_gradient(model, compute) -> tuple[float, torch.Tensor]:
     return loss.item(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
-def step_of(algorithm: Grpo, step: int):
+def step_of(algorithm: Online, step: int):
     """The loss of a step as the sum of its micro-batches."""
     return sum(algorithm.loss(algorithm.parts.model, micro)[0] for micro in algorithm.batch(step).micros)
 
 
-def theirs(trainer, inputs, algorithm: Grpo, settings: dict):
+def theirs(trainer, inputs, algorithm: Online, settings: dict):
     """TRL's loss of the same step, its rows in the order of our window."""
     order = [row * GROUP + g for row in algorithm.window.rows for g in range(GROUP)]
     inputs = {k: v[order] if v.ndim else v for k, v in inputs.items()}

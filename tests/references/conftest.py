@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from multiref_cli.config.schema import Reference
+from multiref_cli.config.schema import ReferenceSpec
 from multiref_cli.data.chat import completion_ids, prompt_ids
 from multiref_cli.models.load import save_policy
 from multiref_cli.references.store import ReferenceStore, Scoring, Sequence
@@ -32,7 +32,7 @@ def save_model(folder, tokenizer, seed, vocab_size=None, architecture="qwen2", h
         pad_token_id=0,
     )
     save_policy(AutoModelForCausalLM.from_config(config), tokenizer, folder)
-    return Reference(path=str(folder), name=folder.name)
+    return ReferenceSpec(path=str(folder), name=folder.name)
 
 
 def other_tokenizer():

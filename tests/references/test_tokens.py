@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from multiref_cli.config.schema import Level, Reference
+from multiref_cli.config.schema import Level, ReferenceSpec
 from multiref_cli.data.chat import prompt_ids
 from multiref_cli.errors import RequestError
 from multiref_cli.models.load import load_causal_lm, load_tokenizer
@@ -74,9 +74,9 @@ def test_adapters_of_one_base_share_its_memory(tmp_path, references):
         model.save_pretrained(folders[-1])
     base = references[0].path
     wanted = [
-        Reference(path=base, name="a", adapter=str(folders[0])),
-        Reference(path=base, name="bare"),
-        Reference(path=base, name="b", adapter=str(folders[1])),
+        ReferenceSpec(path=base, name="a", adapter=str(folders[0])),
+        ReferenceSpec(path=base, name="bare"),
+        ReferenceSpec(path=base, name="b", adapter=str(folders[1])),
         references[2],
     ]
     models = [reference.model for reference in references_of(wanted, together=True)]

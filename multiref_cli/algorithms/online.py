@@ -1,0 +1,429 @@
+"""What every algorithm that samples from its policy does: rollouts, rewards, references, penalty, loss.
+
+Deviations from GRPO as first published (arXiv 2402.03300): the penalty is (mean order, score order, level, estimator)
+towards K references; micro-batches never change the loss; the old log-probs of further inner iterations are those of
+the first one, which is on the policy that sampled.
+
+Policy and references are read at the sampling temperature, as in TRL. A token-level penalty joins the per-token loss
+with weight beta before the reduction, so with `loss_reduction: grpo` it is a mean per token where `estimator: reward`
+charges whole responses: equal betas are equal strengths only within one of the two.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from multiref_cli.algorithms.base import Batch, Job, Trainee, load_policy
+from multiref_cli.algorithms.window import (
+    GroupMicro,
+    Layout,
+    StoredMicro,
+    Window,
+    padded,
+    reward_metrics,
+    rollout_metrics,
+    step_size,
+)
+from multiref_cli.config.algorithms import OnlineSettings
+from multiref_cli.config.schema import Estimator, Experiment, States
+from multiref_cli.data.chat import end_ids
+from multiref_cli.data.prompts import Prompt
+from multiref_cli.models.decoder import honours_shared_prompts
+from multiref_cli.models.logprobs import token_divergence, token_logps
+from multiref_cli.models.packing import Packed
+from multiref_cli.objectives.advantages import advantages
+from multiref_cli.objectives.aggregate import masked_sum, reduce
+from multiref_cli.objectives.divergence import is_clipped, total_score
+from multiref_cli.objectives.penalty import calibrated_threshold, k2, k3, k3_ratio
+from multiref_cli.objectives.policy_gradient import clipped_surrogate, importance_ratios
+from multiref_cli.references.live import LiveReferences, ReferenceScores, joined
+from multiref_cli.references.samples import stored_responses
+from multiref_cli.rewards.combine import RewardBatch
+from multiref_cli.rewards.sample import Sample
+from multiref_cli.rollouts.engine import Completion, Engine, sampling_of
+from multiref_cli.rollouts.factory import build_engine
+from multiref_cli.seeding import derive, epoch_batch
+from multiref_cli.tracking.metrics import Averages
+from multiref_cli.tracking.progress import Progress
+
+_SHOWN_SAMPLES = 2
+
+
+def assemble_online(job: Job, reward: Callable[[list[Sample]], RewardBatch] | None, progress: Progress) -> Trainee:
+    """What every algorithm that samples from its policy trains.
+
+    Args:
+        job: of an online algorithm.
+        reward: B samples to their rewards; None: the references alone are learned from.
+        progress: told while references are loaded or sampled.
+    """
+    experiment, model = job.experiment, load_policy(job)
+    # Ids beyond the tokenizer's are padding of the head: never sampled, left out of every softmax.
+    parts = Parts(
+        model=model,
+        tokenizer=job.tokenizer,
+        prompts=job.data.train,
+        end_ids=end_ids(job.tokenizer),
+        engine=build_engine(experiment.rollout, model, 0, experiment.policy.path, job.vocabulary),
+        reward=reward,
+        vocabulary=job.vocabulary,
+        may_share=honours_shared_prompts(model),
+    )
+    if experiment.reads_samples:
+        parts.stored = reference_samples(job, _reached(job), progress)
+    elif experiment.penalized:
+        parts.references = live_references(job, progress)
+        parts.may_share = parts.may_share and parts.references.share_prompts()
+    said = notes(experiment)
+
+    def tell(progress: Progress) -> None:
+        for note in said:
+            progress.note(note)
+
+    return Trainee(model, Online(experiment, parts), said, check_start=tell)
+
+
+def live_references(job: Job, progress: Progress) -> LiveReferences:
+    """The references with a positive weight, in memory, where hardware.reference_device wants them."""
+    members = job.references(together=True)
+    for number, member in enumerate(members):
+        progress.advance("load references", number, len(members))
+        _ = member.model
+    return LiveReferences(job.experiment, members, [job.foreign_tokenizer(member) for member in members])
+
+
+def reference_samples(job: Job, rows: Iterable[int], progress: Progress) -> list[dict[int, list[list[int]]]]:
+    """Responses of every active reference to training prompts, drawn once per machine.
+
+    K references share a group: of each one the first group_size / K are used.
+
+    Args:
+        job: with `states: reference`.
+        rows: numbers of the prompts wanted.
+        progress: told while a reference is sampled.
+
+    Returns:
+        For each active reference: prompt number -> [S] token ids, S responses.
+    """
+    references, store, rows = job.references(), job.open_store(), list(rows)
+    share = max(1, job.experiment.rollout.group_size // len(references))
+    found = []
+    for reference in references:
+        ends = end_ids(job.tokenizer)
+        groups = stored_responses(store, reference, job.data.train, rows, job.experiment.rollout, ends, progress)
+        reference.release()
+        found.append({row: groups[row][:share] for row in rows})
+    return found
+
+
+def _reached(job: Job) -> list[int]:
+    """Numbers of the training prompts that the run will see, ascending."""
+    settings, count = cast(OnlineSettings, job.experiment.algorithm), len(job.data.train)
+    windows, seed = -(-job.total_steps // settings.inner_iterations), job.experiment.seed
+    return sorted({row for w in range(windows) for row in epoch_batch(count, settings.batch_prompts, w, seed)})
+
+
+@dataclass
+class Parts:
+    """What a run works with, besides its config.
+
+    Attributes:
+        model: the policy, a transformers model with or without an adapter.
+        tokenizer: of the policy.
+        prompts: training prompts.
+        end_ids: ids that end a completion.
+        engine: samples from the policy.
+        reward: B samples to their rewards; None: none is given.
+        references: frozen models; None without a penalty, or where the penalty is on stored samples.
+        stored: for `states: reference`, for each reference its stored responses, prompt number -> [S] token ids.
+        vocabulary: ids shared by policy and references; None: the whole head.
+        may_share: whether every model gives the same hidden states when responses share their prompt's row.
+    """
+
+    model: Any
+    tokenizer: Any
+    prompts: list[Prompt]
+    end_ids: list[int]
+    engine: Engine
+    reward: Callable[[list[Sample]], RewardBatch] | None
+    references: LiveReferences | None = None
+    stored: list[dict[int, list[list[int]]]] = field(default_factory=list)
+    vocabulary: int | None = None
+    may_share: bool = True
+
+
+class Online:
+    """The online algorithm as the training loop takes it."""
+
+    def __init__(self, experiment: Experiment, parts: Parts) -> None:
+        """Takes everything ready-made; `assemble_online` makes it from a job."""
+        self.experiment, self.parts = experiment, parts
+        self.settings = cast(OnlineSettings, experiment.algorithm)
+        self.beta, self.terms = experiment.beta, experiment.terms
+        self.estimator, self.temperature = experiment.estimator, experiment.rollout.temperature
+        self.layout = Layout(self.settings.micro_tokens, parts.may_share, parts.model.config.hidden_size)
+        self.window: Window | None = None
+        self._packs: list[tuple[Tensor, Packed]] = []
+
+    def batch(self, step: int) -> Batch:
+        """New rollouts every `inner_iterations` steps, the same ones in between."""
+        number, inner = divmod(step, self.settings.inner_iterations)
+        window, times = self.window, {"time/rollout": 0.0, "time/score": 0.0}
+        if window is None or window.number != number:
+            window, times = self._collect(number)
+        length = self.settings.max_length_constant or self.experiment.rollout.max_new_tokens
+        size = step_size(window.completions, length)
+        micros: list[GroupMicro | StoredMicro] = [
+            GroupMicro(packed, places, size, inner == 0) for places, packed in self._packs
+        ]
+        micros += self._stored_micros(window.rows, length)
+        logged = (step + 1) % self.experiment.hardware.log_every == 0
+        return Batch(
+            micros=micros,
+            ids=[self.parts.prompts[row].row for row in window.rows],
+            tokens=sum(micro.packed.real_tokens for micro in micros),
+            metrics=window.metrics | times,
+            samples=window.samples if logged else [],
+        )
+
+    def loss(self, model: nn.Module, micro: GroupMicro | StoredMicro) -> tuple[Tensor, Averages]:
+        """This micro-batch's share of the loss of the step, and its metrics."""
+        packed = micro.packed.to(next(model.parameters()).device)
+        if isinstance(micro, StoredMicro):
+            return self._stored_loss(model, packed, micro)
+        window, mask, averages, penalty = self._window(), packed.mask, Averages(), None
+        if self.parts.references is not None and self.estimator is Estimator.exact:
+            logps, penalty, entropy = self._exact(model, self.parts.references, packed, averages)
+        else:
+            found = token_logps(model, packed, self.temperature, entropy=True, vocabulary=self.parts.vocabulary)
+            logps = found.logps
+            entropy = found.entropy
+            self._add_distances(averages, micro, logps.detach(), mask)
+        if entropy is not None:
+            _add_tokens(averages, "entropy", entropy, mask)
+        ratios = importance_ratios(logps, self._old_logps(micro, logps), mask, self.settings.importance)
+        advantage = window.advantages.flatten()[micro.places].to(logps)
+        values, stopped = clipped_surrogate(ratios, advantage, self.settings.clip_low, self.settings.clip_high)
+        _add_tokens(averages, "clip_fraction", stopped.float(), mask)
+        if window.scores is not None and window.scores.mixed is not None and not self._in_reward:
+            penalty = self._sampled(logps - self._at(micro, window.scores.mixed, logps), ratios)
+        if penalty is not None:
+            values = values + self.beta * penalty
+            _add_tokens(averages, "penalty", penalty.detach(), mask)
+        return reduce(values, mask, self.settings.loss_reduction, micro.step), averages
+
+    def state_dict(self) -> dict[str, Any]:
+        """The window in use: rollouts, scores, old log-probs."""
+        return {"window": None if self.window is None else self.window.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes the window back, so that a resume inside it goes on with the same rollouts."""
+        self.window = None if state["window"] is None else Window.of(state["window"])
+        if self.window is not None:
+            self._packs = self.layout.packs(self._prompt_ids(self.window.rows), self.window.completions)
+
+    @property
+    def _in_reward(self) -> bool:
+        return self.estimator is not None and self.estimator.in_reward
+
+    def _window(self) -> Window:
+        if self.window is None:
+            raise ValueError("the loss is asked for before the first batch")
+        return self.window
+
+    def _collect(self, number: int) -> tuple[Window, dict[str, float]]:
+        """A new window: samples, rewards, what the references say, penalty, advantages; and the times."""
+        started = time.perf_counter()
+        rows, groups = self._roll_out(number)
+        rolled = time.perf_counter()
+        flat = [(self.parts.prompts[row], one) for row, group in zip(rows, groups) for one in group]
+        samples = [self._sample(prompt, one) for prompt, one in flat]
+        completions = [[one.ids for one in group] for group in groups]
+        metrics, rewards = rollout_metrics(samples, completions), torch.zeros(len(rows), len(groups[0])).double()
+        if self.parts.reward is not None:
+            judged = self.parts.reward(samples)
+            rewards = torch.tensor(judged.total, dtype=torch.float64).reshape(len(rows), -1)
+            metrics |= reward_metrics(judged, rewards)
+        self._packs = self.layout.packs(self._prompt_ids(rows), completions)
+        logps = padded([one.logps for _, one in flat])
+        scores, total = self._score(samples, logps.shape), rewards
+        if scores is not None and self._in_reward:
+            penalty = self._reward_penalty(self._policy_sums(logps), scores.mixed_sums, metrics)
+            total = rewards - self.beta * penalty.reshape(rewards.shape)
+        values = advantages(total, self.settings.baseline, self.settings.advantage_scale)
+        shown = _shown(samples, rewards.flatten(), values.flatten())
+        self.window = Window(number, rows, completions, rewards, values, metrics, shown, logps, scores)
+        return self.window, {"time/rollout": rolled - started, "time/score": time.perf_counter() - rolled}
+
+    def _roll_out(self, number: int) -> tuple[list[int], list[list[Completion]]]:
+        rows = epoch_batch(len(self.parts.prompts), self.settings.batch_prompts, number, self.experiment.seed)
+        seeds = [derive(self.experiment.seed, "rollout", number, row) for row in rows]
+        sampling = sampling_of(self.experiment.rollout, self.parts.end_ids)
+        return rows, self.parts.engine.generate(
+            self._prompt_ids(rows), self.experiment.rollout.group_size, sampling, seeds
+        )
+
+    def _prompt_ids(self, rows: list[int]) -> list[Any]:
+        return [self.parts.prompts[row].ids for row in rows]
+
+    def _sample(self, prompt: Prompt, one: Completion) -> Sample:
+        ids = one.ids[:-1] if one.finished else one.ids
+        text = self.parts.tokenizer.decode(ids, skip_special_tokens=True)
+        return Sample(prompt.messages, text, prompt.answer, prompt.extra, one.finished, prompt.row)
+
+    def _score(self, samples: list[Sample], shape: torch.Size) -> ReferenceScores | None:
+        """What the references say of every response, put together from the passes; None where the loss asks them."""
+        references = self.parts.references
+        if references is None or self.estimator is Estimator.exact:
+            return None
+        parts = [
+            (places, references.score(packed, [samples[i] for i in places], self.parts.vocabulary))
+            for places, packed in self._packs
+        ]
+        return joined(parts, *shape)
+
+    def _policy_sums(self, logps: Tensor) -> Tensor:
+        """(B,) log pi of whole responses: the sampler's own where it computes in float32 what the trainer computes."""
+        if not self.parts.engine.exact_logps:
+            device = next(self.parts.model.parameters()).device
+            with torch.no_grad():
+                for places, packed in self._packs:
+                    found = token_logps(
+                        self.parts.model, packed.to(device), self.temperature, vocabulary=self.parts.vocabulary
+                    ).logps
+                    logps[places, : found.shape[1]] = found.float().cpu()
+        return logps.sum(-1, dtype=torch.float64)
+
+    def _reward_penalty(self, policy: Tensor, mixed: Tensor, metrics: dict[str, float]) -> Tensor:
+        """(B,) penalties that go into the reward; says in the metrics how large and how often clipped they are."""
+        if self.estimator is Estimator.clipped:
+            ratios = policy - mixed
+            threshold = self.experiment.penalty.ratio_clip or calibrated_threshold(ratios.flatten())
+            penalty = total_score(self.terms, ratios.clamp(-threshold, threshold), torch.zeros_like(mixed))
+            metrics["ratio_clip"] = threshold
+            metrics["ratio_clip_fraction"] = float((ratios.abs() > threshold).double().mean())
+        else:
+            clip = self.experiment.penalty.score_clip
+            penalty = total_score(self.terms, policy, mixed, clip)
+            metrics["score_clip_fraction"] = float(is_clipped(self.terms, policy, mixed, clip).double().mean())
+        metrics["penalty"] = float(penalty.mean())
+        return penalty
+
+    def _exact(
+        self, model: nn.Module, references: LiveReferences, packed: Packed, averages: Averages
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Policy log-probs, full-vocabulary penalty and entropy (B, T); the references are asked in the same pass."""
+        mask, models, vocabulary = packed.mask, references.models, self.parts.vocabulary
+        found = token_divergence(model, models, self.terms, packed, self.temperature, True, vocabulary)
+        policy = found.logps.detach()
+        _add_tokens(averages, "disagreement", -found.log_normalizers[0], mask)
+        for name, logps in zip(references.names, found.reference_logps):
+            averages.add(f"kl/{name}", masked_sum((policy - logps).double(), mask, 1))
+        mixed = references.mixed_tokens(found.reference_logps, found.log_normalizers)
+        averages.add("kl/mixed", masked_sum((policy - mixed[0]).double(), mask, 1))
+        return found.logps, found.divergence, found.entropy
+
+    def _sampled(self, log_ratios: Tensor, ratios: Tensor) -> Tensor:
+        """(B, T) the penalty as a loss term on the sampled tokens, from (R, B, T) log ratios to the terms' mixes."""
+        parts = [
+            term.weight * self._estimate(ratio, term.score_order, ratios) for term, ratio in zip(self.terms, log_ratios)
+        ]
+        return sum(parts[1:], parts[0])
+
+    def _estimate(self, log_ratio: Tensor, order: float, ratios: Tensor) -> Tensor:
+        if self.estimator is Estimator.k2:
+            return k2(log_ratio, order, self.experiment.penalty.score_clip)
+        return k3(log_ratio) if self.estimator is Estimator.k3 else k3_ratio(log_ratio, ratios, order)
+
+    def _old_logps(self, micro: GroupMicro, logps: Tensor) -> Tensor:
+        """(B, T) of the policy that sampled; on the first inner iteration that is the policy now, which is kept."""
+        window = self._window()
+        if not micro.first:
+            return self._at(micro, window.old_logps, logps)
+        if self.settings.inner_iterations > 1:
+            window.old_logps[micro.places, : logps.shape[1]] = logps.detach().float().cpu()
+        return logps.detach()
+
+    def _at(self, micro: GroupMicro, values: Tensor, like: Tensor) -> Tensor:
+        """The rows (..., b, t) of a micro-batch out of (..., B, T) values of the window, on its device."""
+        return values[..., micro.places, : like.shape[1]].to(like)
+
+    def _add_distances(self, averages: Averages, micro: GroupMicro, logps: Tensor, mask: Tensor) -> None:
+        """kl/<reference> and kl/mixed, nats a response, and the references' disagreement, nats a token."""
+        scores, references = self._window().scores, self.parts.references
+        if scores is None or references is None:
+            return
+        policy = masked_sum(logps.double(), mask, 1).cpu()
+        for name, sums in zip(references.names, scores.sums):
+            averages.add(f"kl/{name}", policy - sums[micro.places])
+        averages.add("kl/mixed", policy - scores.mixed_sums[0, micro.places])
+        if scores.log_normalizers is not None:
+            _add_tokens(averages, "disagreement", -self._at(micro, scores.log_normalizers[0], logps), mask)
+
+    def _stored_micros(self, rows: list[int], length: int) -> list[StoredMicro]:
+        """The references' stored responses to a step's prompts; reference i has weight alpha_i K, S responses each."""
+        if not self.parts.stored:
+            return []
+        completions = [[one for stored in self.parts.stored for one in stored[row]] for row in rows]
+        count = len(self.parts.stored)
+        each = len(completions[0]) // count
+        weights = torch.tensor(self.experiment.active_weights).repeat_interleave(each).repeat(len(rows)) * count
+        size = step_size(completions, length)
+        packs = self.layout.packs(self._prompt_ids(rows), completions)
+        return [StoredMicro(packed, weights[places], size) for places, packed in packs]
+
+    def _stored_loss(self, model: nn.Module, packed: Packed, micro: StoredMicro) -> tuple[Tensor, Averages]:
+        """-beta sum_i alpha_i E_{y ~ pi_i} log pi(y), the forward KL up to the references' entropy."""
+        logps = token_logps(model, packed, self.temperature, vocabulary=self.parts.vocabulary).logps
+        weights = micro.weights.to(logps)
+        averages = Averages()
+        _add_tokens(averages, "penalty", -logps.detach() * weights[:, None], packed.mask)
+        share = reduce(-logps, packed.mask, self.settings.loss_reduction, micro.step, weights)
+        return self.beta * share, averages
+
+
+def notes(experiment: Experiment) -> list[str]:
+    """Sentences that a reader of a run must see: what it does otherwise than its names suggest."""
+    if not experiment.penalized:
+        return ["beta is 0: no reference is loaded, and no distance to one is measured while training"]
+    found, penalty = [], experiment.penalty
+    left_out = [r.name for r, weight in zip(experiment.references, experiment.weights) if weight == 0]
+    if left_out:
+        found.append(f"weight 0, never loaded: {', '.join(left_out)}")
+    if penalty.states is States.reference:
+        found.append("the penalty is the forward KL on stored reference samples; distances are measured at the end")
+    elif experiment.estimator is Estimator.k3 and penalty.score_order != 1:
+        found.append(
+            f"estimator k3 as a loss term descends the FORWARD KL to the mixed reference, not the divergence that "
+            f"regularizer={penalty.title} names (score order {penalty.score_order:g}); use exact, k2 or k3_ratio"
+        )
+    return found
+
+
+def _shown(samples: list[Sample], rewards: Tensor, values: Tensor) -> list[dict[str, Any]]:
+    """A few responses with their rewards and advantages, the best and the worst of the window first."""
+    order = rewards.argsort(descending=True, stable=True).tolist()
+    chosen = [order[0], *order[::-1][: _SHOWN_SAMPLES - 1]]
+    return [
+        {
+            "prompt": samples[i].prompt,
+            "response": samples[i].completion,
+            "answer": samples[i].answer,
+            "reward": float(rewards[i]),
+            "advantage": float(values[i]),
+            "finished": samples[i].finished,
+        }
+        for i in chosen
+    ]
+
+
+def _add_tokens(averages: Averages, name: str, values: Tensor, mask: Tensor) -> None:
+    """Adds (B, T) values at unmasked tokens, or (B, 1) values once for each response."""
+    if values.shape[1] == 1 and mask.shape[1] != 1:
+        averages.add(name, values)
+    else:
+        averages.add_sum(name, float(masked_sum(values.detach(), mask)), float(mask.sum()))
