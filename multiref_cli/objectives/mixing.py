@@ -8,7 +8,7 @@ from torch import Tensor
 from multiref_cli.config.regularizer import Term
 
 
-def power_mean(logps: Tensor, weights: Tensor, order: float) -> Tensor:
+def power_mean(logps: Tensor, weights: Tensor, order: float, signed: bool = False) -> Tensor:
     """Log of the weighted power mean of K probabilities, log M_A = (1/A) log sum_i alpha_i p_i^A, unnormalized.
 
     A = 0 is the geometric mean (the generalized escort of arXiv 2502.01203, Eq. 15), A = 1 the arithmetic mean
@@ -21,15 +21,18 @@ def power_mean(logps: Tensor, weights: Tensor, order: float) -> Tensor:
         weights: (K,) alpha on the simplex, or (K, ...) one alpha per entry of `logps`; divided by its sum. A reference
             with weight 0 is dropped, whatever its log-probability.
         order: A, any real number; usual range -1 to 1.
+        signed: whether weights may be negative (order 0 only): teacher extrapolation, arXiv 2602.12125.
 
     Returns:
         (...) log M_A in float32 or better, differentiable in `logps`.
 
     Raises:
-        ValueError: weights that do not fit `logps`, are negative, or do not sum to one.
+        ValueError: weights that do not fit `logps`, are negative, or do not sum to one; signed at another order.
     """
+    if signed and order != 0:
+        raise ValueError(f"negative weights need order 0: at order {order:g} a weighted sum of powers may be negative")
     logps = logps.float() if logps.dtype.itemsize < 4 else logps
-    weights = checked_weights(weights, logps)
+    weights = checked_weights(weights, logps, signed)
     dropped, largest = weights == 0, order >= 0
     kept = logps.detach()
     if dropped.any():
@@ -87,12 +90,13 @@ def token_power_mean(logps: Tensor, log_normalizers: Tensor, weights: Tensor, or
     return power_mean(logps, weights, order) - log_normalizers
 
 
-def checked_weights(weights: Tensor, logps: Tensor) -> Tensor:
+def checked_weights(weights: Tensor, logps: Tensor, signed: bool = False) -> Tensor:
     """Weights checked against (K, ...) `logps`, shaped to broadcast over it and divided by their sum.
 
     Args:
         weights: (K,) or (K, ...) alpha, non-negative; sums to one within 1e-4 over the first axis.
         logps: (K, ...) what they weigh.
+        signed: whether negative weights are allowed.
 
     Returns:
         (K, 1, ...) or (K, ...) weights of the type and on the device of `logps`.
@@ -104,7 +108,7 @@ def checked_weights(weights: Tensor, logps: Tensor) -> Tensor:
     if weights.shape not in (logps.shape[:1], logps.shape):
         raise ValueError(f"{logps.shape[0]} references need as many weights, given shape {tuple(weights.shape)}")
     total = weights.sum(0)
-    if not (weights >= 0).all() or not ((total - 1.0).abs() <= 1e-4).all():
+    if not (signed or (weights >= 0).all()) or not ((total - 1.0).abs() <= 1e-4).all():
         raise ValueError(f"weights must be non-negative and sum to one, given {weights.tolist()}")
     weights = (weights / total).to(logps)
     return weights.reshape(weights.shape + (1,) * (logps.ndim - weights.ndim))

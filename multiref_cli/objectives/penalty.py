@@ -26,7 +26,7 @@ import math
 import torch
 from torch import Tensor
 
-from multiref_cli.objectives.divergence import score
+from multiref_cli.objectives.divergence import score, score_integral
 
 
 def reward_penalty(policy_logps: Tensor, mixed_logps: Tensor, order: float, clip: float = 0.0) -> Tensor:
@@ -38,7 +38,7 @@ def reward_penalty(policy_logps: Tensor, mixed_logps: Tensor, order: float, clip
         policy_logps: (B,) log-probs of whole responses in nats, float64 for long ones; no gradient is wanted.
         mixed_logps: (B,) of the mixed reference, unnormalized at sequence level.
         order: A.
-        clip: nats beyond which the score goes on linearly; 0: off.
+        clip: |A x| in nats beyond which the score goes on linearly; 0: off.
 
     Returns:
         (B,) the score, detached.
@@ -91,20 +91,12 @@ def k2(log_ratio: Tensor, order: float = 0.0, clip: float = 0.0) -> Tensor:
     Args:
         log_ratio: (B, T) log pi - log M in nats, differentiable.
         order: A.
-        clip: nats beyond which s_A goes on linearly; 0: off.
+        clip: |A x| in nats beyond which s_A goes on linearly; 0: off.
 
     Returns:
         (B, T), never negative.
     """
-    if order == 0:
-        return log_ratio.square() / 2
-    bounded = log_ratio
-    if clip > 0:
-        bounded = log_ratio.clamp(min=-clip) if order > 0 else log_ratio.clamp(max=clip)
-    inside = (bounded + torch.expm1(-order * bounded) / order) / order
-    # Beyond the clip s_A goes on linearly, so its integral goes on as a parabola.
-    beyond = log_ratio - bounded
-    return inside + score(bounded, order) * beyond + torch.exp(-order * bounded) * beyond.square() / 2
+    return score_integral(log_ratio, order, clip)
 
 
 def k3(log_ratio: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from multiref_cli.objectives.divergence import amari_divergence, score
 from multiref_cli.objectives.mixing import power_mean
+from multiref_cli.theory.terms import objective_of_terms as objective_of_terms
+from multiref_cli.theory.terms import optimal_policy_of_terms as optimal_policy_of_terms
 
 CHUNK = 1 << 18  # elements solved together: small enough to stay in the cache
 
