@@ -108,11 +108,13 @@ def needed(experiment: Experiment, made: Callable[[str], bool] = lambda name: Fa
 
     def visit(name: str) -> None:
         """Add a name behind everything that it is made from."""
+        if name in found:
+            return
         _refuse_unknown(name)
         if not made(name):
             for other in _uses(name):
                 visit(other)
-            found.setdefault(name, list(_uses(name)))
+            found[name] = list(_uses(name))
 
     for name in _names_in(experiment):
         visit(name)

@@ -34,6 +34,7 @@ class MultirefStep:
         from multiref_cli.config.schema import ReferenceSpec
         from multiref_cli.models.load import load_causal_lm
         from multiref_cli.models.packing import sharing_pays
+        from multiref_cli.references.base import references_of
         from multiref_cli.references.store import ReferenceStore, Scoring, Sequence
 
         tokenizer = common.load_tokenizer(folder)
@@ -41,7 +42,7 @@ class MultirefStep:
         pairs = [pair for batch in batches for pair in batch]
         sequences = [Sequence(p, r) for p, *both in pairs for r in both]
         store = ReferenceStore(Path(scratch) / "store", Scoring(tokenizer, len(tokenizer)))
-        stored = torch.tensor(store.sums(reference, sequences)[0]).reshape(-1, PAIRS, 2)
+        stored = torch.tensor(store.sums(references_of([reference])[0], sequences)[0]).reshape(-1, PAIRS, 2)
         self.stored = {tuple(map(id, batch)): values for batch, values in zip(batches, stored)}
         self.model = load_causal_lm(reference, trainable=True)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)

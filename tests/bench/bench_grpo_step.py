@@ -64,34 +64,31 @@ def reward_of(ids) -> float:
 def run_ours(count: int, level: str, estimator: str):
     """A function that takes one step and returns its times."""
     import torch
-    from omegaconf import OmegaConf
 
     from multiref_cli.algorithms.online import Online, Parts
     from multiref_cli.config import schema
+    from multiref_cli.config.algorithms import GrpoSettings
     from multiref_cli.data.prompts import Prompt
-    from multiref_cli.references.live import LiveReferences, Member
+    from multiref_cli.references.live import LiveReferences
+    from multiref_cli.references.local import LocalReference
     from multiref_cli.rewards.combine import RewardBatch
     from multiref_cli.rollouts.transformers_engine import TransformersEngine
 
     names = ["a", "b"][:count]
-    config = OmegaConf.structured(
-        schema.Experiment(
-            algorithm=schema.Online(name="grpo", batch_prompts=PROMPTS),
-            regularizer=schema.Regularizer(
-                name="x",
-                mean_order=0,
-                score_order=0,
-                level=schema.Level[level],
-                estimator=schema.Estimator[estimator],
-            ),
-            references=[schema.ReferenceSpec(name=n, path=n) for n in names],
-            alpha=[1 / count] * count,
-            beta=0.1,
-            rollout=schema.Rollout(group_size=GROUP, max_new_tokens=NEW_TOKENS),
-        )
+    specs = [schema.ReferenceSpec(name=n, path=n) for n in names]
+    config = schema.Experiment(
+        algorithm=GrpoSettings(name="grpo", batch_prompts=PROMPTS),
+        regularizer=schema.Regularizer(
+            mean_order=0, score_order=0, level=schema.Level[level], estimator=schema.Estimator[estimator]
+        ),
+        references=specs,
+        alpha=[1 / count] * count,
+        beta=0.1,
+        rollout=schema.Rollout(group_size=GROUP, max_new_tokens=NEW_TOKENS),
     )
     model = model_of(0)
-    members = [Member(n, model_of(i).eval().requires_grad_(False), 1 / count) for i, n in enumerate(names)]
+    frozen = [model_of(i).eval().requires_grad_(False) for i in range(count)]
+    members = [LocalReference(spec, opener=lambda one=one: one) for spec, one in zip(specs, frozen)]
     parts = Parts(
         model=model,
         tokenizer=SimpleNamespace(decode=lambda ids, skip_special_tokens: " ".join(map(str, ids))),
@@ -99,7 +96,7 @@ def run_ours(count: int, level: str, estimator: str):
         end_ids=[],
         engine=TransformersEngine(model, 0),
         reward=lambda samples: RewardBatch([reward_of(map(int, s.completion.split())) for s in samples], {}),
-        references=LiveReferences(config, members, ("cpu", None)),
+        references=LiveReferences(config, members, [None] * count),
     )
     algorithm, optimizer = Online(config, parts), torch.optim.AdamW(model.parameters(), lr=1e-5)
 

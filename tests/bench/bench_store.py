@@ -43,6 +43,7 @@ def main():
     import torch
 
     from multiref_cli.config.schema import ReferenceSpec
+    from multiref_cli.references.base import references_of
     from multiref_cli.references.store import ReferenceStore, Scoring, Sequence
 
     torch.set_num_threads(options.threads)
@@ -52,12 +53,12 @@ def main():
         pairs = common.real_pairs(options.data, tokenizer, options.pairs, 256, 256)
         sequences = [Sequence(p, r) for p, *both in pairs for r in both]
         store = ReferenceStore(Path(scratch) / "store", Scoring(tokenizer, len(tokenizer)))
-        reference = ReferenceSpec(path=folder, name="reference")
+        spec = ReferenceSpec(path=folder, name="reference")
         plain_seconds, plain_sums = plain_pass(folder, pairs)
         seconds = []
         for _ in range(3):
             start = time.perf_counter()
-            sums, counts = store.sums(reference, sequences)
+            sums, counts = store.sums(references_of([spec])[0], sequences)
             seconds.append(time.perf_counter() - start)
         start = time.perf_counter()
         checks = store.verify()
@@ -98,7 +99,7 @@ def markdown(results):
     ]
     head = f"{results['responses']} responses, {results['scored_tokens']:,} scored tokens, a model of 10 M parameters."
     table = "\n".join(f"| {what} | {value} |" for what, value in rows)
-    return f"# ReferenceSpec store\n\n{results['machine']['sentence']}\n\n{head}\n\n| | |\n|---|---|\n{table}\n"
+    return f"# Reference store\n\n{results['machine']['sentence']}\n\n{head}\n\n| | |\n|---|---|\n{table}\n"
 
 
 if __name__ == "__main__":
