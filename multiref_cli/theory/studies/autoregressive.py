@@ -9,6 +9,8 @@ from multiref_cli.theory.findings import Chart, Line, Panel, Study, Table, metri
 from multiref_cli.theory.settings import Laboratory
 from multiref_cli.theory.studies.setting import simplex
 
+READS = ("alpha", "beta", "reward_max", "vocabulary", "length", "trees")
+
 DISTANCES = (0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.0, 3.0)
 COLUMNS = {
     "geometric": "token-level geometric (A = 0)",

@@ -10,6 +10,8 @@ from multiref_cli.theory.findings import Chart, Line, Panel, Study, Table, metri
 from multiref_cli.theory.settings import Laboratory
 from multiref_cli.theory.studies.setting import simplex
 
+READS = ("beta", "reward_max")
+
 THRESHOLDS = [0.25 * 2 ** (0.25 * i) for i in range(25)]
 SAMPLES = (16, 256, 4096, 65536)
 CLIPS = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)

@@ -12,6 +12,8 @@ from multiref_cli.theory.findings import Chart, Line, Panel, Study, Table, metri
 from multiref_cli.theory.settings import Laboratory
 from multiref_cli.theory.studies.setting import Setting, bells, linear_setting, simplex, tabular
 
+READS = ("n", "draws", "responses", "alpha", "beta", "reward_max", "dimension", "distance")
+
 ORDERS = {0.0: "reverse KL", 1.0: "forward KL"}
 REFERENCES = (1, 2, 3, 4, 6, 8)
 ALPHAS = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)

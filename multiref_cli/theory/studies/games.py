@@ -10,6 +10,8 @@ from multiref_cli.theory.findings import Chart, Line, Panel, Study, Table, metri
 from multiref_cli.theory.settings import Laboratory
 from multiref_cli.theory.studies.setting import bells, simplex
 
+READS = ("responses", "alpha", "distance")
+
 ORDERS = {-1.0: "A = −1", 0.0: "A = 0, reverse KL", 0.5: "A = 1/2", 1.0: "A = 1, forward KL"}
 BETAS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 ERRORS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)

@@ -12,6 +12,8 @@ from multiref_cli.theory.findings import Chart, Line, Panel, Study, Table, metri
 from multiref_cli.theory.settings import Laboratory
 from multiref_cli.theory.studies.setting import Setting, linear_setting
 
+READS = ("n", "draws", "responses", "alpha", "beta", "reward_max", "dimension", "class_size", "delta", "distance")
+
 RKL, FKL = 0.0, 1.0
 
 

@@ -11,6 +11,8 @@ from multiref_cli.theory.findings import Chart, Line, Panel, Study, Table, metri
 from multiref_cli.theory.settings import Laboratory
 from multiref_cli.theory.studies.setting import Setting, linear_setting, tabular
 
+READS = ("n", "draws", "responses", "alpha", "beta", "reward_max", "dimension", "distance")
+
 RKL = 0.0
 RARITIES = (0.2, 0.1, 0.05, 0.02, 0.01, 0.005)
 BUDGETS = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0)

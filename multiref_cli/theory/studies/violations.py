@@ -11,6 +11,8 @@ from multiref_cli.theory.bandit import Bandit, generator, random_bandit
 from multiref_cli.theory.findings import Chart, Line, Panel, Range, Study, Table, metric
 from multiref_cli.theory.settings import Laboratory
 
+READS = ("problems", "delta")
+
 GROUP = 25  # problems that share one shape
 MEMBERS = 32  # |R| of the finite class in the sampled checks
 SMALL_REWARDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 1.0)
