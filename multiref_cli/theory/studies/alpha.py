@@ -77,7 +77,7 @@ def losses(curves: dict[str, Tensor]) -> dict[str, float]:
     return {name: float((held_out.amax(0) - held_out[at, prompts]).mean()) for name, at in chosen.items()}
 
 
-def rule_against_grid(lab: Laboratory, problems: int = 20, steps: int = 10) -> float:
+def rule_against_grid(lab: Laboratory, problems: int = 10, steps: int = 10) -> float:
     """Largest shortfall of the rule `best_weights` against a grid on the simplex, three references; a float.
 
     Args:
@@ -117,7 +117,7 @@ def run(lab: Laboratory) -> Study:
             metrics |= {f"lost/{rule}": metric(value, n=problems) for rule, value in losses(found).items()}
     path = _ascent(lab)
     metrics["ascent/largest_weight"] = metric(float(path[-1].max()))
-    metrics["rule/shortfall"] = metric(rule_against_grid(lab), n=20)
+    metrics["rule/shortfall"] = metric(rule_against_grid(lab), n=10)
     curve = torch.stack([normalized_value(setting.references, w, setting.reward, lab.beta) for w in _weights()])
     metrics["normalized/best_alpha"] = metric(float(GRID[curve.argmax()]))
     return Study(
