@@ -112,7 +112,10 @@ def quadratic_regret_bound(mixed: Tensor, squared: Tensor, beta: float, order: f
 
 
 def pairs_error_paper(n: Pairs, reward_max: float, classes: int, delta: float) -> Pairs:
-    """Lemma B.1: E <= 128 R^2 e^{4R} log(|R| / delta) / n; its R^2 makes it too small for R_max below about 0.28.
+    """Lemma B.1 as recovered here, without R_max >= 1: E <= 128 R^2 e^{4R} log(|R| / delta) / n.
+
+    The R^2 cannot be free of scale: n labels carry no more than n R^2 of information. The derived constant is the
+    larger one below R_max of about 0.28.
 
     Args:
         n: number of pairs, scalar or (N,).
@@ -204,7 +207,10 @@ def fkl_reward_gap(ratio: Tensor, error: Tensor | float) -> Tensor:
 
 
 def fkl_bias_paper(beta: float, reward_max: float) -> float:
-    """Regularization bias in Theorem 6.3: beta log(1 + R / beta); exceeded when R < 1.72 beta, see the derived one.
+    """Regularization bias in Theorem 6.3: beta log(1 + R / beta), between the two regularized optima of Eq. (5).
+
+    It bounds beta KL(M || pi) for every policy that a reward in [0, R] leads to (lambda - r <= R + beta), for every
+    R / beta. The distance of the optimum to max r is another quantity: `fkl_bias_derived`.
 
     Args:
         beta: 1 / gamma, scalar.

@@ -75,11 +75,14 @@ def forward_checks(bandit: Bandit) -> Iterator[Check]:
     found = exact.solution(bandit.references, bandit.weights, bandit.reward, bandit.beta, 1.0)
     reachable = exact.support(bandit.references, bandit.weights, 1.0)
     best = bandit.reward.masked_fill(~reachable, -torch.inf).amax(-1)
-    multiplier = found.normalizer + bandit.beta
+    multiplier, mixed = found.normalizer + bandit.beta, exact.log_mixed(bandit.references, bandit.weights, 1.0).exp()
     yield Check("max r < λ", "Theorem 6.1", best, multiplier)
     yield Check("λ ≤ max r + β", "Theorem 6.1", multiplier, best + bandit.beta)
     expected = (found.policy * bandit.reward).sum(-1)
     yield Check("E[r] = λ - β", "derived", (expected - found.normalizer).abs(), torch.zeros(len(best)))
+    apart = torch.xlogy(mixed, mixed / found.policy.clamp(min=1e-300)).sum(-1)
+    regularized = torch.full_like(best, bounds.fkl_bias_paper(bandit.beta, bandit.reward_max))
+    yield Check("β KL(M‖π) ≤ β log(1 + R/β)", "Eq. (5), bias", bandit.beta * apart, regularized)
     limit = bounds.fkl_bias_derived(bandit.beta, bandit.reward_max)
     yield Check("forward-KL bias ≤ min(beta, R)", "derived", best - expected, torch.full_like(best, limit))
 

@@ -91,7 +91,7 @@ def linear_estimate(counts: Tensor, features: Tensor, flip: float = 0.0, steps: 
     prior = PRIOR * torch.eye(features.shape[1], dtype=counts.dtype)
     for _ in range(steps):
         plain = torch.sigmoid(theta @ difference.T)
-        p = (1 - 2 * flip) * plain + flip
+        p = ((1 - 2 * flip) * plain + flip).clamp(1e-15, 1 - 1e-15)  # separated pairs: 0 / 0 at p = 1
         slope = (1 - 2 * flip) * plain * (1 - plain)
         gradient = ((won / p - lost / (1 - p)) * slope) @ difference - PRIOR * theta
         information = torch.einsum("dp,pi,pj->dij", (won + lost) * slope**2 / (p * (1 - p)), difference, difference)

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+Metrics = dict[str, dict[str, float]]
+RATE_TOLERANCE = 0.25  # how far from a rate the ends of a slope's interval may lie for the rate to be called seen
+
 
 @dataclass(frozen=True)
 class Line:
@@ -83,3 +86,26 @@ def metric(mean: float, low: float | None = None, high: float | None = None, n: 
         "ci_high": float(mean if high is None else high),
         "n": n,
     }
+
+
+def follows(slope: dict[str, float], rate: float) -> bool:
+    """Whether a measured log-log slope shows a rate: its whole 95 % interval lies within 0.25 of it.
+
+    Args:
+        slope: a metric, scalars.
+        rate: the exponent, say -1 for 1/n.
+
+    Returns:
+        bool.
+    """
+    return abs(slope["ci_low"] - rate) <= RATE_TOLERANCE and abs(slope["ci_high"] - rate) <= RATE_TOLERANCE
+
+
+def interval(value: dict[str, float], form: str = "+.2f") -> str:
+    """A metric with its interval for a sentence, as in "-0.98 [-1.02, -0.94]"; scalars."""
+    return f"{value['mean']:{form}} [{value['ci_low']:{form}}, {value['ci_high']:{form}}]"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence: "a", "a and b", "a, b and c"."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]])) if names else "none"

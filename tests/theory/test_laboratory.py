@@ -1,6 +1,7 @@
 """Studies end to end: small settings, repeatability, refusals, the command and its run folder."""
 
 import dataclasses
+import importlib
 import json
 from pathlib import Path
 
@@ -20,7 +21,9 @@ SMALL = {"problems": 25, "n": 1024, "draws": 20, "trees": 3, "length": 3, "class
 
 
 def small(*parts, **changes):
-    return Laboratory(study=Selection("test", list(parts)), **{**SMALL, **changes})
+    read = {key for part in parts or laboratory.STUDIES for key in laboratory.reads(part)}
+    chosen = {key: value for key, value in SMALL.items() if key in read} | changes
+    return Laboratory(study=Selection("test", list(parts)), **chosen)
 
 
 @pytest.fixture(autouse=True)
@@ -81,6 +84,41 @@ def test_more_than_two_references_work_everywhere():
 def test_senseless_settings_are_refused_by_name(changes, named):
     with pytest.raises(RequestError, match=named):
         laboratory.check(dataclasses.replace(small(), **changes))
+
+
+OTHER = {"problems": 100, "n": 2048, "draws": 25, "responses": 7, "alpha": 0.3, "beta": 0.2, "reward_max": 1.5,
+         "dimension": 2, "class_size": 20, "delta": 0.02, "distance": 0.5, "vocabulary": 2, "length": 2,
+         "trees": 4}  # fmt: skip
+
+
+def digits(found):
+    """A study's numbers to eight digits: linear algebra may differ in the last one from call to call."""
+    if isinstance(found, dict):
+        return {key: digits(value) for key, value in found.items()}
+    if isinstance(found, (list, tuple)):
+        return [digits(value) for value in found]
+    return f"{found:.8g}" if isinstance(found, float) else found
+
+
+@pytest.mark.parametrize("name", laboratory.STUDIES)
+def test_a_study_reads_exactly_the_settings_that_it_says_it_reads(name):
+    run = importlib.import_module(f"multiref_cli.theory.studies.{name}").run
+    lab, reads = Laboratory(**SMALL), laboratory.reads(name)
+    found = run(lab)
+    unread = {key: value for key, value in OTHER.items() if key not in reads}
+    assert digits(dataclasses.asdict(run(dataclasses.replace(lab, **unread)))["metrics"]) == digits(found.metrics)
+    for key in reads:
+        changed = dataclasses.asdict(run(dataclasses.replace(lab, **{key: OTHER[key]})))
+        same = dataclasses.asdict(found)
+        assert any(digits(changed[part]) != digits(same[part]) for part in ("tables", "charts", "metrics")), key
+
+
+def test_a_setting_that_no_chosen_study_reads_is_refused_in_one_sentence():
+    with pytest.raises(
+        RequestError, match=r"^n=64 has no effect on study exact_solutions; it reads alpha, beta, .*\.$"
+    ):
+        laboratory.check(Laboratory(study=Selection("x", ["exact_solutions"]), n=64))
+    laboratory.check(Laboratory(study=Selection("x", ["exact_solutions", "effects"]), n=64))
 
 
 @pytest.mark.parametrize(("wrong", "nearest"), [("nn=3", "n"), ("+problem=3", "problems"), ("run.dri=x", "run.dir")])

@@ -55,12 +55,12 @@ def simplex(alpha: float | list[float]) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def bells(count: int, distance: float, responses: int) -> Tensor:
+def bells(count: int, distance: float, responses: int, width: float = 0.2) -> Tensor:
     """K bell-shaped references with centers evenly spread over `distance` around the middle; (K, Y)."""
     if count == 2:
-        return pushed_apart(distance, responses, width=0.2)
+        return pushed_apart(distance, responses, width=width)
     centers = torch.linspace(0.5 - distance / 2, 0.5 + distance / 2, count, dtype=torch.float64)
-    return torch.cat([pushed_apart(0.0, responses, float(c), 0.2)[:1] for c in (centers if count > 1 else [0.5])])
+    return torch.cat([pushed_apart(0.0, responses, float(c), width)[:1] for c in (centers if count > 1 else [0.5])])
 
 
 def linear_setting(lab: Laboratory, references: Tensor | None = None, weights: Tensor | None = None) -> Setting:
