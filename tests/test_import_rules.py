@@ -17,6 +17,7 @@ LAYERS = {
     "multiref_cli": 0,
     "multiref_cli.errors": 0,
     "multiref_cli.seeding": 0,
+    "multiref_cli.types": 0,
     "multiref_cli.config.algorithms": 0,
     "multiref_cli.config.folders": 0,
     "multiref_cli.config.plain": 0,

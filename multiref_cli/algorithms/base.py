@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from multiref_cli.config.schema import Data, Experiment, Model
 from multiref_cli.data.rows import Split
@@ -18,6 +18,7 @@ from multiref_cli.references.tokens import first_difference
 from multiref_cli.seeding import derive
 from multiref_cli.tracking.metrics import Averages
 from multiref_cli.tracking.progress import Progress
+from multiref_cli.types import LanguageModel, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Job:
 
     asked: Experiment
     experiment: Experiment
-    tokenizer: Any
+    tokenizer: Tokenizer
     data: Split
     vocabulary: int
 
@@ -99,7 +100,7 @@ class Objective(Protocol):
     def batch(self, step: int) -> Batch:
         """Everything for optimizer step `step` (from 0); a pure function of the seed and `step`, or in state_dict."""
 
-    def loss(self, model: nn.Module, micro: Any) -> tuple[Tensor, Averages]:
+    def loss(self, model: LanguageModel, micro: Any) -> tuple[Tensor, Averages]:
         """This micro-batch's share of the loss, differentiable, and its metrics."""
 
 
@@ -125,7 +126,7 @@ class Trainee:
         check_start: called once before the first step, to verify what theory says of it.
     """
 
-    model: nn.Module
+    model: LanguageModel
     objective: Objective
     notes: list[str] = field(default_factory=list)
     check_start: Callable[[Progress], None] | None = None
@@ -134,7 +135,7 @@ class Trainee:
 class AlgorithmModule(Protocol):
     """What the module of an algorithm holds; its row in config.algorithms names it."""
 
-    def load(self, data: Data, tokenizer: Any) -> Split:
+    def load(self, data: Data, tokenizer: Tokenizer) -> Split:
         """The rows that it reads."""
 
     def assemble(self, job: Job, progress: Progress) -> Trainee:
@@ -157,7 +158,7 @@ class StoreReader(Protocol):
 class PairJudge(Protocol):
     """What an algorithm of preference pairs holds besides: its row names the metric."""
 
-    def pair_accuracies(self, job: Job, model: nn.Module, progress: Progress) -> np.ndarray:
+    def pair_accuracies(self, job: Job, model: LanguageModel, progress: Progress) -> np.ndarray:
         """(N,) 1 where the model prefers the chosen response of a held-out pair, one half at a tie, else 0."""
 
 
@@ -166,7 +167,7 @@ def module_of(experiment: Experiment) -> Any:
     return import_module(experiment.algorithm.module)
 
 
-def load_policy(job: Job, path: str | None = None) -> nn.Module:
+def load_policy(job: Job, path: str | None = None) -> LanguageModel:
     """The trainable policy: fresh, from its folder, or (for evaluation) from a run's policy folder.
 
     Args:

@@ -3,11 +3,11 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from multiref_cli.algorithms.base import Batch, Job, Trainee, load_policy
 from multiref_cli.config.algorithms import DpoSettings
@@ -27,12 +27,13 @@ from multiref_cli.references.store import Sequence as Response
 from multiref_cli.seeding import epoch_batch
 from multiref_cli.tracking.metrics import Averages
 from multiref_cli.tracking.progress import Progress
+from multiref_cli.types import LanguageModel, Tokenizer
 
 # How far the first loss may be from its expectation: bfloat16 log-probabilities of long responses are nats apart.
 _START_TOLERANCE = {True: 1e-3, False: 0.2}
 
 
-def load(data: Data, tokenizer: Any) -> Split[Pair]:
+def load(data: Data, tokenizer: Tokenizer) -> Split[Pair]:
     """Preference pairs."""
     return load_preferences(data, tokenizer)
 
@@ -71,7 +72,7 @@ def fill_normalizers(job: Job, mixes: Iterable[Mix], progress: Progress) -> None
         job.open_store().normalizers_of(references, pair_sequences(pairs), wanted, progress)
 
 
-def pair_accuracies(job: Job, model: nn.Module, progress: Progress) -> np.ndarray:
+def pair_accuracies(job: Job, model: LanguageModel, progress: Progress) -> np.ndarray:
     """(N,) 1 where the implicit reward of the chosen response is the higher one, one half at a tie, held-out pairs."""
     stored = stored_pairs(job, job.data.held_out, progress)
     return Dpo(job.experiment, job.data.held_out, stored, sharing_width(model)).accuracies(model)
@@ -223,7 +224,7 @@ class Dpo:
         micros = [PairMicro(self._pack(part), part, len(rows)) for part in self._parts(rows)]
         return Batch(micros, [self.pairs[i].row for i in rows], sum(m.packed.real_tokens for m in micros))
 
-    def loss(self, model: nn.Module, micro: PairMicro) -> tuple[Tensor, Averages]:
+    def loss(self, model: LanguageModel, micro: PairMicro) -> tuple[Tensor, Averages]:
         """Sum of the pairs' losses over the number of pairs of the whole step, and the step's metrics."""
         device = next(model.parameters()).device
         logps = self._logps(model, micro.packed.to(device))
@@ -251,7 +252,7 @@ class Dpo:
         return losses.sum() / batch_pairs, self._metrics(policy.detach(), mixed, references)
 
     @torch.no_grad()
-    def accuracies(self, model: nn.Module) -> np.ndarray:
+    def accuracies(self, model: LanguageModel) -> np.ndarray:
         """(N,) 1 where the chosen response has the higher implicit reward, one half at a tie, pairs in order."""
         found = np.zeros(len(self.pairs))
         device = next(model.parameters()).device
@@ -261,7 +262,7 @@ class Dpo:
             found[rows] = ((chosen > rejected).double() + 0.5 * (chosen == rejected).double()).numpy()
         return found
 
-    def check_start(self, model: nn.Module, start: int, progress: Progress) -> None:
+    def check_start(self, model: LanguageModel, start: int, progress: Progress) -> None:
         """Before the first step: the loss must be what the stored log-probabilities of the policy's start say.
 
         Args:
@@ -289,7 +290,7 @@ class Dpo:
         """(2, n) beta sum_r w_r s_r(log pi - log M_r) of chosen and rejected (arXiv 2502.01203, Eq. 60 and 61)."""
         return self.beta * total_score(self.terms, policy, mixed, self.penalty.score_clip)
 
-    def _logps(self, model: nn.Module, packed: Packed) -> Tensor:
+    def _logps(self, model: LanguageModel, packed: Packed) -> Tensor:
         return token_logps(model, packed, vocabulary=self.stored.vocabulary).logps.sum(-1, dtype=torch.float64)
 
     def _metrics(self, policy: Tensor, mixed: Tensor, references: Tensor) -> Averages:

@@ -1,7 +1,6 @@
 """Group-relative policy optimization towards a mixed reference (arXiv 2402.03300): see `algorithms.online`."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from multiref_cli.algorithms.base import Job, Trainee
 from multiref_cli.algorithms.online import assemble_online, reference_samples
@@ -10,9 +9,10 @@ from multiref_cli.data.prompts import Prompt, load_prompts
 from multiref_cli.data.rows import Split
 from multiref_cli.rewards.combine import build_reward
 from multiref_cli.tracking.progress import Progress
+from multiref_cli.types import Tokenizer
 
 
-def load(data: Data, tokenizer: Any) -> Split[Prompt]:
+def load(data: Data, tokenizer: Tokenizer) -> Split[Prompt]:
     """Prompts, with their answers where the reward wants them."""
     return load_prompts(data, tokenizer)
 

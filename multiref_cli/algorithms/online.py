@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from multiref_cli.algorithms.base import Batch, Job, Trainee, load_policy
 from multiref_cli.algorithms.window import (
@@ -49,6 +49,7 @@ from multiref_cli.rollouts.factory import build_engine
 from multiref_cli.seeding import derive, epoch_batch
 from multiref_cli.tracking.metrics import Averages
 from multiref_cli.tracking.progress import Progress
+from multiref_cli.types import LanguageModel, Tokenizer
 
 _SHOWN_SAMPLES = 2
 
@@ -144,8 +145,8 @@ class Parts:
         may_share: whether every model gives the same hidden states when responses share their prompt's row.
     """
 
-    model: Any
-    tokenizer: Any
+    model: LanguageModel
+    tokenizer: Tokenizer
     prompts: list[Prompt]
     end_ids: list[int]
     engine: Engine
@@ -190,7 +191,7 @@ class Online:
             samples=window.samples if logged else [],
         )
 
-    def loss(self, model: nn.Module, micro: GroupMicro | StoredMicro) -> tuple[Tensor, Averages]:
+    def loss(self, model: LanguageModel, micro: GroupMicro | StoredMicro) -> tuple[Tensor, Averages]:
         """This micro-batch's share of the loss of the step, and its metrics."""
         packed = micro.packed.to(next(model.parameters()).device)
         if isinstance(micro, StoredMicro):
@@ -272,7 +273,7 @@ class Online:
 
     def _sample(self, prompt: Prompt, one: Completion) -> Sample:
         ids = one.ids[:-1] if one.finished else one.ids
-        text = self.parts.tokenizer.decode(ids, skip_special_tokens=True)
+        text = str(self.parts.tokenizer.decode(ids, skip_special_tokens=True))
         return Sample(prompt.messages, text, prompt.answer, prompt.extra, one.finished, prompt.row)
 
     def _score(self, samples: list[Sample], shape: torch.Size) -> ReferenceScores | None:
@@ -314,7 +315,7 @@ class Online:
         return penalty
 
     def _exact(
-        self, model: nn.Module, references: LiveReferences, packed: Packed, averages: Averages
+        self, model: LanguageModel, references: LiveReferences, packed: Packed, averages: Averages
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Policy log-probs, full-vocabulary penalty and entropy (B, T); the references are asked in the same pass."""
         mask, models, vocabulary = packed.mask, references.models, self.parts.vocabulary
@@ -376,7 +377,7 @@ class Online:
         packs = self.layout.packs(self._prompt_ids(rows), completions)
         return [StoredMicro(packed, weights[places], size) for places, packed in packs]
 
-    def _stored_loss(self, model: nn.Module, packed: Packed, micro: StoredMicro) -> tuple[Tensor, Averages]:
+    def _stored_loss(self, model: LanguageModel, packed: Packed, micro: StoredMicro) -> tuple[Tensor, Averages]:
         """-beta sum_i alpha_i E_{y ~ pi_i} log pi(y), the forward KL up to the references' entropy."""
         logps = token_logps(model, packed, self.temperature, vocabulary=self.parts.vocabulary).logps
         weights = micro.weights.to(logps)

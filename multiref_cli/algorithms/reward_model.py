@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from multiref_cli.algorithms.base import Batch, Job, Trainee
 from multiref_cli.config.algorithms import RewardModelSettings
@@ -21,9 +21,10 @@ from multiref_cli.rewards.model import sequence_scores
 from multiref_cli.seeding import derive, epoch_batch
 from multiref_cli.tracking.metrics import Averages
 from multiref_cli.tracking.progress import Progress
+from multiref_cli.types import LanguageModel, Tokenizer
 
 
-def load(data: Data, tokenizer: Any) -> Split[Pair]:
+def load(data: Data, tokenizer: Tokenizer) -> Split[Pair]:
     """Preference pairs."""
     return load_preferences(data, tokenizer)
 
@@ -37,7 +38,7 @@ def assemble(job: Job, progress: Progress) -> Trainee:
     return Trainee(model, RewardModel(experiment, job.data.train))
 
 
-def pair_accuracies(job: Job, model: nn.Module, progress: Progress) -> np.ndarray:
+def pair_accuracies(job: Job, model: LanguageModel, progress: Progress) -> np.ndarray:
     """(N,) 1 where the model scores the chosen response of a held-out pair above the rejected one, 1/2 at a tie.
 
     Raises:
@@ -96,7 +97,7 @@ class RewardModel:
         micros = [PairScores(pair_sequences([pairs[i] for i in part]), len(rows)) for part in parts]
         return Batch(micros, [p.row for p in pairs], sum(2 * length for length in lengths))
 
-    def loss(self, model: nn.Module, micro: PairScores) -> tuple[Tensor, Averages]:
+    def loss(self, model: LanguageModel, micro: PairScores) -> tuple[Tensor, Averages]:
         """This micro-batch's share of the mean loss over the step's pairs."""
         chosen, rejected = sequence_scores(model, micro.sequences).reshape(-1, 2).T
         losses = -F.logsigmoid(chosen - rejected) + self.settings.center * (chosen + rejected) ** 2
@@ -112,7 +113,7 @@ def pair_sequences(pairs: list[Pair]) -> list[list[int]]:
 
 
 @torch.no_grad()
-def accuracies(model: nn.Module, pairs: list[Pair], batch_pairs: int) -> Tensor:
+def accuracies(model: LanguageModel, pairs: list[Pair], batch_pairs: int) -> Tensor:
     """(N,) 1 where the model scores the chosen response above the rejected one, one half at a tie, else 0."""
     found = []
     for start in range(0, len(pairs), batch_pairs):

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from multiref_cli.algorithms.base import Batch, Job, Trainee, load_policy
 from multiref_cli.config.algorithms import SftSettings
@@ -16,9 +16,10 @@ from multiref_cli.models.packing import Packed, micro_batches, pack
 from multiref_cli.seeding import epoch_batch
 from multiref_cli.tracking.metrics import Averages
 from multiref_cli.tracking.progress import Progress
+from multiref_cli.types import LanguageModel, Tokenizer
 
 
-def load(data: Data, tokenizer: Any) -> Split[Demonstration]:
+def load(data: Data, tokenizer: Tokenizer) -> Split[Demonstration]:
     """Demonstrations: a prompt and its completion."""
     return load_demonstrations(data, tokenizer)
 
@@ -68,7 +69,7 @@ class Sft:
             micros.append(SftMicro(packed, tokens))
         return Batch(micros, [self.rows[i].row for i in rows], sum(lengths))
 
-    def loss(self, model: nn.Module, micro: SftMicro) -> tuple[Tensor, Averages]:
+    def loss(self, model: LanguageModel, micro: SftMicro) -> tuple[Tensor, Averages]:
         """This micro-batch's share of the mean over the step's completion tokens."""
         packed = micro.packed.to(next(model.parameters()).device)
         logps = token_logps(model, packed, vocabulary=self.vocabulary).logps

@@ -21,6 +21,7 @@ from multiref_cli.rewards.sample import Sample
 from multiref_cli.rollouts.engine import Completion, Engine, Sampling
 from multiref_cli.seeding import derive
 from multiref_cli.tracking.progress import Progress
+from multiref_cli.types import Device, LanguageModel, Tokenizer
 
 # A scorer gives one number a sample; its name is that of the metric.
 Scorer = Callable[[list[Sample]], list[float]]
@@ -45,7 +46,7 @@ class Evaluator:
     """
 
     experiment: Experiment
-    tokenizer: Any
+    tokenizer: Tokenizer
     prompts: list[Prompt]
     scorers: dict[str, Scorer]
     references: list[Reference]
@@ -68,11 +69,13 @@ class Evaluator:
         """One seed a prompt, the same for every run of a comparison."""
         return [derive(self.settings.seed, "evaluation", i) for i in range(len(self.prompts))]
 
-    def evaluate(self, policy: Any, engine: Engine, progress: Progress) -> tuple[dict[str, dict], list[dict[str, Any]]]:
+    def evaluate(
+        self, policy: LanguageModel | None, engine: Engine, progress: Progress
+    ) -> tuple[dict[str, dict], list[dict[str, Any]]]:
         """Sample, score and measure.
 
         Args:
-            policy: the trained model, on its device.
+            policy: the trained model, on its device; None where the engine's own log-probs are exact.
             engine: samples from it.
             progress: told of every phase.
 
@@ -110,7 +113,7 @@ class Evaluator:
         for prompt, group in zip(self.prompts, completions):
             for one in group:
                 ids = one.ids[:-1] if one.ids and one.ids[-1] in ends else one.ids
-                text = self.tokenizer.decode(ids, skip_special_tokens=True)
+                text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
                 rows.append(
                     Sample(
                         messages=prompt.messages,
@@ -124,7 +127,7 @@ class Evaluator:
         return rows
 
     def _distances(
-        self, policy: Any, engine: Engine, completions: list[list[Completion]], progress: Progress
+        self, policy: LanguageModel | None, engine: Engine, completions: list[list[Completion]], progress: Progress
     ) -> dict[str, np.ndarray]:
         """kl/<reference> = E[log pi - log pi_i] of whole responses in nats; kl/mixed, against the mixed reference."""
         if not self.references or self.settings.temperature != 1.0 or self.settings.top_p != 1.0:
@@ -137,8 +140,10 @@ class Evaluator:
         ]
         if engine.exact_logps:
             own = torch.tensor([sum(one.logps) for one in flat], dtype=torch.float64)
-        else:
+        elif policy is not None:
             own = _sums(self._tokens(policy, sequences))
+        else:
+            raise ValueError("the engine's log-probabilities are not exact, so a policy is needed")
         regularizer = self.experiment.regularizer
         token_level = regularizer is not None and regularizer.level is Level.token
         active = [r for r, weight in zip(self.references, self.experiment.weights) if weight > 0 and token_level]
@@ -180,7 +185,7 @@ class Evaluator:
         per_token = log_mixed(penalty.terms(self.experiment.weights), logps, normalizers)[0]
         return _sums(list(per_token.split([len(one) for one in log_f])))
 
-    def _tokens(self, model: Any, sequences: list[Sequence], foreign: Any = None) -> list[Tensor]:
+    def _tokens(self, model: LanguageModel, sequences: list[Sequence], foreign: Any = None) -> list[Tensor]:
         """log-probabilities of every response's tokens, under the model's own tokenizer where that is another one."""
         ids: list[tuple[Any, Any]] = [(one.prompt, one.completion) for one in sequences]
         if foreign is not None:
@@ -189,7 +194,7 @@ class Evaluator:
         return self._each(ids, _device(model), lambda packed: token_logps(model, packed, vocabulary=vocabulary).logps)
 
     @torch.no_grad()
-    def _each(self, ids: list[tuple[Any, Any]], device: Any, compute: Callable[[Packed], Tensor]) -> list[Tensor]:
+    def _each(self, ids: list[tuple[Any, Any]], device: Device, compute: Callable[[Packed], Tensor]) -> list[Tensor]:
         """Results (..., T) of every (prompt, response) in order, float64, on CPU; `compute` gives (..., B, T)."""
         lengths = [len(prompt) + len(response) for prompt, response in ids]
         found: list[Tensor] = [torch.empty(0)] * len(ids)
@@ -249,7 +254,7 @@ def summary(values: np.ndarray, resamples: int) -> dict[str, float]:
     return {"mean": interval.mean, "ci_low": interval.low, "ci_high": interval.high, "n": interval.n}
 
 
-def _device(model: Any) -> torch.device:
+def _device(model: LanguageModel) -> torch.device:
     return next(model.parameters()).device
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from multiref_cli.errors import RequestError
 from multiref_cli.models.packing import Packed, pack
+from multiref_cli.types import LanguageModel, Scored
 
 _PROBE_PROMPT = [1, 2, 3, 4, 2]
 _PROBE_RESPONSES = [[3, 1, 4, 1], [2, 2], [4, 3, 1, 2, 3, 4]]
@@ -47,7 +48,7 @@ class Adapted:
 
 
 @contextmanager
-def active(model: "nn.Module | Adapted") -> Iterator[Any]:
+def active(model: Scored) -> Iterator[Any]:
     """The transformers model itself, without peft's wrapper, with the right adapter switched on."""
     if isinstance(model, Adapted):
         with model.active() as wrapped:
@@ -56,9 +57,10 @@ def active(model: "nn.Module | Adapted") -> Iterator[Any]:
         yield unwrap(model)
 
 
-def unwrap(model: Any) -> Any:
+def unwrap(model: LanguageModel) -> Any:
     """The transformers model inside a peft wrapper (its adapter layers stay in place), or the model as it is."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    inside = getattr(model, "get_base_model", None)
+    return model if inside is None else inside()
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class Head:
         return logits if temperature == 1.0 else logits / temperature
 
 
-def head_of(model: "nn.Module | Adapted", vocabulary: int | None = None) -> Head:
+def head_of(model: Scored, vocabulary: int | None = None) -> Head:
     """The output head of a causal language model.
 
     Raises:
@@ -115,7 +117,7 @@ def head_of(model: "nn.Module | Adapted", vocabulary: int | None = None) -> Head
     return Head(linear.weight, linear.bias, scale, getattr(config, "final_logit_softcapping", None), vocabulary)
 
 
-def hidden_states(model: "nn.Module | Adapted", packed: Packed) -> Tensor:
+def hidden_states(model: Scored, packed: Packed) -> Tensor:
     """The hidden states that predict the completion tokens; (N, H), differentiable.
 
     Raises:
@@ -128,7 +130,7 @@ def hidden_states(model: "nn.Module | Adapted", packed: Packed) -> Tensor:
         return _decode(inner, packed)
 
 
-def _decode(inner: Any, packed: Packed) -> Tensor:
+def _decode(inner: LanguageModel, packed: Packed) -> Tensor:
     extra = {}
     if packed.attention_mask is not None:
         extra = {"attention_mask": packed.attention_mask, "position_ids": packed.position_ids}
@@ -140,7 +142,7 @@ def _decode(inner: Any, packed: Packed) -> Tensor:
 
 
 @torch.no_grad()
-def check_head(model: Any) -> None:
+def check_head(model: LanguageModel) -> None:
     """Compares the head applied to hidden states with the model's own logits on a probe of a few tokens.
 
     Raises:
@@ -163,7 +165,7 @@ def check_head(model: Any) -> None:
 
 
 @torch.no_grad()
-def honours_shared_prompts(model: Any) -> bool:
+def honours_shared_prompts(model: LanguageModel) -> bool:
     """Whether the model gives the same hidden states when responses share their prompt's row (probed once a model).
 
     Models whose layers do not all attend to everything (sliding windows, state spaces) do not: their window is lost
@@ -177,7 +179,7 @@ def honours_shared_prompts(model: Any) -> bool:
     return _honours_masks[inner]
 
 
-def sharing_width(model: Any) -> int | None:
+def sharing_width(model: LanguageModel) -> int | None:
     """The hidden size, by which `sharing_pays` weighs tokens; None for a model whose prompts cannot be shared."""
     return unwrap(model).config.get_text_config().hidden_size if honours_shared_prompts(model) else None
 
@@ -190,7 +192,7 @@ def _attends_fully(config: Any) -> bool:
     return getattr(config, "sliding_window", None) is None
 
 
-def _probe_agrees(inner: Any) -> bool:
+def _probe_agrees(inner: LanguageModel) -> bool:
     device = next(inner.parameters()).device
     rows = [pack([_PROBE_PROMPT], [_PROBE_RESPONSES], 0, share).to(device) for share in (True, False)]
     with _evaluating(inner):
@@ -206,7 +208,7 @@ def _tolerance(hidden: Tensor) -> float:
 
 
 @contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
+def _evaluating(model: LanguageModel) -> Iterator[None]:
     training = model.training
     model.eval()
     try:

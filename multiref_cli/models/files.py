@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from multiref_cli.config.schema import Hardware
+from multiref_cli.config.schema import Hardware, Model
 from multiref_cli.errors import HubUnreachable, RequestError
 
 _SMALL_FILES = ["*.json", "*.jinja", "tokenizer*", "*.model", "vocab*", "merges*"]
@@ -75,7 +75,7 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def fingerprint(model: Any) -> str:
+def fingerprint(model: Model) -> str:
     """sha256 of what a model computes: its weights, its config, its adapter; the same wherever the folder lies.
 
     Args:

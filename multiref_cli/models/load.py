@@ -7,14 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from multiref_cli.config.schema import Model, Policy
 from multiref_cli.errors import RequestError
+from multiref_cli.models.decoder import check_head, unwrap
 from multiref_cli.models.files import resolve, safetensors_header, weight_files
 from multiref_cli.models.lora import merged
+from multiref_cli.types import Device, LanguageModel, Tokenizer
 
 _PROBE = "The answer is 42."
 
 
-def load_tokenizer(model: Any) -> Any:
+def load_tokenizer(model: Model) -> Any:
     """Open the tokenizer of a model and check that it makes tokens.
 
     Where config.json says `qwen2`, AutoTokenizer ignores a tokenizer.json of another kind and returns empty or unknown
@@ -51,7 +54,7 @@ def load_tokenizer(model: Any) -> Any:
     )
 
 
-def load_causal_lm(model: Any, device: Any = "cpu", dtype: str | None = None, trainable: bool = False) -> Any:
+def load_causal_lm(model: Model, device: Device = "cpu", dtype: str | None = None, trainable: bool = False) -> Any:
     """Open a causal language model, checked for what is done with its hidden states.
 
     Args:
@@ -69,8 +72,6 @@ def load_causal_lm(model: Any, device: Any = "cpu", dtype: str | None = None, tr
     """
     from transformers import AutoModelForCausalLM
 
-    from multiref_cli.models.decoder import check_head
-
     loaded = _open(AutoModelForCausalLM, model, dtype, may_miss=False)
     if model.adapter:
         loaded = _with_adapter(loaded, model.adapter, trainable and not _lora(model))
@@ -81,7 +82,9 @@ def load_causal_lm(model: Any, device: Any = "cpu", dtype: str | None = None, tr
     return _with_new_lora(loaded, _lora(model)) if _lora(model) else loaded
 
 
-def new_causal_lm(spec: Mapping[str, Any], tokenizer: Any, device: Any = "cpu", dtype: str | None = None) -> Any:
+def new_causal_lm(
+    spec: Mapping[str, Any], tokenizer: Tokenizer, device: Device = "cpu", dtype: str | None = None
+) -> Any:
     """A randomly initialized causal language model (seed torch before).
 
     Args:
@@ -111,7 +114,7 @@ def new_causal_lm(spec: Mapping[str, Any], tokenizer: Any, device: Any = "cpu", 
     return AutoModelForCausalLM.from_config(config, dtype=_dtype(dtype)).to(device).eval()
 
 
-def load_reward_model(model: Any, device: Any = "cpu", dtype: str | None = None, trainable: bool = False) -> Any:
+def load_reward_model(model: Model, device: Device = "cpu", dtype: str | None = None, trainable: bool = False) -> Any:
     """Open a sequence classifier with one output.
 
     Args:
@@ -134,14 +137,14 @@ def load_reward_model(model: Any, device: Any = "cpu", dtype: str | None = None,
     return _with_new_lora(loaded, _lora(model), "SEQ_CLS") if _lora(model) else loaded
 
 
-def parameter_count(model: Any, tokenizer: Any) -> int | None:
+def parameter_count(model: Model, tokenizer: Tokenizer) -> int | None:
     """Number of parameters, read from the headers of the weights (or the config of a new model); None if out of reach.
 
     Args:
         model: a schema.Policy; with `new` set its size is that of the config.
         tokenizer: gives a new model its vocabulary.
     """
-    if getattr(model, "new", None):
+    if isinstance(model, Policy) and model.new is not None:
         import torch
 
         with torch.device("meta"):
@@ -154,7 +157,7 @@ def parameter_count(model: Any, tokenizer: Any) -> int | None:
     return sum(math.prod(shape) for shape in shapes)
 
 
-def save_policy(model: Any, tokenizer: Any, folder: Path) -> None:
+def save_policy(model: LanguageModel, tokenizer: Tokenizer, folder: Path) -> None:
     """Write a folder that AutoModelFor... opens, in one piece: under another name first, then renamed.
 
     A LoRA adapter is merged into the saved weights (the model in memory stays as it is) and kept beside them in
@@ -169,8 +172,8 @@ def save_policy(model: Any, tokenizer: Any, folder: Path) -> None:
     writing = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(writing, ignore_errors=True)
     writing.mkdir(parents=True)
-    if hasattr(model, "get_base_model"):
-        base = model.get_base_model()
+    base = unwrap(model)
+    if base is not model:
         base.save_pretrained(str(writing), state_dict=dict(merged(base, base.state_dict().items())))
         model.save_pretrained(str(writing / "adapter"))
     else:
@@ -204,7 +207,7 @@ def _ids_of(tokenizer_file: Path) -> list[int]:
     return Tokenizer.from_file(str(tokenizer_file)).encode(_PROBE, add_special_tokens=False).ids
 
 
-def _open(kind: Any, model: Any, dtype: str | None, may_miss: bool, **settings: Any) -> Any:
+def _open(kind: Any, model: Model, dtype: str | None, may_miss: bool, **settings: Any) -> Any:
     import transformers
 
     folder = resolve(model.path, model.revision, code=model.trust_remote_code)
@@ -240,11 +243,11 @@ def _dtype(name: str | None) -> Any:
     return allowed[name or "float32"]
 
 
-def _lora(model: Any) -> Any:
+def _lora(model: Model) -> Any:
     return getattr(model, "lora", None)
 
 
-def _with_adapter(model: Any, adapter: str, trainable: bool) -> Any:
+def _with_adapter(model: LanguageModel, adapter: str, trainable: bool) -> Any:
     peft = require_peft()
     folder = resolve(adapter)
     if not (folder / "adapter_config.json").is_file():
@@ -253,7 +256,7 @@ def _with_adapter(model: Any, adapter: str, trainable: bool) -> Any:
     return adapted if trainable else adapted.merge_and_unload()
 
 
-def _with_new_lora(model: Any, lora: Any, task: str = "CAUSAL_LM") -> Any:
+def _with_new_lora(model: LanguageModel, lora: Any, task: str = "CAUSAL_LM") -> Any:
     peft = require_peft()
     targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
     config = peft.LoraConfig(

@@ -19,6 +19,7 @@ from multiref_cli.models.decoder import Head, head_of, hidden_states
 from multiref_cli.models.packing import Packed
 from multiref_cli.objectives.divergence import amari_divergence
 from multiref_cli.objectives.mixing import power_mean
+from multiref_cli.types import LanguageModel
 
 # Elements over the vocabulary that may be alive at once (64 MB on CPU, 1 GB on GPU): fewer rows make the matrix product
 # of the head slower (half as fast at 16 rows on CPU), more do not make it faster.
@@ -63,7 +64,7 @@ class TokenDivergence:
 
 
 def token_logps(
-    model: Any,
+    model: LanguageModel,
     packed: Packed,
     temperature: float = 1.0,
     chunk: int | None = None,
@@ -101,7 +102,7 @@ def token_logps(
 
 
 def token_divergence(
-    model: Any,
+    model: LanguageModel,
     references: Sequence[Any],
     terms: Sequence[Term],
     packed: Packed,

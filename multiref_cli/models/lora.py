@@ -5,8 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
+from multiref_cli.types import LanguageModel
 
-def merged(model: Any, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+
+def merged(model: LanguageModel, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
     """Weights under the names of the bare architecture, with the active adapters added to what they adapt.
 
     Args:
@@ -21,7 +23,7 @@ def merged(model: Any, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[
             continue
         weight = value.detach()
         if name.endswith(".base_layer.weight"):
-            module = model.get_submodule(name.removesuffix(".base_layer.weight"))
+            module: Any = model.get_submodule(name.removesuffix(".base_layer.weight"))
             deltas = [module.get_delta_weight(adapter).detach() for adapter in module.active_adapters]
             weight = weight + sum(deltas[1:], deltas[0]).to(weight.dtype)
         yield name.replace(".base_layer.", ".").replace(".modules_to_save.default.", "."), weight

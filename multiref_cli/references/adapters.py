@@ -7,6 +7,7 @@ from typing import Any
 from multiref_cli.config import schema
 from multiref_cli.models.decoder import Adapted
 from multiref_cli.models.load import load_causal_lm, require_peft, resolve
+from multiref_cli.types import Device
 
 Opener = Callable[[], Any]
 
@@ -14,7 +15,7 @@ Opener = Callable[[], Any]
 class SharedBase:
     """A base with the adapters of several references; opened by whoever asks first, kept while anybody holds it."""
 
-    def __init__(self, specs: Sequence[schema.ReferenceSpec], device: Any, dtype: str) -> None:
+    def __init__(self, specs: Sequence[schema.ReferenceSpec], device: Device, dtype: str) -> None:
         self.specs, self.device, self.dtype = list(specs), device, dtype
         self._views: dict[int, Any] = {}
 
@@ -44,7 +45,7 @@ class SharedBase:
         return [Adapted(model, names[spec.adapter] if spec.adapter else None) for spec in self.specs]
 
 
-def shared_openers(specs: Sequence[schema.ReferenceSpec], device: Any, dtype: str) -> list[Opener | None]:
+def shared_openers(specs: Sequence[schema.ReferenceSpec], device: Device, dtype: str) -> list[Opener | None]:
     """For each reference how to open it where it shares a base with another one, else None.
 
     Args:

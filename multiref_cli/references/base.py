@@ -11,6 +11,7 @@ from multiref_cli.models.packing import Packed
 from multiref_cli.references.adapters import shared_openers
 from multiref_cli.references.local import LocalReference
 from multiref_cli.rollouts.engine import Completion, Sampling
+from multiref_cli.types import Device
 
 
 class Reference(Protocol):
@@ -51,7 +52,7 @@ class Reference(Protocol):
     ) -> list[list[Completion]]:
         """[P][G] responses to P prompts; one seed a prompt."""
 
-    def visiting(self, device: Any) -> AbstractContextManager[None]:
+    def visiting(self, device: Device) -> AbstractContextManager[None]:
         """While it is on another device than its own."""
 
     def release(self) -> None:
@@ -59,7 +60,7 @@ class Reference(Protocol):
 
 
 def references_of(
-    specs: Sequence[schema.ReferenceSpec], device: Any = "cpu", dtype: str = "float32", together: bool = False
+    specs: Sequence[schema.ReferenceSpec], device: Device = "cpu", dtype: str = "float32", together: bool = False
 ) -> list[Reference]:
     """K references in the order of their specs.
 

@@ -17,6 +17,7 @@ from multiref_cli.objectives.mixing import log_mixed
 from multiref_cli.references.base import Reference
 from multiref_cli.references.tokens import response_ids
 from multiref_cli.rewards.sample import Sample
+from multiref_cli.types import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ class LiveReferences:
         return logps.cpu().sum(-1, dtype=torch.float64)
 
 
-def _retokenized(tokenizer: Any, samples: Sequence[Sample]) -> Packed:
+def _retokenized(tokenizer: Tokenizer, samples: Sequence[Sample]) -> Packed:
     """The responses under another tokenizer and chat template."""
     ids = [response_ids(tokenizer, one.messages, one.completion, one.finished) for one in samples]
     return pack([prompt for prompt, _ in ids], [[completion] for _, completion in ids], 0, share_prompt=False)

@@ -16,6 +16,7 @@ from multiref_cli.models.logprobs import token_logps
 from multiref_cli.models.packing import Packed
 from multiref_cli.rollouts.engine import Completion, Sampling
 from multiref_cli.rollouts.transformers_engine import TransformersEngine
+from multiref_cli.types import Device
 
 
 class LocalReference:
@@ -24,7 +25,7 @@ class LocalReference:
     def __init__(
         self,
         spec: schema.ReferenceSpec,
-        device: Any = "cpu",
+        device: Device = "cpu",
         dtype: str = "float32",
         opener: Callable[[], Any] | None = None,
     ) -> None:
@@ -84,7 +85,7 @@ class LocalReference:
         return TransformersEngine(self.model, 0, batch_size, vocabulary).generate(prompts, group_size, sampling, seeds)
 
     @contextmanager
-    def visiting(self, device: Any) -> Iterator[None]:
+    def visiting(self, device: Device) -> Iterator[None]:
         """While the weights are on another device."""
         self.module.to(device)
         try:

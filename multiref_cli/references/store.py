@@ -35,6 +35,7 @@ from multiref_cli.references.tokens import (
 from multiref_cli.references.verify import Finding, verify
 from multiref_cli.rollouts.engine import Completion, Sampling
 from multiref_cli.tracking.progress import Progress, Silent
+from multiref_cli.types import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Scoring:
         micro_tokens: padded tokens per forward pass; no part of the address.
     """
 
-    tokenizer: Any
+    tokenizer: Tokenizer
     vocabulary: int
     truncation: tuple[int, int] | None = None
     micro_tokens: int = 8192

@@ -8,9 +8,10 @@ from typing import Any
 from multiref_cli.config.schema import Level
 from multiref_cli.data.chat import completion_ids, end_ids, prompt_ids
 from multiref_cli.errors import RequestError
+from multiref_cli.types import Tokenizer
 
 
-def check_compatible(tokenizer: Any, references: Mapping[str, Any], level: Level) -> int:
+def check_compatible(tokenizer: Tokenizer, references: Mapping[str, Any], level: Level) -> int:
     """Checks that references can score what the policy writes.
 
     A reference shares the policy's tokenizer if every token of the policy has the same id there; further tokens of its
@@ -38,7 +39,7 @@ def check_compatible(tokenizer: Any, references: Mapping[str, Any], level: Level
     return max(tokenizer.get_vocab().values()) + 1
 
 
-def first_difference(tokenizer: Any, other: Any) -> str | None:
+def first_difference(tokenizer: Tokenizer, other: Any) -> str | None:
     """The policy's first token, by id, that the other tokenizer does not have under this id; None if there is none."""
     theirs = other.get_vocab()
     for token, number in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
@@ -48,19 +49,19 @@ def first_difference(tokenizer: Any, other: Any) -> str | None:
     return None
 
 
-def tokenizer_fingerprint(tokenizer: Any) -> str:
+def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
     """sha256 of the tokenizer's rules; its padding and truncation of the moment do not count."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
     return _sha256({key: value for key, value in rules.items() if key not in ("padding", "truncation")})
 
 
-def template_fingerprint(tokenizer: Any) -> str:
+def template_fingerprint(tokenizer: Tokenizer) -> str:
     """sha256 of the chat template."""
     return _sha256(tokenizer.chat_template)
 
 
-def rescored_ids(sequence: Any, policy_tokenizer: Any, own_tokenizer: Any) -> tuple[list[int], list[int]]:
+def rescored_ids(sequence: Any, policy_tokenizer: Tokenizer, own_tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """Prompt and completion of a response under a reference's own tokenizer and chat template.
 
     A response that was truncated, so that it does not end with an end token, is scored up to the same place of its
@@ -78,7 +79,7 @@ def rescored_ids(sequence: Any, policy_tokenizer: Any, own_tokenizer: Any) -> tu
     return response_ids(own_tokenizer, sequence.messages, text, finished)
 
 
-def response_ids(tokenizer: Any, messages: Any, text: str, finished: bool) -> tuple[list[int], list[int]]:
+def response_ids(tokenizer: Tokenizer, messages: Any, text: str, finished: bool) -> tuple[list[int], list[int]]:
     """Prompt and completion of a text under a tokenizer and its chat template; no end token unless it is finished."""
     completion = completion_ids(tokenizer, text)
     return prompt_ids(tokenizer, messages), completion if finished else completion[:-1]

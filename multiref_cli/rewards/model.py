@@ -9,10 +9,12 @@ from torch import Tensor
 
 from multiref_cli.data.chat import Message, conversation_ids
 from multiref_cli.errors import RequestError, RunError
+from multiref_cli.models.decoder import unwrap
 from multiref_cli.rewards.sample import Sample, in_process
+from multiref_cli.types import LanguageModel, Tokenizer
 
 
-def sequence_scores(model: Any, sequences: Sequence[Sequence[int]]) -> Tensor:
+def sequence_scores(model: LanguageModel, sequences: Sequence[Sequence[int]]) -> Tensor:
     """Score whole sequences, at their last token.
 
     The last token is known from the length. The classification heads of transformers look for it by its id and read the
@@ -38,7 +40,7 @@ def sequence_scores(model: Any, sequences: Sequence[Sequence[int]]) -> Tensor:
         row[: len(sequence)] = torch.tensor(sequence)
     mask = torch.arange(ids.shape[1]) < lengths[:, None]
     inputs = {"input_ids": ids.to(device), "attention_mask": mask.long().to(device)}
-    whole = model.get_base_model() if hasattr(model, "get_base_model") else model
+    whole = unwrap(model)
     head = getattr(whole, "score", None)
     if head is None:
         return model(**inputs).logits[:, 0].float()
@@ -52,8 +54,8 @@ class RewardModelScorer:
 
     def __init__(
         self,
-        model: Any,
-        tokenizer: Any,
+        model: LanguageModel,
+        tokenizer: Tokenizer,
         max_tokens: int | None = None,
         batch_tokens: int = 16384,
         whole_template: bool = False,

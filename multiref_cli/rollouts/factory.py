@@ -1,12 +1,12 @@
 """The engine that a rollout config names, made and checked."""
 
 from inspect import signature
-from typing import Any
 
 from multiref_cli.config.schema import Rollout
 from multiref_cli.errors import RequestError
 from multiref_cli.rollouts.engine import Engine
 from multiref_cli.rollouts.transformers_engine import TransformersEngine
+from multiref_cli.types import LanguageModel
 
 
 def check_engine(rollout: Rollout) -> None:
@@ -26,7 +26,9 @@ def check_engine(rollout: Rollout) -> None:
         )
 
 
-def build_engine(rollout: Rollout, model: Any, pad_id: int, policy_path: str, vocabulary: int | None = None) -> Engine:
+def build_engine(
+    rollout: Rollout, model: LanguageModel, pad_id: int, policy_path: str, vocabulary: int | None = None
+) -> Engine:
     """The engine that a rollout config names.
 
     Args:

@@ -11,12 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from multiref_cli.types import LanguageModel
+
 _FAMILIES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 # Below this many parameters the projections are fused by copying them, above it the copy would cost real memory.
 _FUSE_BELOW = 100_000_000
 
 
-def supports(model: Any) -> bool:
+def supports(model: LanguageModel) -> bool:
     """Whether this decoder computes exactly what the model computes (its family, rotary type, and attention)."""
     if type(model).__name__ not in _FAMILIES or not hasattr(model.config, "rope_parameters"):
         return False
@@ -34,7 +36,7 @@ def supports(model: Any) -> bool:
 class Weights:
     """The model's tensors by name, read once per generation; projections fused where the model is small."""
 
-    def __init__(self, model: Any):
+    def __init__(self, model: LanguageModel):
         """Reads a model that `supports` accepts."""
         config, body = model.config, model.model
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads

@@ -1,12 +1,13 @@
 """Decoding of any decoder-only transformers model through its own `forward` and a static cache."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
 from multiref_cli.errors import RequestError
+from multiref_cli.types import LanguageModel
 
 if TYPE_CHECKING:
     from transformers.cache_utils import StaticLayer
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
 class StaticCacheSession:
     """One batch of groups: each prompt computed once, its cache then repeated for the group's rows."""
 
-    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], group_size: int, new_tokens: int, pad_id: int):
+    def __init__(
+        self, model: LanguageModel, prompts: Sequence[Sequence[int]], group_size: int, new_tokens: int, pad_id: int
+    ):
         """Computes the prompts and sets `logits` (P * group_size, V) of the first new token.
 
         Args:

@@ -1,7 +1,7 @@
 """Rollouts from the very model in training: prompt computed once a group, static KV memory, own sampler."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from multiref_cli.errors import RequestError
 from multiref_cli.rollouts import lean, static_cache
 from multiref_cli.rollouts.engine import Completion, Sampling
 from multiref_cli.rollouts.sampling import draw, uniforms
+from multiref_cli.types import LanguageModel
 
 # Rows leave the batch together, once this share of them is left: copying KV memory for every single one costs more.
 _KEEP_SHARE = 0.75
@@ -43,7 +44,7 @@ class TransformersEngine:
 
     def __init__(
         self,
-        model: Any,
+        model: LanguageModel,
         pad_id: int,
         batch_size: int = 256,
         vocabulary: int | None = None,

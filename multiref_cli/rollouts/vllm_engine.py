@@ -20,6 +20,7 @@ from multiref_cli.errors import RequestError
 from multiref_cli.models.decoder import unwrap
 from multiref_cli.models.lora import merged
 from multiref_cli.rollouts.engine import Completion, Sampling
+from multiref_cli.types import LanguageModel
 
 _SEED_LIMIT = 2**63
 
@@ -32,7 +33,7 @@ class VllmEngine:
 
     def __init__(
         self,
-        model: Any,
+        model: LanguageModel,
         policy_path: str,
         batch_size: int = 256,
         vocabulary: int | None = None,
@@ -125,7 +126,7 @@ class VllmEngine:
         self.llm.reset_prefix_cache()
 
 
-def named_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
+def named_weights(model: LanguageModel) -> Iterator[tuple[str, Tensor]]:
     """The weights of a policy under the names of its architecture; a LoRA adapter is merged into what it adapts.
 
     Args:

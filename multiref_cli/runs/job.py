@@ -2,7 +2,6 @@
 
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -15,6 +14,7 @@ from multiref_cli.models.load import load_tokenizer, require_peft
 from multiref_cli.references.tokens import check_compatible
 from multiref_cli.rewards.combine import build_reward
 from multiref_cli.rollouts.factory import check_engine
+from multiref_cli.types import Tokenizer
 
 # The latest data sets that were loaded, by what they were made of: a sweep of two jobs reads this many.
 _LOADED: OrderedDict[str, Split] = OrderedDict()
@@ -56,7 +56,7 @@ def check_parts(experiment: Experiment) -> None:
         require_peft()
 
 
-def load_data(experiment: Experiment, tokenizer: Any, as_prompts: bool = False) -> Split:
+def load_data(experiment: Experiment, tokenizer: Tokenizer, as_prompts: bool = False) -> Split:
     """The experiment's rows, kept for the next point of a sweep, which mostly wants the same.
 
     Args:

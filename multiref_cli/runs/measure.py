@@ -5,8 +5,6 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from multiref_cli.algorithms.base import Job, load_policy, module_of
 from multiref_cli.algorithms.reward_model import refuse_weak
 from multiref_cli.config import schema
@@ -24,6 +22,7 @@ from multiref_cli.rollouts.transformers_engine import TransformersEngine
 from multiref_cli.runs.job import load_data
 from multiref_cli.tracking.progress import Progress
 from multiref_cli.tracking.run_dir import read_json
+from multiref_cli.types import LanguageModel
 
 # The latest results of scorers, by scorer and samples.
 _SCORES: OrderedDict[str, list[float]] = OrderedDict()
@@ -33,7 +32,7 @@ _KEPT_SCORES = 16
 Outcome = tuple[dict[str, dict[str, float]], list[dict[str, Any]], list[str]]
 
 
-def measure(job: Job, model: nn.Module, progress: Progress) -> Outcome:
+def measure(job: Job, model: LanguageModel, progress: Progress) -> Outcome:
     """Measure a trained model: held-out accuracy of pairs, then samples of held-out prompts."""
     settings, algorithm = job.experiment.evaluation, job.experiment.algorithm
     metrics: dict[str, dict[str, float]] = {}

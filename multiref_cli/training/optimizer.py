@@ -8,6 +8,7 @@ from torch import nn
 
 from multiref_cli.config import schema
 from multiref_cli.training.muon import Muon
+from multiref_cli.types import LanguageModel
 
 
 def schedule(step: int, total: int, settings: schema.Optimizer) -> float:
@@ -30,7 +31,7 @@ def schedule(step: int, total: int, settings: schema.Optimizer) -> float:
 class Optimizers:
     """AdamW, or Muon for hidden matrices beside AdamW for the rest, behind one step."""
 
-    def __init__(self, model: nn.Module, settings: schema.Optimizer, total: int) -> None:
+    def __init__(self, model: LanguageModel, settings: schema.Optimizer, total: int) -> None:
         self.settings, self.total = settings, total
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         muon = _hidden_matrices(model) if settings.name == "muon" else []
@@ -76,7 +77,7 @@ class Optimizers:
             optimizer.load_state_dict(state)
 
 
-def _hidden_matrices(model: Any) -> list[nn.Parameter]:
+def _hidden_matrices(model: LanguageModel) -> list[nn.Parameter]:
     # Embeddings and heads are lookup tables, not maps between hidden states: Muon is not meant for them.
     edges = {
         id(p)
