@@ -9,18 +9,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from multiref_cli.config.build import plain_hash, usual_estimator
 from multiref_cli.config.check import REGULARIZED, simplex
 from multiref_cli.errors import RequestError
-from multiref_cli.evaluation.statistics import Interval, t_interval
+from multiref_cli.evaluation.crossed import BySeed, Estimate, estimate
+from multiref_cli.evaluation.statistics import Interval
 from multiref_cli.tracking.run_dir import read_json, read_lines
 
 # Without effect on a result: where it runs and how it is watched (hardware.dtype aside).
 _WITHOUT_EFFECT = ("seed", "run", "tracking", "hardware")
 # Told by a condition's label already, so never needed to tell two labels apart.
 _IN_LABEL = ("regularizer.name", "regularizer.mean_order", "alpha", "beta", "algorithm.name")
+
+KL_WEIGHTED, CENTERED = "kl/weighted", "/centered"
 
 # libyaml's loader where PyYAML was built with it: ten times faster, and a sweep has hundreds of files.
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -66,6 +70,49 @@ class Run:
     def weights(self) -> list[float]:
         """Alpha, one weight a reference; empty without references."""
         return simplex(self.config.get("alpha"), len(self.references)) if self.references else []
+
+    @cached_property
+    def start(self) -> str | None:
+        """Name of the reference that the policy started from, if it is among them."""
+        references, path = self.config.get("references") or [], self.config["policy"].get("path")
+        return next((reference["name"] for reference in references if reference["path"] == path), None)
+
+    def value(self, metric: str) -> float | None:
+        """Mean of a metric, or of one that follows from others (see `_combination`); None where it was not measured."""
+        parts = [(c, (self.metrics.get(name) or {}).get("mean")) for name, c in self._combination(metric).items()]
+        if not parts or any(mean is None for _, mean in parts):
+            return None
+        return float(sum(c * mean for c, mean in parts))
+
+    def per_prompt(self, metric: str) -> np.ndarray | None:
+        """(P,) values of a metric from evaluation.jsonl; None where it has none, or others than results.json."""
+        parts = self._combination(metric)
+        if not parts or not self.evaluation or any(row.get(name) is None for row in self.evaluation for name in parts):
+            return None
+        columns = {name: np.array([row[name] for row in self.evaluation], dtype=np.float64) for name in parts}
+        values = np.sum([c * columns[name] for name, c in parts.items()], axis=0)
+        mean = self.value(metric)
+        return values if mean is not None and np.isclose(values.mean(), mean, rtol=1e-6, atol=1e-9) else None
+
+    @cached_property
+    def evaluation(self) -> list[dict[str, Any]]:
+        """The lines of evaluation.jsonl: `prompt`, and the mean of every metric over its responses."""
+        path = self.folder / "evaluation.jsonl"
+        # Responses may hold U+2028, at which str.splitlines would split.
+        return [json.loads(line) for line in path.read_bytes().split(b"\n") if line] if path.is_file() else []
+
+    def _combination(self, metric: str) -> dict[str, float]:
+        """What a metric is a weighted sum of: itself, or measured ones; empty where it has no meaning here.
+
+        kl/weighted is sum_i alpha_i kl_i, the charge of Theorem 5.1 (arXiv 2502.01203); <score>/centered is the score
+        minus that of the untrained policy on the same prompts.
+        """
+        if metric == KL_WEIGHTED:
+            return {f"kl/{name}": weight for name, weight in zip(self.references, self.weights) if weight > 0}
+        if metric.endswith(CENTERED):
+            name = metric.removesuffix(CENTERED)
+            return {name: 1.0, f"reference/{name}/{self.start}": -1.0} if self.start else {}
+        return {metric: 1.0}
 
     def curve(self, metric: str) -> tuple[list[int], list[float]]:
         """Steps and values of a training metric, from metrics.jsonl."""
@@ -156,13 +203,27 @@ class Condition:
 
     def values(self, metric: str) -> dict[int, float]:
         """Seed -> the run's mean, for runs that have the metric."""
-        found = {run.seed: (run.metrics.get(metric) or {}).get("mean") for run in self.runs}
-        return {seed: float(value) for seed, value in found.items() if value is not None}
+        found = {run.seed: run.value(metric) for run in self.runs}
+        return {seed: value for seed, value in found.items() if value is not None}
+
+    def by_seed(self, metric: str) -> BySeed:
+        """Seed -> values of its prompts where every run has them for the same prompts, else the run's mean."""
+        means = self.values(metric)
+        runs = [run for run in self.runs if run.seed in means]
+        scores = {run.seed: run.per_prompt(metric) for run in runs}
+        complete = {seed: values for seed, values in scores.items() if values is not None}
+        same = len({tuple(row["prompt"] for row in run.evaluation) for run in runs}) == 1
+        return complete if same and len(complete) == len(runs) else means
+
+    def estimate(self, metric: str, confidence: float = 0.95) -> Estimate | None:
+        """Mean and interval over seeds and prompts, as far as both are known; None where no run has the metric."""
+        values = self.by_seed(metric)
+        return estimate(values, confidence) if values else None
 
     def interval(self, metric: str, confidence: float = 0.95) -> Interval | None:
-        """Mean and t interval over seeds; None where no run has the metric."""
-        values = self.values(metric)
-        return t_interval(list(values.values()), confidence) if values else None
+        """The interval of `estimate`; its n is the number of seeds."""
+        found = self.estimate(metric, confidence)
+        return found.interval if found else None
 
 
 def read_run(folder: Path) -> Run:
