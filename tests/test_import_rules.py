@@ -27,6 +27,8 @@ LAYERS = {
     "multiref_cli.config": 1,
     "multiref_cli.objectives": 1,
     "multiref_cli.theory": 1,
+    "multiref_cli.evaluation.crossed": 1,
+    "multiref_cli.evaluation.measures": 1,
     "multiref_cli.evaluation.statistics": 1,
     "multiref_cli.tracking": 1,
     "multiref_cli.data": 2,
@@ -50,7 +52,13 @@ OWNERS = {
     "wandb": "multiref_cli.tracking.wandb",
 }
 # Pure mathematics: the standard library, these two, and one another.
-PURE = ("multiref_cli.objectives", "multiref_cli.theory", "multiref_cli.evaluation.statistics")
+PURE = (
+    "multiref_cli.objectives",
+    "multiref_cli.theory",
+    "multiref_cli.evaluation.crossed",
+    "multiref_cli.evaluation.measures",
+    "multiref_cli.evaluation.statistics",
+)
 PURE_LIBRARIES = {"torch", "numpy"}
 # Reading configs, printing help and drawing reports must not wait for these.
 HEAVY = {"torch", "transformers", "datasets", "wandb", "accelerate", "peft", "vllm", "ray", "hydra", "matplotlib"}

@@ -102,16 +102,21 @@ def evaluate(
 
 @app.command()
 def report(
-    folders: Annotated[list[str], typer.Argument(metavar="RUN|SWEEP...", help="Run or sweep folders.")],
+    folders: Annotated[
+        Optional[list[str]], typer.Argument(metavar="RUN|SWEEP...", help="Run or sweep folders.")
+    ] = None,
     out: Annotated[Optional[str], typer.Option(help="Where to write; default: report/ in the first folder.")] = None,
     against: Annotated[
-        Optional[str], typer.Option(metavar="CSV", help="Committed results: say what lies within their intervals.")
+        Optional[str], typer.Option(metavar="CSV", help="Committed results: say whether the reproduction holds.")
+    ] = None,
+    check: Annotated[
+        Optional[str], typer.Option(metavar="CSV", help="Compute a CSV's numbers again from the scores beside it.")
     ] = None,
 ) -> None:
     """Write tables and figures from what is on disk; no model is loaded."""
     from multiref_cli.cli.report import report
 
-    report(folders, out=out, against=against)
+    report(folders or [], out=out, against=against, check=check)
 
 
 @app.command()

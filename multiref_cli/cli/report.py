@@ -3,28 +3,39 @@
 from pathlib import Path
 
 from multiref_cli.cli import display
+from multiref_cli.errors import RequestError
 
 
-def report(folders: list[str], *, out: str | None, against: str | None = None) -> None:
-    """Write the report of a run, of a sweep, or of several sweeps and runs together.
+def report(folders: list[str], *, out: str | None, against: str | None = None, check: str | None = None) -> None:
+    """Write the report of a run, of a sweep, or of several sweeps and runs together; or check a published CSV.
 
     Args:
-        folders: run and sweep folders.
+        folders: run and sweep folders; none are needed for a check.
         out: where to write; by default report/ in the first folder.
-        against: CSV of committed results to compare with; what lies outside their intervals is said.
+        against: CSV of committed results to compare with: one sentence says whether the reproduction holds.
+        check: CSV of committed results whose numbers are computed again from the scores beside it.
 
     Raises:
-        RequestError: a folder that is neither run nor sweep, or holds nothing finished.
+        RequestError: a folder that is neither run nor sweep, or holds nothing finished; nothing to do.
     """
+    if check is not None:
+        from multiref_cli.reports.scores import check_rows
+
+        display.line(check_rows(Path(check)))
+    if not folders:
+        if check is None:
+            raise RequestError("nothing to report: give RUN or SWEEP folders, or --check CSV.")
+        return
     from multiref_cli.reports.report import write_report
 
     paths, committed = [Path(folder) for folder in folders], Path(against) if against else None
     index = write_report(paths, Path(out) if out else None, committed)
     if committed is not None:
         from multiref_cli.reports.collect import conditions, read_run
-        from multiref_cli.reports.compare import compare_with, read_rows, verdict
+        from multiref_cli.reports.compare import compare_with, conclusions, read_rows, verdict
         from multiref_cli.sweeps.ledger import expand_folders
 
         found = conditions(read_run(folder) for folder in expand_folders(paths))
-        display.line(verdict(compare_with(read_rows(committed), found)))
+        checks = compare_with(read_rows(committed), found)
+        display.line(verdict(checks, conclusions(checks, found)))
     display.line(f"report: {index}")

@@ -298,6 +298,11 @@ class Experiment:
         return self.active_references[0].name if len(self.active_references) == 1 else None
 
     @property
+    def start(self) -> str | None:
+        """Name of the reference that the policy starts from, if it is among them."""
+        return next((reference.name for reference in self.references if reference.path == self.policy.path), None)
+
+    @property
     def penalty_name(self) -> str:
         """The regularizer's name, with the online estimator where it is not the usual one of its level."""
         name, unusual = self.penalty.title, self.estimator not in (None, self.penalty.usual_estimator)

@@ -1,7 +1,7 @@
-"""Intervals and comparisons for few seeds: t, bootstrap, paired differences, Holm's correction (numpy only)."""
+"""Intervals and comparisons for few seeds: t, bootstrap, Holm's correction (numpy only); crossed.py adds prompts."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,14 +24,18 @@ class Interval(NamedTuple):
 class Comparison(NamedTuple):
     """A paired difference first - second over common seeds, and what is needed to judge it.
 
-    `effect` is the difference in units of the seed spread: the pooled standard deviation of both sides over seeds.
+    `p_value` is NaN where the difference cannot be judged: one seed, or no spread at all.
+    `effect` is the difference in units of the seed spread: the pooled standard deviation of both sides over seeds,
+    with Hedges' factor for few seeds.
     `improvement` is the share of all pairs of runs, one of each side, in which the first is higher (ties count half).
+    `prompts` is the number of prompts that the interval generalizes over; 0: it holds for these prompts alone.
     """
 
     difference: Interval
     p_value: float
     effect: float
     improvement: float
+    prompts: int = 0
 
 
 def student_t_cdf(t: float, degrees: float) -> float:
@@ -146,56 +150,6 @@ def bootstrap_interval(
     return _percentiles(float(statistic(sample[None])[0]), np.concatenate(drawn), confidence, n)
 
 
-def stratified_bootstrap_interval(
-    strata: Sequence[Sequence[float]], confidence: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> Interval:
-    """Return the mean of the strata's means with an interval from resampling inside each stratum.
-
-    The interval of Agarwal et al. (2021, arXiv 2108.13264): strata are conditions or tasks, values are seeds.
-
-    Args:
-        strata: values of each stratum, one a seed; lengths may differ.
-        confidence: usual 0.95.
-        resamples: usual 1,000 to 10,000.
-        seed: the same seed draws the same resamples.
-
-    Returns:
-        The interval; n is the number of values in all strata together.
-
-    Raises:
-        ValueError: without strata, or with an empty one.
-    """
-    samples = [_sample(stratum) for stratum in strata]
-    if not samples:
-        raise ValueError("no strata")
-    generator = np.random.default_rng(seed)
-    means = [s[generator.integers(0, len(s), (resamples, len(s)))].mean(axis=1) for s in samples]
-    center = float(np.mean([s.mean() for s in samples]))
-    return _percentiles(center, np.mean(means, axis=0), confidence, sum(len(s) for s in samples))
-
-
-def compare(first: Mapping[int, float], second: Mapping[int, float], confidence: float = 0.95) -> Comparison:
-    """Compare two conditions on their common seeds: same seed, same prompts, so differences are taken seed by seed.
-
-    Args:
-        first: value of each seed.
-        second: value of each seed of the other side.
-        confidence: of the t interval of the difference.
-
-    Returns:
-        The comparison, with the two-sided p value of a paired t test; p is NaN with fewer than two common seeds.
-
-    Raises:
-        ValueError: without a common seed.
-    """
-    seeds = sorted(set(first) & set(second))
-    if not seeds:
-        raise ValueError("no common seeds")
-    a, b = (np.array([side[s] for s in seeds], dtype=np.float64) for side in (first, second))
-    difference = t_interval(a - b, confidence)
-    return Comparison(difference, _paired_p_value(a - b), _effect(a, b), probability_of_improvement(a, b))
-
-
 def probability_of_improvement(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray) -> float:
     """Return the share of pairs (x of first, y of second) with x > y, ties counted half (Mann and Whitney's U / nm)."""
     a, b = _sample(first)[:, None], _sample(second)[None]
@@ -229,7 +183,7 @@ def conclusion(
         first: name of the first condition.
         second: name of the second condition.
         metric: name of what is compared; higher counts as higher, not as better.
-        comparison: from `compare`.
+        comparison: from `crossed.compare`.
         adjusted_p: p value after the correction for many comparisons; None: only one comparison was made.
         confidence: 0.95 means significant below 0.05.
     """
@@ -242,7 +196,10 @@ def conclusion(
         return f"{size}; one seed: nothing can be said about significance."
     p = comparison.p_value if adjusted_p is None else adjusted_p
     corrected = "" if adjusted_p is None else ", corrected"
-    numbers = f"difference {mean:+.3g}, {confidence:.0%} interval [{low:+.3g}, {high:+.3g}], n = {n} seeds"
+    if math.isnan(p):
+        return f"{size} in each of {n} seeds alike; without any spread it cannot be judged."
+    over = f"n = {n} seeds" + (f" × {comparison.prompts} prompts" if comparison.prompts else "")
+    numbers = f"difference {mean:+.3g}, {confidence:.0%} interval [{low:+.3g}, {high:+.3g}], {over}"
     if p < 1 - confidence:
         return f"{size}, which is significant ({numbers}, p = {p:.2g}{corrected})."
     return f"{size}, which is not significant ({numbers}, p = {p:.2g}{corrected})."
@@ -258,23 +215,3 @@ def _sample(values: Sequence[float] | np.ndarray) -> np.ndarray:
 def _percentiles(center: float, drawn: np.ndarray, confidence: float, n: int) -> Interval:
     low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(center, float(low), float(high), n)
-
-
-def _paired_p_value(differences: np.ndarray) -> float:
-    n = len(differences)
-    if n < 2:
-        return math.nan
-    spread, mean = float(differences.std(ddof=1)), abs(float(differences.mean()))
-    if spread <= 1e-12 * max(mean, float(np.abs(differences).max()), 1e-300):
-        return 1.0 if mean == 0 else 0.0
-    return 2 * student_t_cdf(-mean / (spread / math.sqrt(n)), n - 1)
-
-
-def _effect(a: np.ndarray, b: np.ndarray) -> float:
-    if len(a) < 2:
-        return math.nan
-    spread = math.sqrt((a.var(ddof=1) + b.var(ddof=1)) / 2)
-    difference = float(a.mean() - b.mean())
-    if spread == 0:
-        return 0.0 if difference == 0 else math.copysign(math.inf, difference)
-    return difference / spread

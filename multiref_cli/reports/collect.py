@@ -8,17 +8,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from multiref_cli.config.plain import digest
 from multiref_cli.config.regularizer import Regularizer
 from multiref_cli.config.schema import Experiment, experiment_of
 from multiref_cli.errors import RequestError
-from multiref_cli.evaluation.statistics import Interval, t_interval
+from multiref_cli.evaluation.crossed import BySeed, Estimate, estimate
+from multiref_cli.evaluation.statistics import Interval
 from multiref_cli.tracking.run_dir import read_json, read_lines
 
 # Told by a condition's label already, so never needed to tell two labels apart.
 _IN_LABEL = ("regularizer.name", "regularizer.mean_order", "alpha", "beta", "algorithm.name")
+
+KL_WEIGHTED, CENTERED = "kl/weighted", "/centered"
 
 # libyaml's loader where PyYAML was built with it: ten times faster, and a sweep has hundreds of files.
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -60,6 +64,44 @@ class Run:
         """Alpha, one weight a reference; empty without references."""
         return self.experiment.weights
 
+    def value(self, metric: str) -> float | None:
+        """Mean of a metric, or of one that follows from others (see `_combination`); None where it was not measured."""
+        parts = self._combination(metric)
+        means = {name: (self.metrics.get(name) or {}).get("mean") for name in parts}
+        measured = [c * mean for name, c in parts.items() if (mean := means[name]) is not None]
+        return float(sum(measured)) if measured and len(measured) == len(parts) else None
+
+    def per_prompt(self, metric: str) -> np.ndarray | None:
+        """(P,) values of a metric from evaluation.jsonl; None where it has none, or others than results.json."""
+        parts = self._combination(metric)
+        if not parts or not self.evaluation or any(row.get(name) is None for row in self.evaluation for name in parts):
+            return None
+        columns = {name: np.array([row[name] for row in self.evaluation], dtype=np.float64) for name in parts}
+        values = np.sum([c * columns[name] for name, c in parts.items()], axis=0)
+        mean = self.value(metric)
+        return values if mean is not None and np.isclose(values.mean(), mean, rtol=1e-6, atol=1e-9) else None
+
+    @cached_property
+    def evaluation(self) -> list[dict[str, Any]]:
+        """The lines of evaluation.jsonl: `prompt`, and the mean of every metric over its responses."""
+        path = self.folder / "evaluation.jsonl"
+        # Responses may hold U+2028, at which str.splitlines would split.
+        return [json.loads(line) for line in path.read_bytes().split(b"\n") if line] if path.is_file() else []
+
+    def _combination(self, metric: str) -> dict[str, float]:
+        """What a metric is a weighted sum of: itself, or measured ones; empty where it has no meaning here.
+
+        kl/weighted is sum_i alpha_i kl_i, the charge of Theorem 5.1 (arXiv 2502.01203); <score>/centered is the score
+        minus that of the untrained policy on the same prompts.
+        """
+        if metric == KL_WEIGHTED:
+            return {f"kl/{name}": weight for name, weight in zip(self.references, self.weights) if weight > 0}
+        if metric.endswith(CENTERED):
+            name = metric.removesuffix(CENTERED)
+            start = self.experiment.start
+            return {name: 1.0, f"reference/{name}/{start}": -1.0} if start else {}
+        return {metric: 1.0}
+
     def curve(self, metric: str) -> tuple[list[int], list[float]]:
         """Steps and values of a training metric, from metrics.jsonl."""
         rows = [(r["step"], r[metric]) for r in self.history if r.get(metric) is not None and "step" in r]
@@ -73,10 +115,34 @@ class Run:
 
 @dataclass
 class Condition:
-    """Runs that differ in the seed alone."""
+    """Runs that differ in the seed alone.
+
+    Attributes:
+        runs: by seed, ascending.
+        suffix: what tells it from others that would be called the same, such as `learning_rate=0.001`.
+    """
 
     runs: list[Run]
-    label: str = ""
+    suffix: str = ""
+
+    @property
+    def label(self) -> str:
+        """What a table calls it: `rkl α=0.5 β=1`."""
+        return self.called()
+
+    def called(self, alpha: bool = True, beta: bool = True) -> str:
+        """Its label, with or without what stands on an axis."""
+        experiment, weights = self.experiment, self.experiment.weights
+        if not experiment.regularized:
+            parts = [experiment.algorithm.name, experiment.data.name]
+        elif experiment.role == "beta0":
+            parts = ["β=0"]
+        else:
+            single, title = experiment.role == "single", experiment.penalty.title
+            parts = [f"{experiment.alone} alone ({title})" if single else title]
+            parts += [f"α={alpha_text(weights)}"] if alpha and not single and len(weights) > 1 else []
+            parts += [f"β={experiment.beta:g}"] if beta else []
+        return " ".join([*parts, self.suffix] if self.suffix else parts)
 
     @property
     def first(self) -> Run:
@@ -146,13 +212,27 @@ class Condition:
 
     def values(self, metric: str) -> dict[int, float]:
         """Seed -> the run's mean, for runs that have the metric."""
-        found = {run.seed: (run.metrics.get(metric) or {}).get("mean") for run in self.runs}
-        return {seed: float(value) for seed, value in found.items() if value is not None}
+        found = {run.seed: run.value(metric) for run in self.runs}
+        return {seed: value for seed, value in found.items() if value is not None}
+
+    def by_seed(self, metric: str) -> BySeed:
+        """Seed -> values of its prompts where every run has them for the same prompts, else the run's mean."""
+        means = self.values(metric)
+        runs = [run for run in self.runs if run.seed in means]
+        scores = {run.seed: run.per_prompt(metric) for run in runs}
+        complete = {seed: values for seed, values in scores.items() if values is not None}
+        same = len({tuple(row["prompt"] for row in run.evaluation) for run in runs}) == 1
+        return complete if same and len(complete) == len(runs) else means
+
+    def estimate(self, metric: str, confidence: float = 0.95) -> Estimate | None:
+        """Mean and interval over seeds and prompts, as far as both are known; None where no run has the metric."""
+        values = self.by_seed(metric)
+        return estimate(values, confidence) if values else None
 
     def interval(self, metric: str, confidence: float = 0.95) -> Interval | None:
-        """Mean and t interval over seeds; None where no run has the metric."""
-        values = self.values(metric)
-        return t_interval(list(values.values()), confidence) if values else None
+        """The interval of `estimate`; its n is the number of seeds."""
+        found = self.estimate(metric, confidence)
+        return found.interval if found else None
 
 
 def read_run(folder: Path) -> Run:
@@ -177,8 +257,6 @@ def conditions(runs: Iterable[Run]) -> list[Condition]:
     for run in runs:
         groups.setdefault(run.experiment.condition_hash, {}).setdefault(run.seed, run)
     found = [Condition([group[seed] for seed in sorted(group)]) for group in groups.values()]
-    for condition in found:
-        condition.label = _label(condition)
     _tell_apart(found)
     return found
 
@@ -223,21 +301,8 @@ def alpha_text(weights: Sequence[float]) -> str:
     return f"{weights[0]:g}" if len(weights) == 2 else "[" + ", ".join(f"{w:g}" for w in weights) + "]"
 
 
-def _label(condition: Condition) -> str:
-    experiment = condition.experiment
-    if not experiment.regularized:
-        return f"{experiment.algorithm.name} {experiment.data.name}"
-    if experiment.role == "beta0":
-        return "β=0"
-    name, beta = experiment.penalty.title, f"β={experiment.beta:g}"
-    if experiment.role == "single":
-        return f"{experiment.alone} alone ({name}) {beta}"
-    alpha = f" α={alpha_text(experiment.weights)}" if len(experiment.weights) > 1 else ""
-    return f"{name}{alpha} {beta}"
-
-
 def _tell_apart(found: Sequence[Condition]) -> None:
-    """Add the keys that differ to labels that are the same."""
+    """Add the keys that differ to what would be called the same."""
     groups: dict[str, list[Condition]] = {}
     for condition in found:
         groups.setdefault(condition.label, []).append(condition)
@@ -249,7 +314,7 @@ def _tell_apart(found: Sequence[Condition]) -> None:
             shown = [k for k in differing if k not in _IN_LABEL] or differing
             for condition, one in zip(same, flat):
                 named = [f"{key.rpartition('.')[2]}={one.get(key)}" for key in shown[:3]]
-                condition.label += " " + " ".join(named)
+                condition.suffix = " ".join(named)
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -2,25 +2,41 @@
 
 import csv
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from multiref_cli.errors import RequestError
-from multiref_cli.evaluation.statistics import Interval
+from multiref_cli.evaluation.crossed import BySeed, estimate, welch
+from multiref_cli.evaluation.statistics import Interval, holm, student_t_quantile
 from multiref_cli.reports.collect import Condition, scorers
-from multiref_cli.reports.comparison import in_order, job_name, jobs, plus_minus, reference_value
+from multiref_cli.reports.comparison import (
+    centered,
+    distances,
+    in_order,
+    job_name,
+    jobs,
+    plus_minus,
+    reference_value,
+)
+from multiref_cli.reports.comparisons import compare_job
 
 COLUMNS = (
     *("job", "condition", "role", "level", "estimator", "metric", "mean", "low", "high", "n"),
     *("commit", "hardware", "command"),
 )
+# What files of earlier versions lack: there intervals are over seeds alone, with n - 1 degrees of freedom.
+ADDED_COLUMNS = ("prompts", "degrees")
 BEGIN, END = "<!-- results: made by multiref from {path}; do not edit -->", "<!-- results end -->"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One metric of one condition: mean and 95 % interval over n seeds (over prompts for untrained models)."""
+    """One metric of one condition: mean and 95 % interval over n seeds (n prompts for untrained models).
+
+    `prompts`: prompts that the interval generalizes over besides, 0 for none; `degrees`: of freedom of its t.
+    """
 
     job: str
     condition: str
@@ -32,31 +48,82 @@ class Row:
     commit: str
     hardware: str
     command: str
+    prompts: int = 0
+    degrees: float = math.nan
 
     @property
     def key(self) -> tuple[str, str, str, str, str]:
         """What makes two rows speak of the same thing."""
         return (self.job, self.condition, self.level, self.estimator, self.metric)
 
+    @property
+    def error(self) -> tuple[float, float]:
+        """Standard error and degrees of freedom, from the 95 % t interval; NaN where there is none."""
+        degrees = self.interval.n - 1.0 if math.isnan(self.degrees) else self.degrees
+        if math.isnan(self.interval.half_width) or degrees <= 0:
+            return math.nan, math.nan
+        return self.interval.half_width / student_t_quantile(0.975, degrees), degrees
+
 
 @dataclass(frozen=True)
 class Check:
-    """A committed row beside the new one; `new` is None where the condition was not run."""
+    """A committed row beside the new one; `new` is None where the condition was not run.
+
+    `p_value` of their difference, from the standard errors of both, is NaN where one of them has none.
+    """
 
     committed: Row
-    new: Interval | None
+    new: Row | None
+
+    @property
+    def p_value(self) -> float:
+        """Two-sided, by Welch's t; 1 where both are the same number up to the digits of a text file."""
+        if self.new is None:
+            return math.nan
+        difference = self.new.interval.mean - self.committed.interval.mean
+        if abs(difference) <= 1e-5 * max(1e-3, abs(self.committed.interval.mean)):
+            return math.nan if math.isnan(self.committed.error[0]) else 1.0
+        return welch(difference, self.committed.error, self.new.error)
 
     @property
     def word(self) -> str:
-        """within, outside, or not run."""
+        """agrees, differs, no interval, or not run."""
         if self.new is None:
             return "not run"
-        low, high = self.committed.interval.low, self.committed.interval.high
-        if math.isnan(low):
+        if math.isnan(self.p_value):
             return "no interval"
-        # The last digit of a text file is not a disagreement.
-        slack = 1e-6 * max(1.0, abs(self.committed.interval.mean))
-        return "within" if low - slack <= self.new.mean <= high + slack else "**outside**"
+        return "agrees" if self.p_value >= 0.05 else "**differs**"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a row is made from: values by seed (one without number for an untrained model); None: only its interval."""
+
+    condition: Condition
+    label: str
+    role: str
+    metric: str
+    values: BySeed | None
+
+
+def measured(found: Sequence[Condition]) -> Iterator[Measured]:
+    """What is worth committing of finished conditions: scores, objectives, distances; and untrained models."""
+    for group in jobs(found):
+        names = scorers(group)
+        objectives = [f"objective/{name}" for name in names]
+        metrics = [*names, *centered(group), *objectives, "kl/mixed", *distances(group), "preference_accuracy"]
+        first = group[0]
+        for reference in first.first.references:
+            for name in names:
+                if reference_value(first, name, reference) is not None:
+                    scores = next((run.per_prompt(f"reference/{name}/{reference}") for run in first.runs), None)
+                    own = None if scores is None else {0: scores}
+                    yield Measured(first, f"{reference}, untrained", "untrained", name, own)
+        for condition in in_order(group):
+            for metric in metrics:
+                values = condition.by_seed(metric)
+                if values:
+                    yield Measured(condition, condition.label, condition.role, metric, values)
 
 
 def rows_of(found: Sequence[Condition], command: str = "") -> list[Row]:
@@ -66,34 +133,20 @@ def rows_of(found: Sequence[Condition], command: str = "") -> list[Row]:
         found: conditions of one or several jobs.
         command: what made them; by default what the manifests say.
     """
-    rows = []
-    for group in jobs(found):
-        names = scorers(group)
-        metrics = [*names, *(f"objective/{name}" for name in names), "kl/mixed", "preference_accuracy"]
-        first = group[0]
-        for reference in first.first.references:
-            for name in names:
-                value = reference_value(first, name, reference)
-                if value is not None:
-                    rows.append(_row(first, f"{reference}, untrained", "untrained", name, value, command))
-        for condition in in_order(group):
-            for metric in metrics:
-                interval = condition.interval(metric)
-                if interval is not None:
-                    rows.append(_row(condition, condition.label, condition.role, metric, interval, command))
-    return rows
+    return [_row(one, command) for one in measured(found)]
 
 
 def write_rows(rows: Iterable[Row], path: Path) -> None:
     """Write rows as CSV, numbers with six significant digits."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
+        writer.writerow([*COLUMNS, *ADDED_COLUMNS])
         for row in rows:
             mean, low, high, n = row.interval
             numbers = [f"{value:.6g}" for value in (mean, low, high)]
             names = [row.job, row.condition, row.role, row.level, row.estimator, row.metric]
-            writer.writerow([*names, *numbers, n, row.commit, row.hardware, row.command])
+            added = [row.prompts, f"{row.degrees:.6g}"]
+            writer.writerow([*names, *numbers, n, row.commit, row.hardware, row.command, *added])
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -106,27 +159,87 @@ def read_rows(path: Path) -> list[Row]:
         raise RequestError(f"{path} does not exist; give a CSV of committed results.")
     with Path(path).open(newline="") as file:
         reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise RequestError(f"{path} is no CSV of committed results: its columns must be {', '.join(COLUMNS)}.")
+        if tuple(reader.fieldnames or ()) not in (COLUMNS, (*COLUMNS, *ADDED_COLUMNS)):
+            raise RequestError(
+                f"{path} is no CSV of committed results: its columns must be {', '.join((*COLUMNS, *ADDED_COLUMNS))}."
+            )
         return [_parsed(row) for row in reader]
 
 
 def compare_with(committed: Sequence[Row], found: Sequence[Condition]) -> list[Check]:
     """Put every committed row beside what was found now."""
-    now = {row.key: row.interval for row in rows_of(found)}
+    now = {row.key: row for row in rows_of(found)}
     return [Check(row, now.get(row.key)) for row in committed]
 
 
-def verdict(checks: Sequence[Check]) -> str:
-    """One sentence: how many new means lie within the committed intervals, and which do not."""
-    compared = [check for check in checks if check.new is not None and check.word != "no interval"]
-    outside = [check for check in compared if check.word == "**outside**"]
+@dataclass(frozen=True)
+class Conclusion:
+    """What the committed rows and the new ones say of one pair: above, below, or not significant."""
+
+    job: str
+    metric: str
+    first: str
+    second: str
+    committed: str
+    new: str
+
+
+def conclusions(checks: Sequence[Check], found: Sequence[Condition]) -> list[Conclusion]:
+    """Judge the comparisons of the report's conditions in both sets of rows, by the same test for both.
+
+    Published rows have means and intervals but no pairs: both sides are judged as independent means (Welch's t, Holm
+    over all comparisons), with less power than the report's own paired comparisons.
+    """
+    both = {check.committed.key: check for check in checks if check.new is not None}
+    pairs = []
+    for group in jobs(found):
+        how = {condition.label: (condition.level, condition.estimator) for condition in group}
+        for one in compare_job(group, scorers(group)):
+            if not one.over_alpha:
+                job = job_name(group[0])
+                first, second = ((job, side, *how[side], one.metric) for side in (one.first, one.second))
+                if first in both and second in both:
+                    pairs.append((both[first], both[second]))
+    old = _words([(a.committed, b.committed) for a, b in pairs])
+    new = _words([(a.new, b.new) for a, b in pairs if a.new and b.new])
+    rows = [(a.committed, b.committed) for a, b in pairs]
+    return [Conclusion(a.job, a.metric, a.condition, b.condition, *words) for (a, b), *words in zip(rows, old, new)]
+
+
+def verdict(checks: Sequence[Check], drawn: Sequence[Conclusion] = ()) -> str:
+    """One sentence: whether the reproduction holds, by its means and by its conclusions.
+
+    It holds where no mean differs after Holm's correction for all of them, and no significant difference of two
+    conditions is significant the other way round.
+    """
+    compared = [check for check in checks if not math.isnan(check.p_value)]
     missing = sum(check.new is None for check in checks)
-    text = f"{len(compared) - len(outside)} of {len(compared)} means lie within the committed intervals"
-    if outside:
-        named = [f"{c.committed.condition} on {c.committed.metric}" for c in outside[:5]]
-        text += f"; outside: {', '.join(named)}" + (f" and {len(outside) - 5} more" if len(outside) > 5 else "")
-    return text + (f"; {missing} committed rows were not run" if missing else "") + "."
+    more = f"; {missing} committed rows were not run" if missing else ""
+    if not compared:
+        return (
+            f"Nothing can be said about the reproduction: no committed mean with an interval was measured again{more}."
+        )
+    adjusted = holm([check.p_value for check in compared])
+    apart = [check for check, p in zip(compared, adjusted) if p < 0.05]
+    agree = sum(check.word == "agrees" for check in compared)
+    reversed_ = [one for one in drawn if {one.committed, one.new} == {"above", "below"}]
+    text = "The reproduction does not hold" if apart or reversed_ else "The reproduction holds"
+    text += f": {agree} of {len(compared)} means agree within the standard errors of both (95 % would by chance)"
+    text += f", {len(apart)} differ after Holm's correction"
+    if apart:
+        text += f" ({', '.join(f'{c.committed.condition} on {c.committed.metric}' for c in apart[:5])}"
+        text += f" and {len(apart) - 5} more)" if len(apart) > 5 else ")"
+    if drawn:
+        same = sum(one.committed == one.new for one in drawn)
+        text += f"; {same} of {len(drawn)} conclusions are the same, {len(reversed_)} reversed"
+    return f"{text}{more}."
+
+
+def _words(pairs: Sequence[tuple[Row, Row]]) -> list[str]:
+    """above, below or not significant for each pair, corrected for all."""
+    gaps = [a.interval.mean - b.interval.mean for a, b in pairs]
+    adjusted = holm([welch(gap, a.error, b.error) for gap, (a, b) in zip(gaps, pairs)])
+    return [("above" if gap > 0 else "below") if p < 0.05 else "not significant" for gap, p in zip(gaps, adjusted)]
 
 
 def readme_table(rows: Sequence[Row], metrics: Sequence[str] = ()) -> str:
@@ -157,6 +270,8 @@ def readme_table(rows: Sequence[Row], metrics: Sequence[str] = ()) -> str:
         facts = [sorted({getattr(row, name) for row in own}) for name in ("commit", "hardware", "command")]
         commit, hardware, command = (", ".join(one) for one in facts)
         bounds = "± is half of a 95 % t interval over seeds, for untrained models of a bootstrap interval over prompts"
+        if any(row.prompts for row in own):
+            bounds = "± is half of a 95 % interval over seeds and prompts, for untrained models over prompts"
         parts.append(f"Commit `{commit}`, `{command}`, on {hardware}. {bounds}.")
     return "\n\n".join(parts)
 
@@ -188,25 +303,34 @@ def update_readme(readme: Path, committed: Path, name: str, metrics: Sequence[st
     return True
 
 
-def _row(condition: Condition, label: str, role: str, metric: str, interval: Interval, command: str) -> Row:
+def _row(one: Measured, command: str) -> Row:
+    condition, untrained = one.condition, one.role == "untrained"
     manifest = condition.first.manifest
     hardware = manifest.get("hardware") or {}
     machine = ", ".join(hardware.get("gpus") or []) or str(hardware.get("processor") or hardware.get("machine"))
+    found = estimate(one.values) if one.values is not None else None
+    interval = found.interval if found else None
+    if untrained:
+        interval = reference_value(condition, one.metric, one.label.removesuffix(", untrained"))
+    assert interval is not None
     return Row(
         job=job_name(condition),
-        condition=label,
-        role=role,
-        level="–" if role == "untrained" else condition.level,
-        estimator="–" if role == "untrained" else condition.estimator,
-        metric=metric,
+        condition=one.label,
+        role=one.role,
+        level="–" if untrained else condition.level,
+        estimator="–" if untrained else condition.estimator,
+        metric=one.metric,
         interval=interval,
         commit=str((manifest.get("git") or {}).get("commit") or "installed package")[:12],
         hardware=f"{machine}, {hardware.get('cores', '?')} cores",
         command=command or str(manifest.get("command", "unknown")),
+        prompts=found.prompts if found else 0,
+        degrees=found.degrees if found else math.nan,
     )
 
 
 def _parsed(row: dict[str, str]) -> Row:
     interval = Interval(float(row["mean"]), float(row["low"]), float(row["high"]), int(row["n"]))
-    names = {name: row[name] for name in ("job", "condition", "role", "level", "estimator", "metric")}
-    return Row(**names, interval=interval, commit=row["commit"], hardware=row["hardware"], command=row["command"])
+    names: dict[str, Any] = {name: row[name] for name in (*COLUMNS[:6], *COLUMNS[-3:])}
+    prompts, degrees = int(row.get("prompts") or 0), float(row.get("degrees") or "nan")
+    return Row(interval=interval, prompts=prompts, degrees=degrees, **names)

@@ -1,13 +1,15 @@
 """The report of sweeps: what was run, what came out, what may be concluded, and from where."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from multiref_cli.evaluation.crossed import estimate
 from multiref_cli.evaluation.statistics import Interval
 from multiref_cli.reports import figures
-from multiref_cli.reports.collect import Condition, alpha_text, scorers
-from multiref_cli.reports.comparisons import Verdict, compare_conditions, compare_over_alpha, series
+from multiref_cli.reports.collect import CENTERED, KL_WEIGHTED, Condition, alpha_text, scorers
+from multiref_cli.reports.comparisons import Verdict, compare_job, series
 from multiref_cli.reports.markup import slug
 from multiref_cli.reports.page import Page, format_cell
 
@@ -49,8 +51,9 @@ def add_job(page: Page, found: list[Condition], stem: str) -> None:
         page.text("## Results")
     _add_results(page, found, stem)
     if found[0].regularized:
+        verdicts = compare_job(found, scorers(found), CONFIDENCE)
         for metric in scorers(found):
-            _add_metric(page, found, metric, stem, "###" if several else "##")
+            _add_metric(page, found, metric, verdicts, stem, "###" if several else "##")
     _add_curves(page, found, stem, "###" if several else "##")
 
 
@@ -62,25 +65,39 @@ def in_order(found: Sequence[Condition]) -> list[Condition]:
 
 def start_value(condition: Condition, metric: str) -> Interval | None:
     """The policy's score before training: that of the reference which it starts from, on the same prompts."""
-    experiment = condition.experiment
-    own = [reference.name for reference in experiment.references if reference.path == experiment.policy.path]
-    return reference_value(condition, metric, own[0]) if own else None
+    start = condition.experiment.start
+    return reference_value(condition, metric, start) if start else None
 
 
 def reference_value(condition: Condition, metric: str, reference: str) -> Interval | None:
-    """A reference's own score with the interval over prompts; the same in every run of a job."""
+    """A reference's own score with the interval over its n prompts; the same in every run of a job."""
+    name = f"reference/{metric}/{reference}"
     for run in condition.runs:
-        value = run.metrics.get(f"reference/{metric}/{reference}")
+        scores, value = run.per_prompt(name), run.metrics.get(name)
+        if scores is not None:
+            return estimate({run.seed: scores}).interval._replace(n=len(scores))
         if value is not None:
             return Interval(value["mean"], value["ci_low"], value["ci_high"], int(value["n"]))
     return None
 
 
+def centered(found: Sequence[Condition]) -> list[str]:
+    """Scores whose zero is arbitrary, those of a trained reward model, as differences to the untrained start."""
+    names = [f"{name}{CENTERED}" for name in scorers(found) if name == "reward_model"]
+    return [name for name in names if any(condition.values(name) for condition in found)]
+
+
+def distances(found: Sequence[Condition]) -> list[str]:
+    """The KL to every reference and their sum weighted by alpha: one meaning at every level."""
+    names = dict.fromkeys(f"kl/{name}" for condition in found for name in condition.first.references)
+    return [name for name in (*names, KL_WEIGHTED) if any(condition.values(name) for condition in found)]
+
+
 def plus_minus(interval: Interval | None) -> str:
-    """mean ± half width, rounded to what the interval supports; the mean alone for one seed."""
+    """mean ± half width, rounded to what the interval supports; the mean alone where there is no interval."""
     if interval is None:
         return "–"
-    if interval.n < 2:
+    if math.isnan(interval.half_width):
         return format_cell(interval.mean)
     decimals = _decimals(interval.half_width)
     return f"{interval.mean:.{decimals}f} ± {interval.half_width:.{decimals}f}".replace("-", "−")
@@ -125,25 +142,75 @@ def _setting(found: Sequence[Condition]) -> str:
 
 def _add_results(page: Page, found: list[Condition], stem: str) -> None:
     names = scorers(found)
-    seeds = max(len(condition.runs) for condition in found)
-    headers = ["condition", "level, estimator", "seeds", *names]
-    extra = [f"objective/{name}" for name in names if any(c.values(f"objective/{name}") for c in found)]
-    extra += [name for name in ("preference_accuracy", "kl/mixed", "length") if any(c.values(name) for c in found)]
-    headers += [name.replace("objective/", "J, ").replace("kl/mixed", "KL to mixed") for name in extra]
+    objectives = [f"objective/{name}" for name in names]
+    others = [*centered(found), *objectives, "preference_accuracy", *distances(found), "length"]
+    metrics = [name for name in (*names, *others) if any(condition.values(name) for condition in found)]
+    mixes = list(dict.fromkeys(mix for c in found if c.values("kl/mixed") and (mix := _mix(c))))
+    headers = ["condition", "level, estimator", "seeds", *map(heading, metrics), *mixes]
     rows: list[list[Any]] = []
-    for label, values in _untrained(found, names):
-        rows.append([label, "–", "–", *values, *["–"] * len(extra)])
+    untrained = _untrained(found, names)
+    for label, values in untrained:
+        rows.append([label, "–", "–", *values, *["–"] * (len(metrics) - len(names) + len(mixes))])
     for condition in in_order(found):
-        cells = [plus_minus(condition.interval(name)) for name in (*names, *extra)]
+        cells = [plus_minus(condition.interval(name)) for name in metrics]
+        cells += [plus_minus(condition.interval("kl/mixed")) if _mix(condition) == mix else "–" for mix in mixes]
         how = condition.level + ("" if condition.estimator == "–" else f", {condition.estimator}")
         rows.append([condition.label, how, len(condition.runs), *cells])
-    spread = f"± is the half width of the {CONFIDENCE:.0%} t interval" if seeds > 1 else "one seed: no interval"
-    caption = f"Means over seeds; {spread}."
-    if extra:
+    caption = f"Means over seeds. {populations(found, [*metrics, *(['kl/mixed'] if mixes else [])])}"
+    if any(name in objectives for name in metrics):
         caption += " J = score − β Σ α KL(π‖πᵢ), the objective that reverse KL maximizes, whatever the regularizer."
-    if any(label for label, _ in _untrained(found, names)):
-        caption += " Untrained models: bootstrap interval over prompts."
+    if KL_WEIGHTED in metrics:
+        caption += " Σ α KL is the charge of that objective, the same quantity at every level and for every estimator."
+    if centered(found):
+        caption += " A reward model's zero is arbitrary: its score above the start is the difference to the policy "
+        caption += "before training on the same prompts."
+    if untrained:
+        caption += f" Untrained models: {CONFIDENCE:.0%} interval over prompts."
     page.table(headers, rows, caption, name=f"{stem}-results".strip("-"))
+
+
+def heading(metric: str) -> str:
+    """What a column with a metric is called."""
+    if metric == KL_WEIGHTED:
+        return "Σ α KL"
+    if metric.endswith(CENTERED):
+        return f"{metric.removesuffix(CENTERED)} above the start"
+    return metric.replace("objective/", "J, ").replace("kl/", "KL to ")
+
+
+def _mix(condition: Condition) -> str:
+    """What kl/mixed measures the distance to: under one name these would be taken for one quantity."""
+    penalty = condition.regularizer
+    if penalty is None or not condition.regularized:
+        return ""
+    if condition.level == "token":
+        return "KL to the " + ("normalized token mix" if penalty.normalized else "token mix, not normalized")
+    return "KL to the mixed reference"
+
+
+def populations(found: Sequence[Condition], metrics: Sequence[str]) -> str:
+    """Say what the intervals of some metrics were made from, and so of what population they speak."""
+    kinds: dict[str, list[str]] = {}
+    for metric in metrics:
+        estimates = [condition.estimate(metric) for condition in found]
+        for over in dict.fromkeys(one.over for one in estimates if one is not None):
+            kinds.setdefault(over, []).append(heading(metric))
+    said = []
+    for over, names in kinds.items():
+        where = "" if len(kinds) == 1 else f" for {', '.join(dict.fromkeys(names))}"
+        said.append(f"{_POPULATION[over].format(confidence=CONFIDENCE, where=where)}.")
+    return " ".join(said)
+
+
+_POPULATION = {
+    "seeds and prompts": "± is the half width of the {confidence:.0%} interval over seeds and prompts{where}: it "
+    "speaks of other seeds and of other prompts of this kind",
+    "seeds": "± is the half width of the {confidence:.0%} t interval over seeds alone{where}: it speaks of other "
+    "seeds on these very prompts",
+    "prompts": "One seed{where}: ± is the half width of the {confidence:.0%} interval over prompts; how much another "
+    "seed would differ is unknown",
+    "nothing": "One seed{where}: no interval",
+}
 
 
 def _untrained(found: Sequence[Condition], names: Sequence[str]) -> list[tuple[str, list[str]]]:
@@ -159,29 +226,31 @@ def _untrained(found: Sequence[Condition], names: Sequence[str]) -> list[tuple[s
     return rows
 
 
-def _add_metric(page: Page, found: list[Condition], metric: str, stem: str, heading: str) -> None:
-    """Figures and conclusions for one metric."""
+def _add_metric(
+    page: Page, found: list[Condition], metric: str, verdicts: list[Verdict], stem: str, heading: str
+) -> None:
+    """Figures and conclusions for one metric; `verdicts` are those of the whole job."""
     page.text(f"{heading} {metric}")
     stem = f"{stem}-{metric}".strip("-")
     start = start_value(found[0], metric)
     drawn = figures.metric_against_alpha(found, metric, metric, start.mean if start else None)
     if drawn is not None:
         caption = (
-            f"{metric} against the weight of the first reference: mean over seeds with {CONFIDENCE:.0%} t intervals. "
+            f"{metric} against the weight of the first reference: mean over seeds. {populations(found, [metric])} "
             "Bands: each reference alone under the same score and β. Dotted: no penalty. Solid gray: before training."
         )
         page.figure(f"{stem}-against-alpha", drawn, caption)
     drawn = figures.simplex(found, metric, metric)
     if drawn is not None:
         page.figure(f"{stem}-simplex", drawn, f"{metric} over the weights of the three references, mean over seeds.")
-    _add_comparisons(page, found, metric, stem)
+    _add_comparisons(page, found, metric, verdicts, stem)
     own = {r: reference_value(found[0], metric, r) for r in found[0].first.references}
     untrained = {name: value.mean for name, value in own.items() if value is not None}
     drawn = figures.reward_against_divergence(found, metric, metric, untrained)
     if drawn is not None:
         caption = (
-            f"{metric} against the distance from each reference: one point a condition, {CONFIDENCE:.0%} t intervals "
-            "over seeds both ways. Hollow: one reference alone, in the color of its score."
+            f"{metric} against the distance from each reference: one point a condition, with the {CONFIDENCE:.0%} "
+            "intervals of the table of results both ways. Hollow: one reference alone, in the color of its score."
         )
         page.figure(f"{stem}-against-kl", drawn, caption)
 
@@ -208,51 +277,39 @@ def _for_curves(found: list[Condition], most: int = 7) -> list[Condition]:
     return [*middles, *(c for c in found if c.role == "beta0" or (c.role == "single" and c.setting == setting))][:most]
 
 
-def _add_comparisons(page: Page, found: list[Condition], metric: str, stem: str) -> None:
-    over_alpha = compare_over_alpha(found, metric, CONFIDENCE)
-    each = compare_conditions(found, metric, CONFIDENCE)
+def _add_comparisons(page: Page, found: list[Condition], metric: str, verdicts: list[Verdict], stem: str) -> None:
     if max(len(condition.runs) for condition in found) < 2:
         page.text("There is one seed: differences between conditions cannot be told from differences between seeds.")
-    if over_alpha:
-        # With one alpha a line both families are the same comparisons.
-        which = "averaged over α" if len(each) > len(over_alpha) else "at each α"
-        _add_verdicts(page, over_alpha, metric, which, f"{stem}-comparisons-over-alpha")
-        _add_bootstrap(page, found, metric, stem)
-    if len(each) > len(over_alpha):
-        _add_verdicts(page, each, metric, "at each α", f"{stem}-comparisons-at-each-alpha")
+    for which, over_alpha in (("averaged over α", True), ("at each α", False)):
+        shown = [one for one in verdicts if one.metric == metric and one.over_alpha == over_alpha]
+        if shown:
+            name = f"{stem}-comparisons-{'over' if over_alpha else 'at-each'}-alpha"
+            _add_verdicts(page, shown, sum(not math.isnan(one.adjusted_p) for one in verdicts), metric, which, name)
 
 
-def _add_verdicts(page: Page, verdicts: list[Verdict], metric: str, which: str, name: str) -> None:
-    significant = [verdict for verdict in verdicts if verdict.word(CONFIDENCE) != "not significant"]
+def _add_verdicts(page: Page, verdicts: list[Verdict], family: int, metric: str, which: str, name: str) -> None:
+    """Sentences and table of some comparisons; `family`: how many the correction is for."""
+    significant = [verdict for verdict in verdicts if verdict.word(CONFIDENCE) in ("**above**", "**below**")]
     count = f"{len(significant)} of {len(verdicts)} differences are significant"
-    page.text(f"**Conclusions, {which}.** {count} after Holm's correction for all {len(verdicts)} comparisons.")
+    page.text(
+        f"**Conclusions, {which}.** {count} after Holm's correction for all {family} comparisons that this job's "
+        "conditions and scores allow: one family."
+    )
     shown = verdicts if len(verdicts) <= _SENTENCES else significant
     if len(shown) < len(verdicts):
         page.text("Those of the table's comparisons that are not named here are not significant.")
     if shown:
-        page.text("\n".join(f"- {verdict.sentence(metric, CONFIDENCE)}" for verdict in shown))
+        page.text("\n".join(f"- {verdict.sentence(CONFIDENCE)}" for verdict in shown))
+    prompts = any(verdict.comparison.prompts for verdict in verdicts)
     caption = (
-        f"Paired differences of {metric} on common seeds, {which}, with {CONFIDENCE:.0%} t intervals. Effect: the "
-        "difference in units of the seed spread (pooled standard deviation over seeds). P: share of pairs of runs in "
-        "which the first is higher."
+        f"Differences of {metric} paired by seed{' and prompt' if prompts else ''}, {which}, with {CONFIDENCE:.0%} "
+        f"intervals for {'other seeds and prompts' if prompts else 'other seeds on these prompts'}. The spread over "
+        "seeds is the residual that all conditions with a penalty share once what a seed does to all of them is taken "
+        "away; comparisons with β = 0 have their own. Effect: the difference in units of the seed spread (pooled "
+        "standard deviation over seeds, Hedges' factor). P: share of pairs of runs in which the first is higher."
     )
     headers = ["first", "second", "kind", "difference", "effect", "P(first > second)", "p", "corrected p", "verdict"]
     page.table(headers, [_row(verdict) for verdict in verdicts], caption, name=name)
-
-
-def _add_bootstrap(page: Page, found: list[Condition], metric: str, stem: str) -> None:
-    lines = [line for line in series(found) if len(line.conditions) > 1]
-    rows = [[line.label, len(line.conditions), _bounds(line.bootstrap(metric))] for line in lines]
-    if rows:
-        caption = f"{metric} averaged over α: {CONFIDENCE:.0%} stratified bootstrap (seeds drawn again within each α)."
-        page.table(["regularizer", "alphas", "mean [low, high]"], rows, caption, name=f"{stem}-over-alpha")
-
-
-def _bounds(interval: Interval | None) -> str:
-    """mean [low, high]."""
-    if interval is None:
-        return "–"
-    return f"{interval.mean:.4g} [{interval.low:.4g}, {interval.high:.4g}]".replace("-", "−")
 
 
 def _row(verdict: Verdict) -> list[Any]:

@@ -7,33 +7,34 @@ from typing import Any
 import numpy as np
 
 from multiref_cli.config.plain import to_plain
-from multiref_cli.evaluation.statistics import (
-    Comparison,
-    Interval,
-    compare,
-    conclusion,
-    holm,
-    stratified_bootstrap_interval,
-)
+from multiref_cli.evaluation.crossed import BySeed, compare
+from multiref_cli.evaluation.statistics import Comparison, conclusion, holm
 from multiref_cli.reports.collect import Condition
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A comparison of two sides, with its p value corrected for all comparisons of its family."""
+    """A comparison of two sides, with its p value corrected for all comparisons of its family.
 
+    `over_alpha`: sides are means over alpha, not single conditions.
+    """
+
+    metric: str
     first: str
     second: str
     kind: str
+    over_alpha: bool
     comparison: Comparison
     adjusted_p: float
 
-    def sentence(self, metric: str, confidence: float = 0.95) -> str:
+    def sentence(self, confidence: float = 0.95) -> str:
         """One plain sentence."""
-        return conclusion(self.first, self.second, metric, self.comparison, self.adjusted_p, confidence)
+        return conclusion(self.first, self.second, self.metric, self.comparison, self.adjusted_p, confidence)
 
     def word(self, confidence: float = 0.95) -> str:
-        """above, below or not significant."""
+        """above, below, not significant or cannot be judged."""
+        if np.isnan(self.adjusted_p):
+            return "cannot be judged"
         if not self.adjusted_p < 1 - confidence:
             return "not significant"
         return "**above**" if self.comparison.difference.mean > 0 else "**below**"
@@ -52,10 +53,32 @@ class Series:
         common = set.intersection(*(set(one) for one in found)) if found else set()
         return {seed: float(np.mean([one[seed] for one in found])) for seed in sorted(common)}
 
-    def bootstrap(self, metric: str) -> Interval | None:
-        """Mean over alpha with a bootstrap interval that resamples seeds within each alpha."""
-        strata = [list(condition.values(metric).values()) for condition in self.conditions]
-        return stratified_bootstrap_interval(strata) if strata and all(strata) else None
+    def by_seed(self, metric: str) -> BySeed:
+        """Seed -> mean over alpha prompt by prompt, where every alpha has the same number of prompts; else `values`."""
+        found = [condition.by_seed(metric) for condition in self.conditions]
+        if len({np.shape(value) for one in found for value in one.values()}) != 1:
+            return self.values(metric)
+        return {seed: np.mean([np.asarray(one[seed]) for one in found], axis=0) for seed in self.values(metric)}
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One side of a comparison: the mean of one or several conditions."""
+
+    label: str
+    line: Series
+
+
+@dataclass(frozen=True)
+class _Pair:
+    first: _Side
+    second: _Side
+    kind: str
+
+    @property
+    def over_alpha(self) -> bool:
+        """Whether a side is a mean over several alpha."""
+        return len(self.first.line.conditions) > 1
 
 
 def series(found: Sequence[Condition]) -> list[Series]:
@@ -69,46 +92,73 @@ def series(found: Sequence[Condition]) -> list[Series]:
 
 def series_label(condition: Condition, found: Sequence[Condition]) -> str:
     """The label of a condition without its alpha; beta is named where several are compared."""
-    label = condition.label
-    start = label.find(" α=")
-    if start >= 0:
-        end = label.index(" β=", start)
-        label = label[:start] + label[end:]
     betas = {other.beta for other in found if other.regularized and other.beta > 0}
-    return label if len(betas) > 1 else label.replace(f" β={condition.beta:g}", "")
+    return condition.called(alpha=False, beta=len(betas) > 1)
 
 
-def compare_over_alpha(found: Sequence[Condition], metric: str, confidence: float = 0.95) -> list[Verdict]:
-    """Compare the mean over alpha of every line with its single references, with beta 0, and with other lines.
+def compare_job(found: Sequence[Condition], metrics: Sequence[str], confidence: float = 0.95) -> list[Verdict]:
+    """Make all comparisons of a job on all metrics: one family under one Holm correction.
 
-    Two lines, like two conditions, are compared where they differ in one thing alone: the regularizer's orders, or how
-    it is estimated. Every further pair would cost the ones that answer a question their significance.
+    Every line over alpha (its mean) and every condition of the grid is compared with its single references, with
+    beta 0, and with others that differ in one thing alone: the regularizer's orders, or how it is estimated. Every
+    further pair would cost the ones that answer a question their significance.
+
+    Args:
+        found: conditions of one job.
+        metrics: those to compare on.
+        confidence: of the intervals.
     """
+    pairs = [*_pairs_over_alpha(found), *_pairs_at_each_alpha(found)]
+    judged = [(metric, pair, _compared(pair, found, metric, confidence)) for metric in metrics for pair in pairs]
+    made = [(metric, pair, one) for metric, pair, one in judged if one is not None]
+    adjusted = holm([one.p_value for *_, one in made])
+    return [
+        Verdict(metric, pair.first.label, pair.second.label, pair.kind, pair.over_alpha, one, p)
+        for (metric, pair, one), p in zip(made, adjusted)
+    ]
+
+
+def _pairs_over_alpha(found: Sequence[Condition]) -> list[_Pair]:
+    """Lines of several alpha, against baselines and other lines over the same alpha."""
     pairs = []
-    lines = series(found)
+    lines = [line for line in series(found) if len(line.conditions) > 1]
     for index, line in enumerate(lines):
         head = line.conditions[0]
-        for other in _baselines(head, found):
-            pairs.append((_over(line), other.label, _kind(other), line.values(metric), other.values(metric)))
+        pairs += [_Pair(_over(line), _alone(other), _kind(other)) for other in _baselines(head, found)]
         for other_line in lines[index + 1 :]:
             kind = _one_difference(head, other_line.conditions[0])
             if kind and _same_weights(line, other_line):
-                pairs.append((_over(line), _over(other_line), kind, line.values(metric), other_line.values(metric)))
-    return _judge(pairs, confidence)
+                pairs.append(_Pair(_over(line), _over(other_line), kind))
+    return pairs
 
 
-def compare_conditions(found: Sequence[Condition], metric: str, confidence: float = 0.95) -> list[Verdict]:
-    """Compare every condition of the grid with its baselines, and with other regularizers at its alpha and beta."""
+def _pairs_at_each_alpha(found: Sequence[Condition]) -> list[_Pair]:
+    """Conditions of the grid, against baselines and others at the same alpha and beta."""
     pairs = []
     grid = [condition for condition in found if condition.role == "grid"]
     for index, condition in enumerate(grid):
-        for other in _baselines(condition, found):
-            pairs.append((condition.label, other.label, _kind(other), condition.values(metric), other.values(metric)))
+        pairs += [_Pair(_alone(condition), _alone(other), _kind(other)) for other in _baselines(condition, found)]
         for other in grid[index + 1 :]:
             kind = _one_difference(condition, other)
             if kind and other.weights == condition.weights:
-                pairs.append((condition.label, other.label, kind, condition.values(metric), other.values(metric)))
-    return _judge(pairs, confidence)
+                pairs.append(_Pair(_alone(condition), _alone(other), kind))
+    return pairs
+
+
+def _compared(pair: _Pair, found: Sequence[Condition], metric: str, confidence: float) -> Comparison | None:
+    """Judge a pair by the residual that all conditions with a penalty share; None without a common seed.
+
+    Without a penalty runs differ between seeds several times more: beta 0 is no part of the shared residual, and a
+    pair with it is judged by its own spread.
+    """
+    sides = pair.first.line, pair.second.line
+    first, second = (side.by_seed(metric) for side in sides)
+    if not set(first) & set(second):
+        return None
+    alike = all(condition.role != "beta0" for side in sides for condition in side.conditions)
+    block = [c.values(metric) for c in found if c.role != "beta0"] if alike else []
+    weight = sum(1 / len(side.conditions) for side in sides)
+    return compare(first, second, block, weight, confidence)
 
 
 def _baselines(condition: Condition, found: Sequence[Condition]) -> list[Condition]:
@@ -140,17 +190,13 @@ def _kind(other: Condition) -> str:
     return "single reference" if other.role == "single" else "no penalty"
 
 
-def _over(line: Series) -> str:
-    count = len(line.conditions)
-    return f"{line.label} (mean over {count} α)" if count > 1 else line.conditions[0].label
+def _over(line: Series) -> _Side:
+    return _Side(f"{line.label} (mean over {len(line.conditions)} α)", line)
+
+
+def _alone(condition: Condition) -> _Side:
+    return _Side(condition.label, Series(condition.label, (condition,)))
 
 
 def _same_weights(first: Series, second: Series) -> bool:
     return [c.weights for c in first.conditions] == [c.weights for c in second.conditions]
-
-
-def _judge(pairs: list[tuple[str, str, str, dict, dict]], confidence: float) -> list[Verdict]:
-    pairs = [pair for pair in pairs if set(pair[3]) & set(pair[4])]
-    comparisons = [compare(first, second, confidence) for *_, first, second in pairs]
-    adjusted = holm([comparison.p_value for comparison in comparisons])
-    return [Verdict(*pair[:3], one, p) for pair, one, p in zip(pairs, comparisons, adjusted)]

@@ -26,7 +26,7 @@ _SCORES = {0.0: "reverse-KL score", 1.0: "forward-KL score", 0.5: "Hellinger sco
 
 
 def metric_against_alpha(found: Sequence[Condition], metric: str, name: str, start: float | None) -> Any | None:
-    """The metric against the weight of the first of two references, with t intervals over seeds.
+    """The metric against the weight of the first of two references, with intervals over seeds and prompts.
 
     One panel a setting (score, level, estimator, beta), since its single references belong to it: they are the bands.
     The vertical axis is shared.
@@ -191,7 +191,7 @@ def _bands(axes: Any, found: Sequence[Condition], setting: tuple, metric: str, s
         if interval is None:
             continue
         axes.axhline(interval.mean, color=look.color, linestyle=look.linestyle, linewidth=1.1, zorder=1)
-        if interval.n > 1:
+        if not np.isnan(interval.half_width):
             axes.axhspan(interval.low, interval.high, color=look.color, alpha=0.12, linewidth=0, zorder=0)
     for condition in _without_penalty(found):
         interval = condition.interval(metric)
@@ -223,7 +223,7 @@ def _line_over_alpha(axes: Any, line: Series, metric: str, index: int) -> None:
     look = style.series(index)
     # Small sideways steps keep the error bars of several lines apart.
     shift = 0.006 * (index % 3 - 1)
-    halves = [0.0 if interval.n < 2 else interval.half_width for _, interval in rows]
+    halves = [0.0 if np.isnan(interval.half_width) else interval.half_width for _, interval in rows]
     shifted = [x + shift for x in xs]
     axes.errorbar(shifted, means, halves, capsize=2.5, elinewidth=1, zorder=3, **look.line())
 
@@ -237,7 +237,14 @@ def _name_lines(
             last = line.conditions[-1]
             interval = last.interval(metric)
             if interval is not None:
-                labels.append((last.weights[0], interval.mean, _short(line.label), style.series(index).color))
+                labels.append(
+                    (
+                        last.weights[0],
+                        interval.mean,
+                        line.conditions[0].called(alpha=False, beta=False),
+                        style.series(index).color,
+                    )
+                )
     for condition, look in _singles(found, setting):
         interval = condition.interval(metric)
         if interval is not None:
@@ -249,10 +256,6 @@ def _name_lines(
     if start is not None:
         labels.append((1.0, start, "start", style.MUTED))
     style.label_ends(axes, labels, gap=0.075)
-
-
-def _short(label: str) -> str:
-    return label.split(" β=")[0]
 
 
 def _setting_title(lines: list[Series], setting: tuple) -> str:
@@ -293,7 +296,7 @@ def _frontier_baselines(axes: Any, found: Sequence[Condition], reference: str, m
 
 
 def _halves(intervals: Any) -> list[float]:
-    return [0.0 if interval.n < 2 else interval.half_width for interval in intervals]
+    return [0.0 if np.isnan(interval.half_width) else interval.half_width for interval in intervals]
 
 
 def _shared_legend(figure: Any, grid: Any) -> None:

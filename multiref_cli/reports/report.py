@@ -1,5 +1,6 @@
 """Reports from what is on disk: of one run, of a sweep, of several sweeps together."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,10 @@ from typing import Any
 from multiref_cli.errors import RequestError
 from multiref_cli.reports import figures
 from multiref_cli.reports.collect import Condition, Run, alpha_text, conditions, read_run, write_csv
-from multiref_cli.reports.compare import Check, compare_with, read_rows, rows_of, verdict, write_rows
+from multiref_cli.reports.compare import compare_with, conclusions, read_rows, rows_of, verdict, write_rows
 from multiref_cli.reports.comparison import add_job, jobs, plus_minus, stems, summary_line, write_pending
 from multiref_cli.reports.page import Page
+from multiref_cli.reports.scores import SCORES, write_scores
 from multiref_cli.sweeps.ledger import Ledger, expand_folders
 
 
@@ -19,11 +21,12 @@ def write_report(folders: Sequence[Path], out: Path | None = None, against: Path
     Args:
         folders: run folders and sweep folders.
         out: where to write; by default report/ in the first folder.
-        against: CSV of committed results (see compare.py); the report says what lies within their intervals.
+        against: CSV of committed results (see compare.py); the report says whether the reproduction holds.
 
     Returns:
         The path of index.html. Beside it lies summary.csv, one row a condition and metric, in the form that is
-        committed; a sweep's results.csv, one row a run, lies beside its plan, and in `out` if that is given.
+        committed, and scores.csv.gz, from which `--check` computes it again; a sweep's results.csv, one row a run, lies
+        beside its plan, and in `out` if that is given.
 
     Raises:
         RequestError: a folder that is neither, or nothing finished in any.
@@ -43,11 +46,12 @@ def write_report(folders: Sequence[Path], out: Path | None = None, against: Path
     if out is not None:
         write_csv(found, target / "results.csv")
     write_rows(rows_of(found), target / "summary.csv")
+    write_scores(found, target / SCORES)
     page = Page(" and ".join(_name(folder) for folder in folders))
     page.text(summary_line(found) + " Every number comes from the run folders; nothing was trained for this report.")
     write_pending(page, sweeps)
     if against is not None:
-        add_checks(page, compare_with(read_rows(against), found), against)
+        add_checks(page, found, against)
     groups = jobs(found)
     for group, stem in zip(groups, stems(groups)):
         add_job(page, group, stem)
@@ -96,20 +100,32 @@ def write_run_report(folder: Path) -> Path:
     return page.write(run.folder / "report")
 
 
-def add_checks(page: Page, checks: list[Check], against: Path) -> None:
-    """Add the comparison with committed results."""
-    page.text(f"## Against committed results\n\n{verdict(checks)}")
+def add_checks(page: Page, found: list[Condition], against: Path) -> str:
+    """Add the comparison with committed results; returns its sentence."""
+    checks = compare_with(read_rows(against), found)
+    drawn = conclusions(checks, found)
+    sentence = verdict(checks, drawn)
+    page.text(f"## Against committed results\n\n{sentence}")
     rows = []
     for check in checks:
         old = check.committed
-        new = plus_minus(check.new) if check.new else "–"
-        rows.append([old.job, old.condition, old.metric, plus_minus(old.interval), new, check.word])
+        new = plus_minus(check.new.interval) if check.new else "–"
+        p = "–" if math.isnan(check.p_value) else f"{check.p_value:.2g}"
+        rows.append([old.job, old.condition, old.metric, plus_minus(old.interval), new, p, check.word])
     commits = ", ".join(sorted({check.committed.commit for check in checks}))
     machines = "; ".join(sorted({check.committed.hardware for check in checks}))
     caption = (
-        f"Committed: `{against.name}`, commit {commits}, {machines}. Within: the new mean lies in the old interval."
+        f"Committed: `{against.name}`, commit {commits}, {machines}. p: of the difference of both means, from the "
+        "standard errors of both (Welch's t); of means that are the same, one in twenty differs by chance."
     )
-    page.table(["job", "condition", "metric", "committed", "now", "verdict"], rows, caption, name="against-committed")
+    headers = ["job", "condition", "metric", "committed", "now", "p", "verdict"]
+    page.table(headers, rows, caption, name="against-committed")
+    if drawn:
+        told = [[one.job, one.metric, one.first, one.second, one.committed, one.new] for one in drawn]
+        caption = "Both judged as independent means, with Holm's correction: published rows are not paired."
+        headers = ["job", "metric", "first", "second", "committed: the first is", "now"]
+        page.table(headers, told, caption, name="conclusions-against-committed")
+    return sentence
 
 
 def _what(condition: Condition) -> str:

@@ -6,14 +6,13 @@ import statistics
 import numpy as np
 import pytest
 
+from multiref_cli.evaluation.crossed import compare
 from multiref_cli.evaluation.statistics import (
     bootstrap_interval,
-    compare,
     conclusion,
     holm,
     probability_of_improvement,
     regularized_beta,
-    stratified_bootstrap_interval,
     student_t_cdf,
     student_t_quantile,
     t_interval,
@@ -89,31 +88,25 @@ def test_bootstrap_draws_whole_rows() -> None:
     assert copied.half_width == pytest.approx(single.half_width, rel=1e-9)
 
 
-def test_stratified_bootstrap_ignores_distance_between_strata() -> None:
-    near = stratified_bootstrap_interval([[0.0, 1.0, 2.0], [0.0, 1.0, 2.0]])
-    far = stratified_bootstrap_interval([[0.0, 1.0, 2.0], [100.0, 101.0, 102.0]])
-    assert far.mean == 51.0 and near.mean == 1.0 and far.n == 6
-    assert far.half_width == pytest.approx(near.half_width)
-    with pytest.raises(ValueError, match="no strata"):
-        stratified_bootstrap_interval([])
-
-
 def test_compare_pairs_seeds() -> None:
     """Differences 1, 1, 2 over seeds 0, 1, 2: t = (4/3) / (0.57735 / sqrt(3)) = 4, two degrees: p = 0.0572."""
     result = compare({0: 11.0, 1: 21.0, 2: 32.0, 7: 0.0}, {2: 30.0, 1: 20.0, 0: 10.0})
     assert result.difference.mean == pytest.approx(4 / 3) and result.difference.n == 3
     assert result.p_value == pytest.approx(1 - 4 / math.sqrt(18), rel=1e-9)
-    assert result.effect == pytest.approx((4 / 3) / math.sqrt((110.3333333 + 100) / 2))
+    # Hedges' factor with four degrees of freedom: Gamma(2) / (sqrt(2) Gamma(3/2)) = sqrt(2 / pi).
+    assert result.effect == pytest.approx(math.sqrt(2 / math.pi) * (4 / 3) / math.sqrt((110.3333333 + 100) / 2))
     assert result.improvement == pytest.approx(6 / 9)
     with pytest.raises(ValueError, match="no common seeds"):
         compare({0: 1.0}, {1: 1.0})
 
 
-def test_compare_degenerate() -> None:
-    assert compare({0: 1.0, 1: 2.0}, {0: 1.0, 1: 2.0}).p_value == 1.0
-    assert compare({0: 1.1, 1: 2.1}, {0: 1.0, 1: 2.0}).p_value == 0.0
+def test_differences_without_spread_cannot_be_judged() -> None:
+    same, shifted = {0: 1.0, 1: 2.0}, {0: 1.1, 1: 2.1}
+    assert math.isnan(compare(same, same).p_value)
+    assert math.isnan(compare(shifted, same).p_value)
     assert math.isnan(compare({0: 1.0}, {0: 0.0}).p_value)
-    assert compare({0: 1.0, 1: 1.0}, {0: 0.0, 1: 0.0}).effect == math.inf
+    assert math.isnan(compare({0: 1.0, 1: 1.0}, {0: 0.0, 1: 0.0}).effect)
+    assert "cannot be judged" in conclusion("a", "b", "reward", compare(shifted, same))
 
 
 def test_p_values_are_uniform_under_no_difference() -> None:

@@ -1,17 +1,20 @@
 """Committed results: written, read, compared, and turned into the README's table."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 import pytest
 
 from multiref_cli.errors import RequestError
-from multiref_cli.evaluation.statistics import Interval
+from multiref_cli.evaluation.statistics import Interval, student_t_cdf, student_t_quantile
 from multiref_cli.reports.collect import conditions, read_run
 from multiref_cli.reports.compare import (
     BEGIN,
     END,
+    Check,
     compare_with,
+    conclusions,
     read_rows,
     readme_table,
     rows_of,
@@ -36,27 +39,46 @@ def test_rows_survive_the_file(found, tmp_path: Path) -> None:
     for old, new in zip(rows, again):
         assert new.interval == pytest.approx(old.interval, rel=1e-5)
         assert (new.commit, new.command) == ("0123456789ab", "make reproduce") and "2 cores" in new.hardware
-    # 2 untrained models x 2 scorers, and 13 conditions x (2 scorers, their objectives, KL).
-    assert len(rows) == 4 + 13 * 5
+    # 2 untrained models x 2 scorers; 13 conditions x (2 scorers, one centered, 2 objectives, KL to 2, weighted, mixed).
+    assert len(rows) == 4 + 13 * 9
 
 
 def test_the_same_results_are_within(found) -> None:
     checks = compare_with(rows_of(found), found)
-    assert {check.word for check in checks} == {"within"}
-    assert verdict(checks) == f"{len(checks)} of {len(checks)} means lie within the committed intervals."
+    assert {check.word for check in checks} == {"agrees"}
+    drawn = conclusions(checks, found)
+    assert len(drawn) == 2 * 27 and all(one.committed == one.new for one in drawn)
+    assert verdict(checks, drawn).startswith(f"The reproduction holds: {len(checks)} of {len(checks)} means agree")
+    assert verdict(checks, drawn).endswith("; 54 of 54 conclusions are the same, 0 reversed.")
 
 
 def test_what_moved_is_named(found) -> None:
     rows = rows_of(found)
     index = next(i for i, r in enumerate(rows) if (r.condition, r.metric) == ("rkl α=0.5 β=1", "gold"))
-    rows[index] = dataclasses.replace(rows[index], interval=Interval(0.1, 0.05, 0.15, 3))
+    rows[index] = dataclasses.replace(rows[index], interval=Interval(0.1, 0.09, 0.11, 3))
     rows.append(dataclasses.replace(rows[0], condition="chi2 α=0.5 β=1"))
     rows.append(dataclasses.replace(rows[index], interval=Interval(0.1, float("nan"), float("nan"), 1)))
     checks = compare_with(rows, found)
-    assert checks[index].word == "**outside**"
+    assert checks[index].word == "**differs**"
     assert [check.word for check in checks[-2:]] == ["not run", "no interval"]
     text = verdict(checks)
-    assert "outside: rkl α=0.5 β=1 on gold" in text and "1 committed rows were not run" in text
+    assert text.startswith("The reproduction does not hold") and "1 committed rows were not run" in text
+    assert "1 differ after Holm's correction (rkl α=0.5 β=1 on gold)" in text
+    assert verdict(checks[-1:]).startswith("Nothing can be said")
+
+
+def test_a_difference_is_judged_by_the_errors_of_both(found) -> None:
+    """Half widths 4.303 over three seeds: errors 1 and 1, four degrees; 2 apart is t = 1.414, p = .230."""
+    old = rows_of(found)[10]
+    half = student_t_quantile(0.975, 2)
+    old = dataclasses.replace(old, interval=Interval(1.0, 1 - half, 1 + half, 3))
+    new = dataclasses.replace(old, interval=Interval(3.0, 3 - half, 3 + half, 3))
+    assert Check(old, new).p_value == pytest.approx(2 * student_t_cdf(-math.sqrt(2), 4))
+    assert Check(old, new).word == "agrees"
+    far = dataclasses.replace(old, interval=Interval(6.0, 6 - half, 6 + half, 3))
+    assert Check(old, far).word == "**differs**"
+    crossed = dataclasses.replace(old, prompts=500, degrees=10.0)
+    assert crossed.error == pytest.approx((half / student_t_quantile(0.975, 10), 10))
 
 
 def test_readme_is_made_from_the_file(found, tmp_path: Path) -> None:
@@ -80,8 +102,8 @@ def test_report_says_what_agrees(offline: Ledger, found, tmp_path: Path, undrawn
     write_rows(rows_of(found), tmp_path / "results.csv")
     index = write_report([offline.path], tmp_path / "out", tmp_path / "results.csv")
     text = (index.parent / "report.md").read_text()
-    assert "## Against committed results" in text and "69 of 69 means lie within" in text
-    assert read_rows(tmp_path / "out" / "summary.csv") == read_rows(tmp_path / "results.csv")
+    assert "## Against committed results" in text and "121 of 121 means agree" in text
+    assert (tmp_path / "out" / "summary.csv").read_text() == (tmp_path / "results.csv").read_text()
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
@@ -95,5 +117,5 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 def test_report_command_compares(offline: Ledger, found, tmp_path: Path, undrawn: None, multiref, capsys) -> None:
     write_rows(rows_of(found)[:10], tmp_path / "results.csv")
     assert multiref("report", offline.path, "--out", tmp_path / "out", "--against", tmp_path / "results.csv") == 0
-    assert "10 of 10 means lie within the committed intervals." in capsys.readouterr().out
+    assert "The reproduction holds: 10 of 10 means agree" in capsys.readouterr().out
     assert multiref("report", offline.path, "--against", tmp_path / "nothing.csv") == 2

@@ -10,10 +10,11 @@ import pytest
 import yaml
 
 from multiref_cli.errors import RequestError
-from multiref_cli.evaluation.statistics import compare, t_interval
+from multiref_cli.evaluation.crossed import compare
+from multiref_cli.evaluation.statistics import t_interval
 from multiref_cli.reports.collect import Condition, conditions, read_run, scorers
 from multiref_cli.reports.comparison import jobs, plus_minus
-from multiref_cli.reports.comparisons import compare_conditions, compare_over_alpha, series
+from multiref_cli.reports.comparisons import compare_job, series
 from multiref_cli.reports.report import write_report, write_run_report
 from multiref_cli.sweeps.ledger import Ledger, expand_folders
 
@@ -58,7 +59,7 @@ def test_the_same_run_twice_counts_once(offline: Ledger) -> None:
 
 def test_comparisons_are_paired_with_their_own_baselines(offline: Ledger) -> None:
     found = _conditions(offline)
-    verdicts = compare_conditions(found, "gold")
+    verdicts = [verdict for verdict in compare_job(found, ["gold"]) if not verdict.over_alpha]
     pairs = {(v.first, v.second) for v in verdicts}
     # 9 points x 2 baselines, and at each of 3 alphas 3 pairs of regularizers.
     assert len(verdicts) == len(pairs) == 27
@@ -66,7 +67,8 @@ def test_comparisons_are_paired_with_their_own_baselines(offline: Ledger) -> Non
     assert ("fkl α=0.5 β=1", "instruct alone (rkl) β=1") not in pairs
     one = next(v for v in verdicts if (v.first, v.second) == ("rkl α=0.5 β=1", "fkl α=0.5 β=1"))
     sides = [_one(found, label).values("gold") for label in (one.first, one.second)]
-    assert one.comparison == compare(*sides)
+    block = [condition.values("gold") for condition in found if condition.role != "beta0"]
+    assert one.comparison == compare(*sides, block)
     assert one.adjusted_p >= one.comparison.p_value
 
 
@@ -76,7 +78,7 @@ def test_lines_over_alpha(offline: Ledger) -> None:
     assert [line.label for line in lines] == ["rkl", "mrpo", "fkl"]
     values = [_one(found, f"rkl α={a} β=1").values("gold") for a in (0.3, 0.5, 0.7)]
     assert lines[0].values("gold")[1] == pytest.approx(np.mean([v[1] for v in values]))
-    verdicts = compare_over_alpha(found, "gold")
+    verdicts = [verdict for verdict in compare_job(found, ["gold"]) if verdict.over_alpha]
     assert len(verdicts) == 3 * 2 + 3
     assert verdicts[0].first == "rkl (mean over 3 α)" and verdicts[0].word() == "**above**"
 
@@ -84,11 +86,11 @@ def test_lines_over_alpha(offline: Ledger) -> None:
 def test_only_pairs_that_differ_in_one_thing_are_compared(estimators: Ledger) -> None:
     """Two regularizers x two estimators: four pairs with one difference, none of the two with both."""
     found = _conditions(estimators)
-    for verdicts in (compare_conditions(found, "gold"), compare_over_alpha(found, "gold")):
-        assert sorted(verdict.kind for verdict in verdicts) == ["estimator", "estimator", "regularizer", "regularizer"]
-        for verdict in verdicts:
-            names = [side.split(" ")[0] for side in (verdict.first, verdict.second)]
-            assert (names[0] == names[1]) == (verdict.kind == "estimator")
+    verdicts = compare_job(found, ["gold"])
+    assert sorted(verdict.kind for verdict in verdicts) == ["estimator", "estimator", "regularizer", "regularizer"]
+    for verdict in verdicts:
+        names = [side.split(" ")[0] for side in (verdict.first, verdict.second)]
+        assert (names[0] == names[1]) == (verdict.kind == "estimator")
 
 
 def test_sweep_report(offline: Ledger) -> None:
@@ -100,7 +102,14 @@ def test_sweep_report(offline: Ledger) -> None:
     assert figures == per_metric | {"learning-curves"}
     interval = _one(_conditions(offline), "rkl α=0.5 β=1").interval("gold")
     assert interval is not None and plus_minus(interval) in text
-    for fact in ("instruct, untrained, the start", "J, gold", "held-out accuracy 0.812", "not significant", "Holm"):
+    for fact in (
+        "instruct, untrained, the start",
+        "J, gold",
+        "held-out accuracy 0.812",
+        "one family",
+        "Holm",
+        "Σ α KL",
+    ):
         assert fact in text
     for fact in ("multiref sweep", "0123456789ab", "some processor", "torch 2.13.0", "n = 500", "sequence"):
         assert fact in text
@@ -154,7 +163,8 @@ def test_unfinished_points_are_named(offline: Ledger, tmp_path: Path, undrawn: N
 def test_one_seed_says_so(offline: Ledger, tmp_path: Path, undrawn: None) -> None:
     runs = [folder for folder in offline.run_folders() if "-s0-" in folder.name]
     text = (write_report(runs, tmp_path).parent / "report.md").read_text()
-    assert "There is one seed" in text and "±" not in text.split("## Results")[1].split("Untrained")[0].split("J =")[0]
+    assert "There is one seed" in text and "One seed: no interval." in text
+    assert "±" not in text.split("## Results")[1].split("Untrained")[0].split("J =")[0]
 
 
 def test_run_report(offline: Ledger, tmp_path: Path) -> None:

@@ -1,0 +1,81 @@
+"""Measures of a policy's samples: pass@k, avg@k, and a win rate that length cannot buy (numpy only)."""
+
+import math
+
+import numpy as np
+
+
+def pass_at_k(correct: np.ndarray, samples: int, k: int) -> np.ndarray:
+    """Return the unbiased estimate of the chance that one of k samples is right, for every prompt.
+
+    Equation: 1 - C(n - c, k) / C(n, k) (Chen et al. 2021, arXiv 2107.03374).
+
+    Args:
+        correct: (P,) right samples c of each prompt, 0 to n.
+        samples: n, drawn for each prompt.
+        k: 1 to n.
+
+    Returns:
+        (P,) estimates.
+
+    Raises:
+        ValueError: k or a count out of range.
+    """
+    counts = np.asarray(correct, dtype=int)
+    if not 1 <= k <= samples or counts.min(initial=0) < 0 or counts.max(initial=0) > samples:
+        raise ValueError(f"pass@{k} needs 1 <= k <= {samples} samples and between 0 and {samples} right ones")
+    return np.array([1 - math.comb(samples - int(c), k) / math.comb(samples, k) for c in counts])
+
+
+def avg_at_k(scores: np.ndarray, k: int) -> np.ndarray:
+    """Return the unbiased estimate of the mean score of k samples, for every prompt: the mean of all n of them.
+
+    Args:
+        scores: (P, n) one score a sample.
+        k: 1 to n.
+
+    Returns:
+        (P,) estimates; they do not depend on k.
+
+    Raises:
+        ValueError: k out of range.
+    """
+    table = np.asarray(scores, dtype=np.float64)
+    if not 1 <= k <= table.shape[1]:
+        raise ValueError(f"avg@{k} needs 1 <= k <= {table.shape[1]} samples")
+    return table.mean(1)
+
+
+def length_controlled_win_rate(preferences: np.ndarray, length_differences: np.ndarray) -> float:
+    """Return the win rate that is left when both responses are equally long.
+
+    Equation: P(win) = sigmoid(a + b tanh(d / sd(d))), a and b by maximum likelihood; the rate is sigmoid(a)
+    (Dubois et al. 2024, arXiv 2404.04475, without their terms for the prompt's difficulty; d is not centered, so
+    that 0 means equal length).
+
+    Args:
+        preferences: (N,) probability that the policy's response is preferred, sigmoid of the difference of a
+            Bradley-Terry reward, or 0 and 1.
+        length_differences: (N,) length of the policy's response minus the other's, in tokens.
+
+    Returns:
+        Between 0 and 1.
+
+    Raises:
+        ValueError: no finite maximum: length or the constant tells wins from losses without an error.
+    """
+    wins, differences = (np.asarray(x, dtype=np.float64) for x in (preferences, length_differences))
+    spread = float(differences.std())
+    columns = [np.ones_like(wins)] + ([np.tanh(differences / spread)] if spread > 0 else [])
+    design, coefficients = np.stack(columns, 1), np.zeros(len(columns))
+    for _ in range(100):
+        chance = 1 / (1 + np.exp(-design @ coefficients))
+        curvature = design.T @ (design * (chance * (1 - chance))[:, None])
+        if np.linalg.cond(curvature) > 1e12 or np.abs(coefficients).max() > 30:
+            break
+        step = np.linalg.solve(curvature, design.T @ (wins - chance))
+        # Newton overshoots where the chances are near 0 or 1.
+        coefficients = coefficients + step * min(1.0, 2.0 / max(float(np.abs(step).max()), 1e-300))
+        if np.abs(step).max() < 1e-10:
+            return float(1 / (1 + math.exp(-coefficients[0])))
+    raise ValueError("wins and losses are told apart without an error: the logistic fit has no finite maximum")

@@ -1,0 +1,90 @@
+"""Scores behind published numbers: one a condition, seed, prompt and metric, from which every number follows again."""
+
+import csv
+import gzip
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from multiref_cli.errors import RequestError
+from multiref_cli.evaluation.crossed import BySeed, estimate
+from multiref_cli.reports.collect import Condition
+from multiref_cli.reports.compare import Row, measured, read_rows
+from multiref_cli.reports.comparison import job_name
+
+SCORES = "scores.csv.gz"
+COLUMNS = ("job", "condition", "level", "estimator", "seed", "prompt", "metric", "value")
+
+
+def write_scores(found: Sequence[Condition], path: Path) -> None:
+    """Write scores.csv.gz; `prompt` is the prompt's number, empty where only a run's mean is known."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for one in measured(found):
+        untrained = one.role == "untrained"
+        how = ("–", "–") if untrained else (one.condition.level, one.condition.estimator)
+        names = [job_name(one.condition), one.label, *how]
+        for seed, values in (one.values or {}).items():
+            shown = "" if untrained else seed
+            if np.ndim(values) == 0:
+                writer.writerow([*names, shown, "", one.metric, f"{values:.9g}"])
+            else:
+                writer.writerows([*names, shown, i, one.metric, f"{v:.9g}"] for i, v in enumerate(np.asarray(values)))
+    # Without a time in its header the same scores make the same file.
+    path.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
+
+
+def read_scores(path: Path) -> dict[tuple[str, ...], BySeed]:
+    """Read what `write_scores` wrote, by the key of the row that it belongs to.
+
+    Raises:
+        RequestError: no such file, or another one.
+    """
+    if not path.is_file():
+        raise RequestError(f"{path} does not exist: the scores must lie beside the CSV that they belong to.")
+    with gzip.open(path, "rt", newline="") as file:
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != COLUMNS:
+            raise RequestError(f"{path} is no file of scores: its columns must be {', '.join(COLUMNS)}.")
+        found: dict[tuple[str, ...], dict[int, list[float]]] = {}
+        for row in reader:
+            key = tuple(row[name] for name in ("job", "condition", "level", "estimator", "metric"))
+            # Rows of a seed stand in the order of its prompts.
+            found.setdefault(key, {}).setdefault(int(row["seed"] or 0), []).append(float(row["value"]))
+    return {key: {seed: np.array(values) for seed, values in seeds.items()} for key, seeds in found.items()}
+
+
+def check_rows(committed: Path) -> str:
+    """Compute every number of a committed CSV again from the scores beside it: one sentence says whether they agree.
+
+    Args:
+        committed: NAME.csv; its scores are NAME.scores.csv.gz, or scores.csv.gz in the same folder.
+
+    Raises:
+        RequestError: one of the files is missing, or is another one.
+    """
+    rows = read_rows(committed)
+    own = committed.with_suffix(f".{SCORES}")
+    path = own if own.is_file() else committed.with_name(SCORES)
+    scores = read_scores(path)
+    known = [row for row in rows if row.key in scores]
+    wrong = [f"{row.condition} on {row.metric}" for row in known if not _agrees(row, scores[row.key])]
+    unknown = len(rows) - len(known)
+    more = f"; {unknown} rows have no scores there" if unknown else ""
+    if not wrong and known:
+        return f"All {len(known)} means and intervals of {committed.name} follow from {path.name}{more}."
+    named = ", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+    count = f"{len(wrong)} of {len(known)} rows of {committed.name} do not follow from {path.name}"
+    return f"{count}: {named or 'none'}{more}."
+
+
+def _agrees(row: Row, values: BySeed) -> bool:
+    """Whether mean and bounds are those of the scores, to the six digits of the CSV."""
+    found = estimate(values).interval
+    new, old = np.array(found[:3]), np.array(row.interval[:3])
+    scale = max(1e-9, float(np.nanmax(np.abs(old))))
+    n = row.interval.n if row.role != "untrained" else 1
+    return bool(np.allclose(new, old, rtol=0, atol=2e-5 * scale, equal_nan=True)) and found.n == n

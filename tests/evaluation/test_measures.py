@@ -1,0 +1,48 @@
+"""Measures of samples against hand arithmetic."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from multiref_cli.evaluation.measures import avg_at_k, length_controlled_win_rate, pass_at_k
+
+
+def test_pass_at_k_by_hand() -> None:
+    """Four samples, two right: of six pairs one has none, so 5/6; with k = 1 the share of right ones."""
+    assert pass_at_k(np.array([2, 0, 4, 3]), 4, 2) == pytest.approx([5 / 6, 0, 1, 1])
+    assert pass_at_k(np.array([2, 1]), 4, 1) == pytest.approx([0.5, 0.25])
+    with pytest.raises(ValueError, match="1 <= k <= 4"):
+        pass_at_k(np.array([1]), 4, 5)
+    with pytest.raises(ValueError, match="right ones"):
+        pass_at_k(np.array([5]), 4, 1)
+
+
+def test_pass_at_k_is_the_share_of_subsets() -> None:
+    right = [True, False, False, True, False, False]
+    for k in range(1, 7):
+        share = np.mean([any(one) for one in itertools.combinations(right, k)])
+        assert pass_at_k(np.array([2]), 6, k)[0] == pytest.approx(share)
+
+
+def test_avg_at_k_is_the_mean_over_subsets() -> None:
+    scores = [1.0, 0.0, 0.5, 0.25]
+    for k in (1, 3, 4):
+        mean = np.mean([np.mean(one) for one in itertools.combinations(scores, k)])
+        assert avg_at_k(np.array([scores]), k)[0] == pytest.approx(mean)
+    with pytest.raises(ValueError, match="avg@5"):
+        avg_at_k(np.array([scores]), 5)
+
+
+def test_length_controlled_win_rate() -> None:
+    # Differences 10 and -10 have the standard deviation 10. Probabilities that follow the model are fitted exactly.
+    differences = np.array([10.0, -10.0])
+    chances = 1 / (1 + np.exp(-(0.4 + 1.5 * np.tanh(differences / 10))))
+    assert length_controlled_win_rate(chances, differences) == pytest.approx(1 / (1 + math.exp(-0.4)))
+    # All of the advantage is length: the longer one wins at .9, so the two of equal length are even.
+    assert length_controlled_win_rate(np.array([0.9, 0.1]), differences) == pytest.approx(0.5)
+    # Equal lengths: the plain win rate.
+    assert length_controlled_win_rate(np.array([1.0, 1.0, 0.0, 1.0]), np.zeros(4)) == pytest.approx(0.75)
+    with pytest.raises(ValueError, match="no finite maximum"):
+        length_controlled_win_rate(np.array([1.0, 0.0]), differences)
