@@ -6,9 +6,10 @@ from typing import Any
 from multiref_cli.config.schema import Data
 from multiref_cli.data.answers import final_answer, parse_math
 from multiref_cli.data.chat import Message
+from multiref_cli.data.encode import bounded_prompt, load_encoded, prompt_key
 from multiref_cli.data.messages import column, conversation, prompt_messages
 from multiref_cli.data.numbers import parse_number
-from multiref_cli.data.preferences import bounded_prompt, load_encoded, parse_pair, prompt_key
+from multiref_cli.data.preferences import parse_pair
 from multiref_cli.data.rows import BadRow, Split, plain_data
 from multiref_cli.errors import RequestError
 

@@ -11,10 +11,10 @@ from omegaconf import DictConfig
 
 from multiref_cli.config import build
 from multiref_cli.config.check import REGULARIZED
+from multiref_cli.data.demonstrations import load_demonstrations
 from multiref_cli.data.preferences import load_preferences
 from multiref_cli.data.prompts import load_prompts
 from multiref_cli.data.rows import Split
-from multiref_cli.data.text import load_demonstrations
 from multiref_cli.errors import RequestError
 from multiref_cli.models.load import load_tokenizer, require_peft
 from multiref_cli.references.models import check_compatible

@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from multiref_cli.config import build
-from multiref_cli.data.text import Demonstration
+from multiref_cli.data.demonstrations import Demonstration
 from multiref_cli.models.logprobs import token_logps
 from multiref_cli.models.packing import Packed, micro_batches, pack
 from multiref_cli.seeding import epoch_batch

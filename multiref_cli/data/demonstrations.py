@@ -6,8 +6,9 @@ from typing import Any
 
 from multiref_cli.config.schema import Data
 from multiref_cli.data.chat import Message, completion_ids
+from multiref_cli.data.encode import bounded_prompt, load_encoded, truncate
 from multiref_cli.data.messages import column, conversation, prompt_messages, text_of
-from multiref_cli.data.preferences import bounded_prompt, load_encoded, parse_pair, truncate
+from multiref_cli.data.preferences import parse_pair
 from multiref_cli.data.prompts import question
 from multiref_cli.data.rows import BadRow, Split
 
