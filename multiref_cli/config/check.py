@@ -152,7 +152,7 @@ def _check_placement(config: DictConfig) -> None:
 def _check_paths(config: DictConfig) -> None:
     paths = {
         "policy.path": config.policy.path,
-        "data.path": config.data.path,
+        "data.path": config.data.path if config.data.source is None else None,
         "data.held_out_path": config.data.held_out_path,
     }
     paths |= {f"references: {r.name}": r.path for r in config.references}

@@ -97,7 +97,8 @@ class Policy(Model):
 @dataclass
 class Data:
     name: str = MISSING
-    path: str = MISSING
+    path: Optional[str] = MISSING
+    source: Optional[dict[str, Any]] = None
     revision: Optional[str] = None
     split: str = "train"
     held_out_path: Optional[str] = None

@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 from multiref_cli.config.schema import Data
 from multiref_cli.data.chat import Message, prompt_ids
-from multiref_cli.data.rows import BadRow, Rows, Split, load_split, plain_data, read_rows
+from multiref_cli.data.rows import BadRow, Split, load_split, plain_data
 
 T = TypeVar("T")
 
@@ -14,7 +14,6 @@ def load_encoded(
     data: Data,
     tokenizer: Any,
     parse: Callable[[int, dict[str, Any], Data, Any], T],
-    read: Callable[..., Rows] = read_rows,
 ) -> Split[T]:
     """Load rows that hold a prompt as ids; the one way from a data set to tokens.
 
@@ -22,7 +21,6 @@ def load_encoded(
         data: the data part of the config.
         tokenizer: of the policy.
         parse: (row number, row, data, tokenizer) -> encoded row, as `parse_pair` does.
-        read: see `load_split`.
 
     Returns:
         The split; its report counts the truncated responses.
@@ -31,7 +29,7 @@ def load_encoded(
         RequestError: see `load_split`.
     """
     data = plain_data(data)
-    split = load_split(data, lambda number, row: parse(number, row, data, tokenizer), prompt_key, read)
+    split = load_split(data, lambda number, row: parse(number, row, data, tokenizer), prompt_key)
     split.report.truncated = sum(getattr(row, "truncated", 0) for row in (*split.train, *split.held_out))
     return split
 

@@ -40,7 +40,6 @@ def load_prompts(data: Data, tokenizer: Any) -> Split[Prompt]:
     """Load prompts: GSM8K, any rows with a prompt (and an answer), preference pairs, or generated problems.
 
     Of preference pairs the prompts are taken, each once; the same prompts are held out as by `load_preferences`.
-    With `data.path=reasoning_gym` the problems come from the package of that name (see data/reasoning_gym.py).
 
     Args:
         data: the data part of the config. `options.answer` says how a gold answer must read: `number`, `math` (an
@@ -57,12 +56,7 @@ def load_prompts(data: Data, tokenizer: Any) -> Split[Prompt]:
     kind = data.options.get("answer", "auto")
     if kind not in ANSWERS:
         raise RequestError(f"data.options.answer={kind}; allowed: {', '.join(ANSWERS)}.")
-    if data.path == "reasoning_gym":
-        from multiref_cli.data.reasoning_gym import generate
-
-        split = load_encoded(data, tokenizer, parse_prompt, lambda *_: generate(data.options))
-    else:
-        split = load_encoded(data, tokenizer, parse_prompt)
+    split = load_encoded(data, tokenizer, parse_prompt)
     kept = _once(split.train), _once(split.held_out)
     split.report.duplicates = len(split.train) + len(split.held_out) - sum(map(len, kept))
     split.train, split.held_out = kept

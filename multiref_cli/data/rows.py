@@ -223,7 +223,6 @@ def load_split(
     data: Data,
     parse: Callable[[int, dict[str, Any]], T],
     prompt: Callable[[T], str],
-    read: Callable[..., Rows] = read_rows,
 ) -> Split[T]:
     """Read, parse and split a data set; the one place where rows are dropped, counted, refused and held out.
 
@@ -234,7 +233,6 @@ def load_split(
         data: the data part of the config.
         parse: (row number, row) -> usable row; raises BadRow with the reason otherwise.
         prompt: usable row -> the text that identifies its prompt.
-        read: (path, split, revision, max_rows, name) -> Rows.
 
     Returns:
         The split; `held_out` is empty if data.held_out is 0 and no held-out source is given.
@@ -245,13 +243,13 @@ def load_split(
     """
     _check_source(data)
     name = data.options.get("name")
-    source = read(data.path, data.split, data.revision, data.max_rows, name)
-    train, report = _parse_rows(source, parse, data.path)
+    source = _training_rows(data)
+    train, report = _parse_rows(source, parse)
     sha256 = source.sha256
     if data.held_out_path or data.held_out_split:
-        path, split = data.held_out_path or data.path, data.held_out_split or data.split
-        source = read(path, split, data.revision, None, name)
-        held_out, other = _parse_rows(source, parse, path)
+        path, split = data.held_out_path or data.path or "", data.held_out_split or data.split
+        source = read_rows(path, split, data.revision, None, name)
+        held_out, other = _parse_rows(source, parse)
         report.total, report.kept = report.total + other.total, report.kept + other.kept
         report.problems += [(line, f"held-out {reason}") for line, reason in other.problems]
         report.shared_prompts = len({prompt(row) for row in held_out} & {prompt(row) for row in train})
@@ -265,18 +263,33 @@ def load_split(
     return Split(train, held_out, report, sha256)
 
 
+def _training_rows(data: Data) -> Rows:
+    if data.source is not None:
+        from multiref_cli.data.sources import make_rows
+
+        return make_rows(data.source, data.max_rows)
+    if data.path is None:
+        raise RequestError("data.path and data.source are both null: give a file, folder or Hub id as data.path.")
+    return read_rows(data.path, data.split, data.revision, data.max_rows, data.options.get("name"))
+
+
 def _check_source(data: Data) -> None:
     unknown = sorted(set(data.options) - set(OPTIONS))
-    if unknown and data.path != "reasoning_gym":
+    if unknown:
         raise RequestError(f"data.options.{unknown[0]} is no option of a data set; there is {', '.join(OPTIONS)}.")
-    if data.held_out_split and not data.held_out_path and Path(data.path).suffix in SUFFIXES:
+    if data.held_out_split and not data.held_out_path and data.source is not None:
+        raise RequestError(
+            f"data.source makes rows without splits, so there is no {data.held_out_split!r}: leave held_out_split=null "
+            "for a random share of the rows, or give data.held_out_path."
+        )
+    if data.held_out_split and not data.held_out_path and Path(data.path or "").suffix in SUFFIXES:
         raise RequestError(
             f"data.path={data.path} is one file and has no split {data.held_out_split!r}: give "
             "data.held_out_path=FILE, or data.held_out_split=null for a random share of the rows."
         )
 
 
-def _parse_rows(source: Rows, parse: Callable[[int, dict[str, Any]], T], path: str) -> tuple[list[T], RowReport]:
+def _parse_rows(source: Rows, parse: Callable[[int, dict[str, Any]], T]) -> tuple[list[T], RowReport]:
     report, kept = RowReport(total=len(source), problems=list(source.problems)), []
     for number, row in source:
         try:

@@ -94,7 +94,9 @@ def prepare(config: DictConfig, original: DictConfig) -> Job:
     tokenizer = load_tokenizer(config.policy)
     data = load_data(config, tokenizer, config.algorithm.name)
     if not data.train:
-        raise RequestError(f"{config.data.path} has no usable training row: {data.report.summary()}.")
+        raise RequestError(
+            f"{config.data.path or config.data.name} has no usable training row: {data.report.summary()}."
+        )
     vocabulary = len(tokenizer)
     if config.algorithm.name in REGULARIZED:
         tokenizers = {r.name: load_tokenizer(r) for r in config.references}

@@ -74,7 +74,7 @@ def plan(config: DictConfig) -> Plan:
 
 
 def _hub_is_missing(config: DictConfig, error: RequestError) -> bool:
-    paths = [config.policy.path, config.data.path, *[r.path for r in config.references]]
+    paths = [config.policy.path, config.data.path or "", *[r.path for r in config.references]]
     return "reach" in str(error) and any(p.count("/") == 1 and not p.startswith((".", "/", "~")) for p in paths)
 
 
