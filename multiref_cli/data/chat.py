@@ -5,7 +5,9 @@ of the text and the token that ends the turn. Whatever the template writes after
 is never scored, and neither is anything that it writes between the generation prompt and the text.
 """
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -82,8 +84,8 @@ def end_ids(tokenizer: Any) -> list[int]:
         tokenizer: a transformers tokenizer.
 
     Returns:
-        First the token that the chat template writes after a response (eos where it writes none), then eos if it is
-        another one.
+        First the token that the chat template writes after a response (eos where it writes none), then eos and those of
+        the generation_config.json beside the tokenizer, each once.
 
     Raises:
         RequestError: the tokenizer has neither.
@@ -91,7 +93,7 @@ def end_ids(tokenizer: Any) -> list[int]:
     known = _ends.get(tokenizer)
     if known is not None and known[0] == tokenizer.chat_template:
         return list(known[1])
-    ends = [i for i in (_end_of_turn(tokenizer), tokenizer.eos_token_id) if i is not None]
+    ends = [i for i in (_end_of_turn(tokenizer), tokenizer.eos_token_id, *_generation_ends(tokenizer)) if i is not None]
     if not ends:
         raise RequestError("The tokenizer has no eos token and its chat template ends no turn: set its eos_token.")
     ends = list(dict.fromkeys(ends))
@@ -132,6 +134,35 @@ def _pieces(tokenizer: Any, ids: list[int]) -> list[str]:
             pieces.append(text[len(shown) :])
             shown = text
     return pieces
+
+
+def control_token(tokenizer: Any, text: str) -> str | None:
+    """The first special token that is written out in a text, where it would act as one; None if there is none.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        text: what somebody wrote, without template.
+    """
+    return next((token for token in getattr(tokenizer, "all_special_tokens", ()) if token and token in text), None)
+
+
+def without_end(tokenizer: Any, text: str) -> str:
+    """A response without the end token that some data sets write behind it, and the blank space after that token."""
+    if not getattr(tokenizer, "all_special_tokens", ()):
+        return text
+    for end in tokenizer.convert_ids_to_tokens(end_ids(tokenizer)):
+        if end in tokenizer.all_special_tokens and text.rstrip().endswith(end):
+            return text.rstrip().removesuffix(end)
+    return text
+
+
+def _generation_ends(tokenizer: Any) -> list[int]:
+    """What the model's own generation settings stop at: Llama 3 and Phi-3 name ids there that no template writes."""
+    path = Path(str(getattr(tokenizer, "name_or_path", "") or "")) / "generation_config.json"
+    if not path.is_file():
+        return []
+    ends = json.loads(path.read_bytes()).get("eos_token_id")
+    return [i for i in (ends if isinstance(ends, list) else [ends]) if isinstance(i, int)]
 
 
 def _end_of_turn(tokenizer: Any) -> int | None:

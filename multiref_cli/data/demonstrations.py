@@ -6,7 +6,7 @@ from typing import Any
 
 from multiref_cli.config.schema import Data
 from multiref_cli.data.chat import Message, completion_ids
-from multiref_cli.data.encode import bounded_prompt, load_encoded, truncate
+from multiref_cli.data.encode import bounded_prompt, load_encoded, plain_text, truncate
 from multiref_cli.data.messages import column, conversation, prompt_messages, text_of
 from multiref_cli.data.preferences import parse_pair
 from multiref_cli.data.prompts import question
@@ -65,6 +65,7 @@ def parse_demonstration(number: int, row: dict[str, Any], data: Data, tokenizer:
     used, messages, text = _texts(row, data)
     if not data.options.get("calculator_marks", True):
         text = _CALCULATOR.sub("", text)
+    text = plain_text(tokenizer, text, "completion")
     prompt = bounded_prompt(tokenizer, messages, data)
     completion, cut = truncate(completion_ids(tokenizer, text), data.max_completion_tokens)
     extra = {name: value for name, value in row.items() if name not in used}

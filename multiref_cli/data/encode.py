@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from multiref_cli.config.schema import Data
-from multiref_cli.data.chat import Message, prompt_ids
+from multiref_cli.data.chat import Message, control_token, prompt_ids, without_end
 from multiref_cli.data.rows import BadRow, Split, load_split, plain_data
 
 T = TypeVar("T")
@@ -38,14 +38,37 @@ def bounded_prompt(tokenizer: Any, messages: Sequence[Message], data: Data) -> t
     """Encode a prompt that must fit into data.max_prompt_tokens.
 
     Raises:
-        BadRow: it is longer; a prompt is never shortened, since that would ask another question.
+        BadRow: it is longer; a prompt is never shortened, since that would ask another question. Or it holds a control
+            token, or no Unicode text.
     """
+    for message in messages:
+        plain_text(tokenizer, message["content"], "prompt")
     ids = tuple(prompt_ids(tokenizer, messages))
     if len(ids) > data.max_prompt_tokens:
         raise BadRow(f"prompt over {data.max_prompt_tokens} tokens: {len(ids)}")
     if not ids:
         raise BadRow("empty prompt")
     return ids
+
+
+def plain_text(tokenizer: Any, text: str, name: str) -> str:
+    """A text that the tokenizer reads as text alone, a response without the end token that it brings along.
+
+    Args:
+        tokenizer: of the policy.
+        text: content of a turn.
+        name: of its column, for the reason.
+
+    Raises:
+        BadRow: it holds a control token, which would open or end a turn, or half of a surrogate pair.
+    """
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise BadRow(f"{name} is no Unicode text")
+    text = text if name == "prompt" else without_end(tokenizer, text)
+    token = control_token(tokenizer, text)
+    if token is not None:
+        raise BadRow(f"control token in {name}: {token}")
+    return text
 
 
 def truncate(ids: Sequence[int], limit: int) -> tuple[tuple[int, ...], int]:

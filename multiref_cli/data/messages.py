@@ -9,7 +9,7 @@ from multiref_cli.data.chat import Message
 from multiref_cli.data.rows import BadRow
 
 ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
-_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
+_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant): ?", re.IGNORECASE)
 
 
 def column(row: Mapping[str, Any], data: Data, name: str) -> Any:
@@ -70,12 +70,23 @@ def conversation(value: Any, name: str) -> list[Message]:
         raise BadRow(f"{name} has the wrong type: {type(value).__name__}")
     if not value:
         raise BadRow(f"empty {name}")
-    return [_message(turn, name) for turn in value]
+    # An empty system turn says nothing, and some data sets write one in every row.
+    turns = [turn for turn in value if not (isinstance(turn, dict) and _is_empty_system(turn))]
+    if not turns:
+        raise BadRow(f"empty {name}")
+    return [_message(turn, name) for turn in turns]
+
+
+def _is_empty_system(turn: dict[str, Any]) -> bool:
+    content = turn.get("content", turn.get("value"))
+    return turn.get("role", turn.get("from")) == "system" and (content is None or content == "" or content == [])
 
 
 def _message(turn: Any, name: str) -> Message:
     if not isinstance(turn, dict):
         raise BadRow(f"{name} has the wrong type: a turn is {type(turn).__name__}")
+    if turn.get("tool_calls") or turn.get("function_call"):
+        raise BadRow(f"{name} calls a tool, which is not supported")
     role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
     if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
         content = "".join(part.get("text") or "" for part in content)
@@ -95,11 +106,11 @@ def dialogue(text: str) -> list[Message] | None:
     Returns:
         Messages with stripped contents, an empty last one allowed; None if the text is no such dialogue.
     """
-    parts = _TURN.split(text)
+    parts = _TURN.split(text.replace("\r\n", "\n"))
     if len(parts) < 3 or parts[0].strip():
         return None
     turns = zip(parts[1::2], parts[2::2])
-    return [{"role": "user" if who == "Human" else "assistant", "content": said.strip()} for who, said in turns]
+    return [{"role": "user" if who.lower() == "human" else "assistant", "content": said.strip()} for who, said in turns]
 
 
 def prompt_messages(value: Any, data: Data, name: str = "prompt") -> list[Message]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from multiref_cli.config.schema import Data
 from multiref_cli.data.chat import Message, completion_ids
-from multiref_cli.data.encode import bounded_prompt, load_encoded, truncate
+from multiref_cli.data.encode import bounded_prompt, load_encoded, plain_text, truncate
 from multiref_cli.data.messages import column, conversation, prompt_messages, split_pair, text_of
 from multiref_cli.data.rows import BadRow, Split
 
@@ -72,6 +72,8 @@ def parse_pair(number: int, row: dict[str, Any], data: Data, tokenizer: Any) -> 
         BadRow: with the reason, if the row cannot be used.
     """
     messages, chosen_text, rejected_text = _texts(row, data)
+    chosen_text = plain_text(tokenizer, chosen_text, "chosen")
+    rejected_text = plain_text(tokenizer, rejected_text, "rejected")
     if chosen_text.strip() == rejected_text.strip():
         raise BadRow("chosen equals rejected")
     prompt = bounded_prompt(tokenizer, messages, data)

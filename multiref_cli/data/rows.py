@@ -81,6 +81,9 @@ class RowReport:
             lines = [line for line, why in self.problems if why.split(":")[0] == reason]
             shown = ", ".join(map(str, lines[:5])) + (", ..." if len(lines) > 5 else "")
             parts.append(f"{count} dropped: {reason} (row{'s' if count > 1 else ''} {shown})")
+            if reason == "refused":  # what a template refuses, the first row's sentence says
+                why = next(why for _, why in self.problems if why.startswith("refused: "))
+                parts[-1] += f", row {lines[0]}: {why.removeprefix('refused: ').rstrip('.')}"
         if self.truncated:
             parts.append(f"{self.truncated} completions cut to max_completion_tokens")
         if self.duplicates:
@@ -167,8 +170,12 @@ def _read_jsonl(path: Path, max_rows: int | None) -> Iterator[tuple[int, dict | 
             read += 1
             try:
                 row = json.loads(line)
-            except (json.JSONDecodeError, UnicodeDecodeError):
-                yield number, "not JSON"
+            except RecursionError:
+                yield number, "JSON nested too deeply"
+                continue
+            except ValueError as error:  # no JSON, no UTF-8, or a number of more digits than Python reads
+                decoding = isinstance(error, json.JSONDecodeError | UnicodeDecodeError)
+                yield number, "not JSON" if decoding else "a number with too many digits"
                 continue
             yield number, row if isinstance(row, dict) else "not a JSON object"
 
