@@ -37,6 +37,11 @@ def column(row: Mapping[str, Any], data: Data, name: str) -> Any:
     return value
 
 
+def turns_or_text(value: Any) -> Any:
+    """A value of a row with a conversation that was kept as text read back; anything else as it is."""
+    return _written_out(value) if isinstance(value, str) else value
+
+
 def text_of(value: Any, name: str) -> str:
     """A response as text: a string, or a conversation whose only turn is the assistant's.
 
@@ -64,6 +69,8 @@ def conversation(value: Any, name: str) -> list[Message]:
     """
     if value is None:
         raise BadRow(f"missing {name}")
+    if isinstance(value, str):
+        value = _written_out(value)
     if isinstance(value, dict):
         value = [value]
     if not isinstance(value, list):
@@ -75,6 +82,25 @@ def conversation(value: Any, name: str) -> list[Message]:
     if not turns:
         raise BadRow(f"empty {name}")
     return [_message(turn, name) for turn in turns]
+
+
+def _written_out(text: str) -> Any:
+    """A conversation that a table keeps as text, in JSON or as Python prints it; other text as it is."""
+    import ast
+    import json
+
+    if not re.match(r"\s*\[\s*\{", text):
+        return text
+    for read in (json.loads, ast.literal_eval):
+        try:
+            found = read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(found, list) and all(
+            isinstance(turn, dict) and ("role" in turn or "from" in turn) for turn in found
+        ):
+            return found
+    return text
 
 
 def _is_empty_system(turn: dict[str, Any]) -> bool:
@@ -142,7 +168,7 @@ def prompt_messages(value: Any, data: Data, name: str = "prompt") -> list[Messag
     if data.prompt_template is not None:
         filled = data.prompt_template.replace("{prompt}", messages[-1]["content"])
         messages = [*messages[:-1], {**messages[-1], "content": filled}]
-    if data.system_prompt and messages[0]["role"] != "system":
+    if data.system_prompt is not None and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": data.system_prompt}, *messages]
     return messages
 

@@ -6,7 +6,15 @@ from typing import Any
 from multiref_cli.config.schema import Data
 from multiref_cli.data.chat import Message, completion_ids
 from multiref_cli.data.encode import bounded_prompt, load_encoded, plain_text, truncate
-from multiref_cli.data.messages import column, conversation, prompt_messages, split_pair, text_of
+from multiref_cli.data.messages import (
+    column,
+    conversation,
+    dialogue,
+    prompt_messages,
+    split_pair,
+    text_of,
+    turns_or_text,
+)
 from multiref_cli.data.rows import BadRow, Split
 
 
@@ -87,11 +95,14 @@ def parse_pair(number: int, row: dict[str, Any], data: Data, tokenizer: Any) -> 
 
 
 def _texts(row: dict[str, Any], data: Data) -> tuple[list[Message], str, str]:
-    prompt, chosen, rejected = (column(row, data, name) for name in ("prompt", "chosen", "rejected"))
+    prompt, chosen, rejected = (turns_or_text(column(row, data, name)) for name in ("prompt", "chosen", "rejected"))
     for value, name in ((chosen, "chosen"), (rejected, "rejected")):
         if value is None:
             raise BadRow(f"missing {name}")
-    full = isinstance(chosen, list) and isinstance(rejected, list) and len(conversation(chosen, "chosen")) > 1
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        full = dialogue(chosen) is not None and dialogue(rejected) is not None
+    else:
+        full = isinstance(chosen, list) and isinstance(rejected, list) and len(conversation(chosen, "chosen")) > 1
     if prompt is None or full:
         # Full conversations carry their prompt, so a prompt column beside them is a copy of their first turn.
         prompt, chosen, rejected = split_pair(chosen, rejected)

@@ -7,7 +7,7 @@ from multiref_cli.config.schema import Data
 from multiref_cli.data.answers import final_answer, parse_math
 from multiref_cli.data.chat import Message
 from multiref_cli.data.encode import bounded_prompt, load_encoded, prompt_key
-from multiref_cli.data.messages import column, conversation, prompt_messages
+from multiref_cli.data.messages import column, conversation, prompt_messages, turns_or_text
 from multiref_cli.data.numbers import parse_number
 from multiref_cli.data.preferences import parse_pair
 from multiref_cli.data.rows import BadRow, Split, plain_data
@@ -87,7 +87,7 @@ def question(row: dict[str, Any], data: Data) -> tuple[str, list[Message]]:
     names = [data.columns["prompt"]] if "prompt" in data.columns else [name for name in QUESTIONS if name in row]
     if names:
         value = column(row, data, "prompt") if "prompt" in data.columns else row[names[0]]
-        return names[0], prompt_messages(value, data)
+        return names[0], prompt_messages(turns_or_text(value), data)
     value = column(row, data, "messages")
     if value is None:
         raise BadRow(f"missing prompt: there is {', '.join(map(str, row)) or 'no column'}")

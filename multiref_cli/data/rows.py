@@ -1,10 +1,13 @@
 """Rows of a data set, from wherever they lie, and the account of what was read, dropped and held out."""
 
+import csv
+import gzip
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -13,6 +16,7 @@ from multiref_cli.errors import RequestError
 
 T = TypeVar("T")
 SUFFIXES = (".jsonl", ".parquet")
+OTHER_FILES = (".json", ".csv", ".jsonl.gz")  # read as a single file, not as part of a folder
 OPTIONS = ("name", "answer", "calculator_marks")
 
 
@@ -156,12 +160,40 @@ def _read_file(path: Path, max_rows: int | None) -> Iterator[tuple[int, dict | s
         import pyarrow.parquet
 
         return enumerate(pyarrow.parquet.read_table(path).slice(0, max_rows).to_pylist(), 1)
-    raise RequestError(f"data.path={path}: the format is not known; give a {' or '.join(SUFFIXES)} file.")
+    if path.name.endswith(".jsonl.gz"):
+        return _read_jsonl(path, max_rows)
+    if path.suffix == ".csv":
+        return _read_csv(path, max_rows)
+    if path.suffix == ".json":
+        return _read_json(path, max_rows)
+    raise RequestError(
+        f"data.path={path}: the format is not known; give a {' or '.join(SUFFIXES)} file (or {', '.join(OTHER_FILES)})."
+    )
+
+
+def _read_csv(path: Path, max_rows: int | None) -> Iterator[tuple[int, dict | str]]:
+    csv.field_size_limit(10**8)
+    with path.open(encoding="utf-8-sig", newline="") as lines:
+        for number, row in enumerate(islice(csv.DictReader(lines), max_rows), 1):
+            yield number, "another number of fields than the header" if None in row else row
+
+
+def _read_json(path: Path, max_rows: int | None) -> Iterator[tuple[int, dict | str]]:
+    """A list of objects, or the only list of an object, such as {"data": [...]}."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"data.path={path} is no JSON: {error}; for one object to a line call it .jsonl.") from error
+    lists = [value for value in found.values() if isinstance(value, list)] if isinstance(found, dict) else [found]
+    if len(lists) != 1 or not isinstance(lists[0], list):
+        raise RequestError(f"data.path={path} holds no list of rows; give a list of objects.")
+    for number, row in enumerate(lists[0][:max_rows], 1):
+        yield number, row if isinstance(row, dict) else "not a JSON object"
 
 
 def _read_jsonl(path: Path, max_rows: int | None) -> Iterator[tuple[int, dict | str]]:
     read = 0
-    with path.open("rb") as lines:
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
@@ -289,7 +321,7 @@ def _check_source(data: Data) -> None:
             f"data.source makes rows without splits, so there is no {data.held_out_split!r}: leave held_out_split=null "
             "for a random share of the rows, or give data.held_out_path."
         )
-    if data.held_out_split and not data.held_out_path and Path(data.path or "").suffix in SUFFIXES:
+    if data.held_out_split and not data.held_out_path and str(data.path).endswith(SUFFIXES + OTHER_FILES):
         raise RequestError(
             f"data.path={data.path} is one file and has no split {data.held_out_split!r}: give "
             "data.held_out_path=FILE, or data.held_out_split=null for a random share of the rows."

@@ -1,5 +1,6 @@
 """Rows as people bring them: control tokens, half characters, lost fields; each costs itself and is named."""
 
+import gzip
 import json
 
 import pytest
@@ -8,6 +9,7 @@ from multiref_cli.data.chat import completion_ids, end_ids
 from multiref_cli.data.demonstrations import load_demonstrations
 from multiref_cli.data.messages import dialogue
 from multiref_cli.data.preferences import load_preferences
+from multiref_cli.errors import RequestError
 
 from .conftest import byte_tokenizer
 
@@ -80,3 +82,49 @@ def test_end_ids_of_the_generation_settings(tmp_path, listed, count):
     tokenizer.name_or_path = str(tmp_path)
     ends = end_ids(tokenizer)
     assert ends[0] == tokenizer.eos_token_id and len(ends) == len(set(ends)) == count
+
+
+ROWS = [{"prompt": "a", "completion": "b"}, {"prompt": "c\u2028d", "completion": "e, f"}]
+
+
+@pytest.mark.parametrize("kind", ["list.json", "named.json", "rows.csv", "rows.jsonl.gz"])
+def test_other_files(tmp_path, config, chatml, kind):
+    path = tmp_path / kind
+    if kind.endswith(".gz"):
+        lines = "\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS)
+        path.write_bytes(gzip.compress(lines.encode()))
+    elif kind.endswith(".csv"):
+        path.write_text('prompt,completion\na,b\n"c\u2028d","e, f"\n', encoding="utf-8")
+    else:
+        path.write_text(json.dumps(ROWS if kind == "list.json" else {"data": ROWS}))
+    split = load_demonstrations(config(str(path)), chatml)
+    assert [(row.messages[0]["content"], row.text) for row in split.train] == [("a", "b"), ("c\u2028d", "e, f")]
+
+
+@pytest.mark.parametrize("text", ["[1, 2", '{"a": 1}', '{"a": [], "b": []}'])
+def test_a_json_file_without_a_list_of_rows_is_refused(tmp_path, config, chatml, text):
+    (tmp_path / "rows.json").write_text(text)
+    with pytest.raises(RequestError, match=r"no JSON|no list of rows"):
+        load_demonstrations(config(str(tmp_path / "rows.json")), chatml)
+
+
+@pytest.mark.parametrize("write_out", [json.dumps, repr])
+def test_a_conversation_kept_as_text(config, write, chatml, write_out):
+    turns = [{"role": "user", "content": "it's"}, {"role": "assistant", "content": "b"}]
+    other = [turns[0], {"role": "assistant", "content": "c"}]
+    split = load_preferences(config(write([{"chosen": write_out(turns), "rejected": write_out(other)}])), chatml)
+    (pair,) = split.train
+    assert (pair.messages, pair.chosen_text, pair.rejected_text) == (turns[:1], "b", "c")
+
+
+def test_dialogues_beside_a_prompt_column_carry_their_prompt(config, write, chatml):
+    start = "\n\nHuman: name a tree\n\nAssistant:"
+    row = {"prompt": start, "chosen": start + " oak", "rejected": start + " rock"}
+    (pair,) = load_preferences(config(write([row])), chatml).train
+    assert (pair.chosen_text, pair.rejected_text) == ("oak", "rock")
+    assert pair.messages == [{"role": "user", "content": "name a tree"}]
+
+
+def test_an_empty_system_prompt_is_one(config, write, chatml):
+    (row,) = load_demonstrations(config(write([GOOD]), system_prompt=""), chatml).train
+    assert row.messages[0] == {"role": "system", "content": ""}
