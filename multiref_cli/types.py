@@ -1,20 +1,20 @@
 """Names for what other libraries make: a tokenizer, a language model, a device. Imported for type checkers alone."""
 
-from typing import TYPE_CHECKING, TypeAlias, Union
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     import torch
-    from matplotlib.axes import Axes as _Axes
-    from matplotlib.figure import Figure as _Figure
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from multiref_cli.models.decoder import Adapted
 
-Tokenizer: TypeAlias = "PreTrainedTokenizerBase"
-# A transformers model, or a peft wrapper around one, which answers to the same calls.
-LanguageModel: TypeAlias = "PreTrainedModel"
-# One that log-probabilities are read from: also an adapter's view of a shared base.
-Scored: TypeAlias = Union["PreTrainedModel", "Adapted"]
-Device: TypeAlias = Union[str, "torch.device"]
-Axes: TypeAlias = "_Axes"
-Figure: TypeAlias = "_Figure"
+    Tokenizer = PreTrainedTokenizerBase
+    # A transformers model, or a peft wrapper around one, which answers to the same calls.
+    LanguageModel = PreTrainedModel
+    # What log-probabilities are read from: also an adapter's view of a shared base.
+    Scored: TypeAlias = PreTrainedModel | Adapted
+    Device: TypeAlias = str | torch.device
+else:
+    Axes = Figure = Tokenizer = LanguageModel = Scored = Device = Any

@@ -9,8 +9,8 @@ from torch import Tensor
 from multiref_cli.algorithms.base import Batch, Job, Trainee, load_policy
 from multiref_cli.config.algorithms import SftSettings
 from multiref_cli.config.schema import Data, Experiment
+from multiref_cli.data.demonstrations import Demonstration, load_demonstrations
 from multiref_cli.data.rows import Split
-from multiref_cli.data.text import Demonstration, load_demonstrations
 from multiref_cli.models.logprobs import token_logps
 from multiref_cli.models.packing import Packed, micro_batches, pack
 from multiref_cli.seeding import epoch_batch

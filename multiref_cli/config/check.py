@@ -132,7 +132,7 @@ def _check_placement(experiment: "Experiment", given: str) -> None:
 def _check_paths(experiment: "Experiment") -> None:
     paths = {
         "policy.path": experiment.policy.path,
-        "data.path": experiment.data.path,
+        "data.path": experiment.data.path if experiment.data.source is None else None,
         "data.held_out_path": experiment.data.held_out_path,
     }
     paths |= {f"references: {r.name}": r.path for r in experiment.references}

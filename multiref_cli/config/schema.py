@@ -58,7 +58,8 @@ class Policy(Model):
 @dataclass(frozen=True)
 class Data:
     name: str = MISSING
-    path: str = MISSING
+    path: Optional[str] = MISSING
+    source: Optional[dict[str, Any]] = None
     revision: Optional[str] = None
     split: str = "train"
     held_out_path: Optional[str] = None

@@ -9,7 +9,7 @@ from multiref_cli.data.chat import Message
 from multiref_cli.data.rows import BadRow
 
 ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
-_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
+_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant): ?", re.IGNORECASE)
 
 
 def column(row: Mapping[str, Any], data: Data, name: str) -> Any:
@@ -35,6 +35,11 @@ def column(row: Mapping[str, Any], data: Data, name: str) -> Any:
     if value is None and name in data.columns:
         raise BadRow(f"missing {wanted}")
     return value
+
+
+def turns_or_text(value: Any) -> Any:
+    """A value of a row with a conversation that was kept as text read back; anything else as it is."""
+    return _written_out(value) if isinstance(value, str) else value
 
 
 def text_of(value: Any, name: str) -> str:
@@ -64,18 +69,50 @@ def conversation(value: Any, name: str) -> list[Message]:
     """
     if value is None:
         raise BadRow(f"missing {name}")
+    if isinstance(value, str):
+        value = _written_out(value)
     if isinstance(value, dict):
         value = [value]
     if not isinstance(value, list):
         raise BadRow(f"{name} has the wrong type: {type(value).__name__}")
     if not value:
         raise BadRow(f"empty {name}")
-    return [_message(turn, name) for turn in value]
+    # An empty system turn says nothing, and some data sets write one in every row.
+    turns = [turn for turn in value if not (isinstance(turn, dict) and _is_empty_system(turn))]
+    if not turns:
+        raise BadRow(f"empty {name}")
+    return [_message(turn, name) for turn in turns]
+
+
+def _written_out(text: str) -> Any:
+    """A conversation that a table keeps as text, in JSON or as Python prints it; other text as it is."""
+    import ast
+    import json
+
+    if not re.match(r"\s*\[\s*\{", text):
+        return text
+    for read in (json.loads, ast.literal_eval):
+        try:
+            found = read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(found, list) and all(
+            isinstance(turn, dict) and ("role" in turn or "from" in turn) for turn in found
+        ):
+            return found
+    return text
+
+
+def _is_empty_system(turn: dict[str, Any]) -> bool:
+    content = turn.get("content", turn.get("value"))
+    return turn.get("role", turn.get("from")) == "system" and (content is None or content == "" or content == [])
 
 
 def _message(turn: Any, name: str) -> Message:
     if not isinstance(turn, dict):
         raise BadRow(f"{name} has the wrong type: a turn is {type(turn).__name__}")
+    if turn.get("tool_calls") or turn.get("function_call"):
+        raise BadRow(f"{name} calls a tool, which is not supported")
     role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
     if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
         content = "".join(part.get("text") or "" for part in content)
@@ -95,11 +132,11 @@ def dialogue(text: str) -> list[Message] | None:
     Returns:
         Messages with stripped contents, an empty last one allowed; None if the text is no such dialogue.
     """
-    parts = _TURN.split(text)
+    parts = _TURN.split(text.replace("\r\n", "\n"))
     if len(parts) < 3 or parts[0].strip():
         return None
     turns = zip(parts[1::2], parts[2::2])
-    return [{"role": "user" if who == "Human" else "assistant", "content": said.strip()} for who, said in turns]
+    return [{"role": "user" if who.lower() == "human" else "assistant", "content": said.strip()} for who, said in turns]
 
 
 def prompt_messages(value: Any, data: Data, name: str = "prompt") -> list[Message]:
@@ -131,7 +168,7 @@ def prompt_messages(value: Any, data: Data, name: str = "prompt") -> list[Messag
     if data.prompt_template is not None:
         filled = data.prompt_template.replace("{prompt}", messages[-1]["content"])
         messages = [*messages[:-1], {**messages[-1], "content": filled}]
-    if data.system_prompt and messages[0]["role"] != "system":
+    if data.system_prompt is not None and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": data.system_prompt}, *messages]
     return messages
 

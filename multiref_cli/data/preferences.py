@@ -1,15 +1,22 @@
 """Preference pairs: a prompt, a response that was preferred and one that was not, as token ids."""
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from multiref_cli.config.schema import Data
-from multiref_cli.data.chat import Message, completion_ids, prompt_ids
-from multiref_cli.data.messages import column, conversation, prompt_messages, split_pair, text_of
-from multiref_cli.data.rows import BadRow, Rows, Split, load_split, read_rows
-
-T = TypeVar("T")
+from multiref_cli.data.chat import Message, completion_ids
+from multiref_cli.data.encode import bounded_prompt, load_encoded, plain_text, truncate
+from multiref_cli.data.messages import (
+    column,
+    conversation,
+    dialogue,
+    prompt_messages,
+    split_pair,
+    text_of,
+    turns_or_text,
+)
+from multiref_cli.data.rows import BadRow, Split
+from multiref_cli.types import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,7 @@ class Pair:
     truncated: int = 0
 
 
-def load_preferences(data: Data, tokenizer: Any) -> Split[Pair]:
+def load_preferences(data: Data, tokenizer: Tokenizer) -> Split[Pair]:
     """Load preference pairs in any of the forms that TRL users have.
 
     A row has `prompt`, `chosen` and `rejected` as text or as conversations; or `chosen` and `rejected` alone as full
@@ -58,32 +65,7 @@ def load_preferences(data: Data, tokenizer: Any) -> Split[Pair]:
     return load_encoded(data, tokenizer, parse_pair)
 
 
-def load_encoded(
-    data: Data,
-    tokenizer: Any,
-    parse: Callable[[int, dict[str, Any], Data, Any], T],
-    read: Callable[..., Rows] = read_rows,
-) -> Split[T]:
-    """Load rows that hold a prompt as ids; the one way from a data set to tokens.
-
-    Args:
-        data: the data part of the config.
-        tokenizer: of the policy.
-        parse: (row number, row, data, tokenizer) -> encoded row, as `parse_pair` does.
-        read: see `load_split`.
-
-    Returns:
-        The split; its report counts the truncated responses.
-
-    Raises:
-        RequestError: see `load_split`.
-    """
-    split = load_split(data, lambda number, row: parse(number, row, data, tokenizer), prompt_key, read)
-    split.report.truncated = sum(getattr(row, "truncated", 0) for row in (*split.train, *split.held_out))
-    return split
-
-
-def parse_pair(number: int, row: dict[str, Any], data: Data, tokenizer: Any) -> Pair:
+def parse_pair(number: int, row: dict[str, Any], data: Data, tokenizer: Tokenizer) -> Pair:
     """Read one row as a preference pair.
 
     Args:
@@ -99,6 +81,8 @@ def parse_pair(number: int, row: dict[str, Any], data: Data, tokenizer: Any) -> 
         BadRow: with the reason, if the row cannot be used.
     """
     messages, chosen_text, rejected_text = _texts(row, data)
+    chosen_text = plain_text(tokenizer, chosen_text, "chosen")
+    rejected_text = plain_text(tokenizer, rejected_text, "rejected")
     if chosen_text.strip() == rejected_text.strip():
         raise BadRow("chosen equals rejected")
     prompt = bounded_prompt(tokenizer, messages, data)
@@ -112,40 +96,15 @@ def parse_pair(number: int, row: dict[str, Any], data: Data, tokenizer: Any) -> 
 
 
 def _texts(row: dict[str, Any], data: Data) -> tuple[list[Message], str, str]:
-    prompt, chosen, rejected = (column(row, data, name) for name in ("prompt", "chosen", "rejected"))
+    prompt, chosen, rejected = (turns_or_text(column(row, data, name)) for name in ("prompt", "chosen", "rejected"))
     for value, name in ((chosen, "chosen"), (rejected, "rejected")):
         if value is None:
             raise BadRow(f"missing {name}")
-    full = isinstance(chosen, list) and isinstance(rejected, list) and len(conversation(chosen, "chosen")) > 1
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        full = dialogue(chosen) is not None and dialogue(rejected) is not None
+    else:
+        full = isinstance(chosen, list) and isinstance(rejected, list) and len(conversation(chosen, "chosen")) > 1
     if prompt is None or full:
         # Full conversations carry their prompt, so a prompt column beside them is a copy of their first turn.
         prompt, chosen, rejected = split_pair(chosen, rejected)
     return prompt_messages(prompt, data), text_of(chosen, "chosen"), text_of(rejected, "rejected")
-
-
-def bounded_prompt(tokenizer: Any, messages: Sequence[Message], data: Data) -> tuple[int, ...]:
-    """Encode a prompt that must fit into data.max_prompt_tokens.
-
-    Raises:
-        BadRow: it is longer; a prompt is never shortened, since that would ask another question.
-    """
-    ids = tuple(prompt_ids(tokenizer, messages))
-    if len(ids) > data.max_prompt_tokens:
-        raise BadRow(f"prompt over {data.max_prompt_tokens} tokens: {len(ids)}")
-    if not ids:
-        raise BadRow("empty prompt")
-    return ids
-
-
-def truncate(ids: Sequence[int], limit: int) -> tuple[tuple[int, ...], int]:
-    """Cut a completion to its first `limit` ids, and with them its end token: a cut response has not ended.
-
-    Returns:
-        (ids, 1 if it was cut else 0).
-    """
-    return tuple(ids[:limit]), int(len(ids) > limit)
-
-
-def prompt_key(row: Any) -> str:
-    """The text that identifies the prompt of a usable row, the same for every tokenizer."""
-    return "\n".join(f"{message['role']}: {message['content']}" for message in row.messages)

@@ -4,12 +4,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from multiref_cli.config.schema import Data
-from multiref_cli.data.answers import final_answer, parse_math, parse_number
+from multiref_cli.data.answers import final_answer, parse_math
 from multiref_cli.data.chat import Message
-from multiref_cli.data.messages import column, conversation, prompt_messages
-from multiref_cli.data.preferences import bounded_prompt, load_encoded, parse_pair, prompt_key
+from multiref_cli.data.encode import bounded_prompt, load_encoded, prompt_key
+from multiref_cli.data.messages import column, conversation, prompt_messages, turns_or_text
+from multiref_cli.data.numbers import parse_number
+from multiref_cli.data.preferences import parse_pair
 from multiref_cli.data.rows import BadRow, Split
 from multiref_cli.errors import RequestError
+from multiref_cli.types import Tokenizer
 
 QUESTIONS = ("prompt", "question", "problem", "instruction")
 ANSWERS = ("auto", "number", "math", "text")
@@ -34,11 +37,10 @@ class Prompt:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-def load_prompts(data: Data, tokenizer: Any) -> Split[Prompt]:
+def load_prompts(data: Data, tokenizer: Tokenizer) -> Split[Prompt]:
     """Load prompts: GSM8K, any rows with a prompt (and an answer), preference pairs, or generated problems.
 
     Of preference pairs the prompts are taken, each once; the same prompts are held out as by `load_preferences`.
-    With `data.path=reasoning_gym` the problems come from the package of that name (see data/reasoning_gym.py).
 
     Args:
         data: the data part of the config. `options.answer` says how a gold answer must read: `number`, `math` (an
@@ -54,19 +56,14 @@ def load_prompts(data: Data, tokenizer: Any) -> Split[Prompt]:
     kind = data.options.get("answer", "auto")
     if kind not in ANSWERS:
         raise RequestError(f"data.options.answer={kind}; allowed: {', '.join(ANSWERS)}.")
-    if data.path == "reasoning_gym":
-        from multiref_cli.data.reasoning_gym import generate
-
-        split = load_encoded(data, tokenizer, parse_prompt, lambda *_: generate(data.options))
-    else:
-        split = load_encoded(data, tokenizer, parse_prompt)
+    split = load_encoded(data, tokenizer, parse_prompt)
     kept = _once(split.train), _once(split.held_out)
     split.report.duplicates = len(split.train) + len(split.held_out) - sum(map(len, kept))
     split.train, split.held_out = kept
     return split
 
 
-def parse_prompt(number: int, row: dict[str, Any], data: Data, tokenizer: Any) -> Prompt:
+def parse_prompt(number: int, row: dict[str, Any], data: Data, tokenizer: Tokenizer) -> Prompt:
     """Read one row as a prompt; arguments and errors are those of `parse_pair`."""
     if column(row, data, "chosen") is not None and column(row, data, "rejected") is not None:
         pair = parse_pair(number, row, data, tokenizer)
@@ -90,7 +87,7 @@ def question(row: dict[str, Any], data: Data) -> tuple[str, list[Message]]:
     names = [data.columns["prompt"]] if "prompt" in data.columns else [name for name in QUESTIONS if name in row]
     if names:
         value = column(row, data, "prompt") if "prompt" in data.columns else row[names[0]]
-        return names[0], prompt_messages(value, data)
+        return names[0], prompt_messages(turns_or_text(value), data)
     value = column(row, data, "messages")
     if value is None:
         raise BadRow(f"missing prompt: there is {', '.join(map(str, row)) or 'no column'}")

@@ -1,10 +1,13 @@
 """Rows of a data set, from wherever they lie, and the account of what was read, dropped and held out."""
 
+import csv
+import gzip
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -13,6 +16,7 @@ from multiref_cli.errors import HubUnreachable, RequestError
 
 T = TypeVar("T")
 SUFFIXES = (".jsonl", ".parquet")
+OTHER_FILES = (".json", ".csv", ".jsonl.gz")  # read as a single file, not as part of a folder
 OPTIONS = ("name", "answer", "calculator_marks")
 
 
@@ -73,6 +77,9 @@ class RowReport:
             lines = [line for line, why in self.problems if why.split(":")[0] == reason]
             shown = ", ".join(map(str, lines[:5])) + (", ..." if len(lines) > 5 else "")
             parts.append(f"{count} dropped: {reason} (row{'s' if count > 1 else ''} {shown})")
+            if reason == "refused":  # what a template refuses, the first row's sentence says
+                why = next(why for _, why in self.problems if why.startswith("refused: "))
+                parts[-1] += f", row {lines[0]}: {why.removeprefix('refused: ').rstrip('.')}"
         if self.truncated:
             parts.append(f"{self.truncated} completions cut to max_completion_tokens")
         if self.duplicates:
@@ -145,12 +152,40 @@ def _read_file(path: Path, max_rows: int | None) -> Iterator[tuple[int, dict | s
         import pyarrow.parquet
 
         return enumerate(pyarrow.parquet.read_table(path).slice(0, max_rows).to_pylist(), 1)
-    raise RequestError(f"data.path={path}: the format is not known; give a {' or '.join(SUFFIXES)} file.")
+    if path.name.endswith(".jsonl.gz"):
+        return _read_jsonl(path, max_rows)
+    if path.suffix == ".csv":
+        return _read_csv(path, max_rows)
+    if path.suffix == ".json":
+        return _read_json(path, max_rows)
+    raise RequestError(
+        f"data.path={path}: the format is not known; give a {' or '.join(SUFFIXES)} file (or {', '.join(OTHER_FILES)})."
+    )
+
+
+def _read_csv(path: Path, max_rows: int | None) -> Iterator[tuple[int, dict | str]]:
+    csv.field_size_limit(10**8)
+    with path.open(encoding="utf-8-sig", newline="") as lines:
+        for number, row in enumerate(islice(csv.DictReader(lines), max_rows), 1):
+            yield number, "another number of fields than the header" if None in row else row
+
+
+def _read_json(path: Path, max_rows: int | None) -> Iterator[tuple[int, dict | str]]:
+    """A list of objects, or the only list of an object, such as {"data": [...]}."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"data.path={path} is no JSON: {error}; for one object to a line call it .jsonl.") from error
+    lists = [value for value in found.values() if isinstance(value, list)] if isinstance(found, dict) else [found]
+    if len(lists) != 1 or not isinstance(lists[0], list):
+        raise RequestError(f"data.path={path} holds no list of rows; give a list of objects.")
+    for number, row in enumerate(lists[0][:max_rows], 1):
+        yield number, row if isinstance(row, dict) else "not a JSON object"
 
 
 def _read_jsonl(path: Path, max_rows: int | None) -> Iterator[tuple[int, dict | str]]:
     read = 0
-    with path.open("rb") as lines:
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
@@ -159,8 +194,12 @@ def _read_jsonl(path: Path, max_rows: int | None) -> Iterator[tuple[int, dict | 
             read += 1
             try:
                 row = json.loads(line)
-            except (json.JSONDecodeError, UnicodeDecodeError):
-                yield number, "not JSON"
+            except RecursionError:
+                yield number, "JSON nested too deeply"
+                continue
+            except ValueError as error:  # no JSON, no UTF-8, or a number of more digits than Python reads
+                decoding = isinstance(error, json.JSONDecodeError | UnicodeDecodeError)
+                yield number, "not JSON" if decoding else "a number with too many digits"
                 continue
             yield number, row if isinstance(row, dict) else "not a JSON object"
 
@@ -216,7 +255,6 @@ def load_split(
     data: Data,
     parse: Callable[[int, dict[str, Any]], T],
     prompt: Callable[[T], str],
-    read: Callable[..., Rows] = read_rows,
 ) -> Split[T]:
     """Read, parse and split a data set; the one place where rows are dropped, counted, refused and held out.
 
@@ -227,7 +265,6 @@ def load_split(
         data: the data part of the config.
         parse: (row number, row) -> usable row; raises BadRow with the reason otherwise.
         prompt: usable row -> the text that identifies its prompt.
-        read: (path, split, revision, max_rows, name) -> Rows.
 
     Returns:
         The split; `held_out` is empty if data.held_out is 0 and no held-out source is given.
@@ -238,13 +275,13 @@ def load_split(
     """
     _check_source(data)
     name = data.options.get("name")
-    source = read(data.path, data.split, data.revision, data.max_rows, name)
-    train, report = _parse_rows(source, parse, data.path)
+    source = _training_rows(data)
+    train, report = _parse_rows(source, parse)
     sha256 = source.sha256
     if data.held_out_path or data.held_out_split:
-        path, split = data.held_out_path or data.path, data.held_out_split or data.split
-        source = read(path, split, data.revision, None, name)
-        held_out, other = _parse_rows(source, parse, path)
+        path, split = data.held_out_path or data.path or "", data.held_out_split or data.split
+        source = read_rows(path, split, data.revision, None, name)
+        held_out, other = _parse_rows(source, parse)
         report.total, report.kept = report.total + other.total, report.kept + other.kept
         report.problems += [(line, f"held-out {reason}") for line, reason in other.problems]
         report.shared_prompts = len({prompt(row) for row in held_out} & {prompt(row) for row in train})
@@ -258,18 +295,33 @@ def load_split(
     return Split(train, held_out, report, sha256)
 
 
+def _training_rows(data: Data) -> Rows:
+    if data.source is not None:
+        from multiref_cli.data.sources import make_rows
+
+        return make_rows(data.source, data.max_rows)
+    if data.path is None:
+        raise RequestError("data.path and data.source are both null: give a file, folder or Hub id as data.path.")
+    return read_rows(data.path, data.split, data.revision, data.max_rows, data.options.get("name"))
+
+
 def _check_source(data: Data) -> None:
     unknown = sorted(set(data.options) - set(OPTIONS))
-    if unknown and data.path != "reasoning_gym":
+    if unknown:
         raise RequestError(f"data.options.{unknown[0]} is no option of a data set; there is {', '.join(OPTIONS)}.")
-    if data.held_out_split and not data.held_out_path and Path(data.path).suffix in SUFFIXES:
+    if data.held_out_split and not data.held_out_path and data.source is not None:
+        raise RequestError(
+            f"data.source makes rows without splits, so there is no {data.held_out_split!r}: leave held_out_split=null "
+            "for a random share of the rows, or give data.held_out_path."
+        )
+    if data.held_out_split and not data.held_out_path and str(data.path).endswith(SUFFIXES + OTHER_FILES):
         raise RequestError(
             f"data.path={data.path} is one file and has no split {data.held_out_split!r}: give "
             "data.held_out_path=FILE, or data.held_out_split=null for a random share of the rows."
         )
 
 
-def _parse_rows(source: Rows, parse: Callable[[int, dict[str, Any]], T], path: str) -> tuple[list[T], RowReport]:
+def _parse_rows(source: Rows, parse: Callable[[int, dict[str, Any]], T]) -> tuple[list[T], RowReport]:
     report, kept = RowReport(total=len(source), problems=list(source.problems)), []
     for number, row in source:
         try:

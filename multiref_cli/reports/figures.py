@@ -9,6 +9,7 @@ from multiref_cli.evaluation.statistics import student_t_quantile
 from multiref_cli.reports import style
 from multiref_cli.reports.collect import Condition
 from multiref_cli.reports.comparisons import Series, series
+from multiref_cli.types import Axes, Figure
 
 # Training metrics worth a panel, with their titles, in this order; at most six are drawn.
 _CURVES = (
@@ -184,7 +185,7 @@ def disagreement(found: Sequence[Condition]) -> Any | None:
     return figure
 
 
-def _bands(axes: Any, found: Sequence[Condition], setting: tuple, metric: str, start: float | None) -> None:
+def _bands(axes: Axes, found: Sequence[Condition], setting: tuple, metric: str, start: float | None) -> None:
     """Horizontal bands of the single references of a setting, lines for the start and for no penalty."""
     for condition, look in _singles(found, setting):
         interval = condition.interval(metric)
@@ -216,7 +217,7 @@ def _without_penalty(found: Sequence[Condition]) -> list[Condition]:
     return [condition for condition in found if condition.role == "beta0"]
 
 
-def _line_over_alpha(axes: Any, line: Series, metric: str, index: int) -> None:
+def _line_over_alpha(axes: Axes, line: Series, metric: str, index: int) -> None:
     found = [(c.weights[0], c.interval(metric)) for c in line.conditions]
     rows = [(x, interval) for x, interval in found if interval is not None]
     xs, means = [x for x, _ in rows], [interval.mean for _, interval in rows]
@@ -229,7 +230,7 @@ def _line_over_alpha(axes: Any, line: Series, metric: str, index: int) -> None:
 
 
 def _name_lines(
-    axes: Any, found: Sequence[Condition], lines: list[Series], setting: tuple, metric: str, start: float | None
+    axes: Axes, found: Sequence[Condition], lines: list[Series], setting: tuple, metric: str, start: float | None
 ) -> None:
     labels = []
     for index, line in enumerate(lines):
@@ -266,7 +267,7 @@ def _setting_title(lines: list[Series], setting: tuple) -> str:
     return f"{score}, {head.level}{estimator}, β = {head.beta:g}"
 
 
-def _frontier_line(axes: Any, line: Series, reference: str, metric: str, index: int) -> None:
+def _frontier_line(axes: Axes, line: Series, reference: str, metric: str, index: int) -> None:
     found = [(c.interval(f"kl/{reference}"), c.interval(metric), c.weights) for c in line.conditions]
     rows = [(x, y, weights) for x, y, weights in found if x is not None and y is not None]
     if not rows:
@@ -278,7 +279,7 @@ def _frontier_line(axes: Any, line: Series, reference: str, metric: str, index: 
     axes.errorbar(xs, ys, _halves(row[1] for row in rows), _halves(row[0] for row in rows), elinewidth=0.8, **joined)
 
 
-def _frontier_baselines(axes: Any, found: Sequence[Condition], reference: str, metric: str) -> None:
+def _frontier_baselines(axes: Axes, found: Sequence[Condition], reference: str, metric: str) -> None:
     """Single references hollow, in the color of the first line with their score; no penalty as a cross."""
     lines = series(found)
     for condition in found:
@@ -287,19 +288,19 @@ def _frontier_baselines(axes: Any, found: Sequence[Condition], reference: str, m
             continue
         same = [i for i, line in enumerate(lines) if line.conditions[0].setting == condition.setting]
         color = style.series(same[0]).color if same else style.INK
-        label, look = "β = 0", {"marker": "x", "markersize": 7, "markeredgewidth": 1.8}
+        label, look = "β = 0", dict[str, Any](marker="x", markersize=7, markeredgewidth=1.8)
         if condition.alone is not None and condition.role == "single":
             place = condition.first.references.index(condition.alone)
             label, look = f"{condition.alone} alone", {"marker": "odsv"[place % 4], "markerfacecolor": style.PAPER}
-        bars = {"color": color, "elinewidth": 0.8, "linestyle": "none"}
-        axes.errorbar([x.mean], [y.mean], _halves([y]), _halves([x]), label=label, **bars, **look)
+        look |= {"color": color, "elinewidth": 0.8, "linestyle": "none"}
+        axes.errorbar([x.mean], [y.mean], _halves([y]), _halves([x]), label=label, **look)
 
 
 def _halves(intervals: Any) -> list[float]:
     return [0.0 if np.isnan(interval.half_width) else interval.half_width for interval in intervals]
 
 
-def _shared_legend(figure: Any, grid: Any) -> None:
+def _shared_legend(figure: Figure, grid: Any) -> None:
     """One legend below all panels; a name that several panels use stands in it once."""
     entries: dict[str, Any] = {}
     for axes in grid.flat:
@@ -332,7 +333,7 @@ def _curves(condition: Condition, metric: str) -> list[tuple[list[int], list[flo
     return [curve for curve in (run.curve(metric) for run in condition.runs) if curve[0]]
 
 
-def _mean_curve(axes: Any, condition: Condition, metric: str, index: int) -> None:
+def _mean_curve(axes: Axes, condition: Condition, metric: str, index: int) -> None:
     curves = _curves(condition, metric)
     common = sorted(set.intersection(*(set(steps) for steps, _ in curves))) if curves else []
     if not common:

@@ -8,6 +8,7 @@ import numpy as np
 from multiref_cli.reports import style
 from multiref_cli.reports.page import Page
 from multiref_cli.theory.findings import Chart, Line, Panel, Study
+from multiref_cli.types import Axes
 
 PANEL_WIDTH, PANEL_HEIGHT = 4.6, 3.0  # inches, labels beside the lines included
 
@@ -49,7 +50,7 @@ def draw(chart: Chart) -> Any:
     return figure
 
 
-def _lines(axes: Any, panel: Panel) -> None:
+def _lines(axes: Axes, panel: Panel) -> None:
     ends = []
     for line in panel.lines:
         x, y = np.asarray(line.x, dtype=float), np.asarray(line.y, dtype=float)
@@ -76,7 +77,7 @@ def _lines(axes: Any, panel: Panel) -> None:
     style.label_ends(axes, [(x, min(max(y, low), high), text, color) for x, y, text, color in ends], gap=0.085)
 
 
-def _label_peak(axes: Any, label: str, x: np.ndarray, y: np.ndarray, color: str) -> None:
+def _label_peak(axes: Axes, label: str, x: np.ndarray, y: np.ndarray, color: str) -> None:
     top = int(np.nanargmax(np.abs(y)))
     first, last = np.flatnonzero(np.isfinite(y))[[0, -1]]
     above = y[top] >= 0
@@ -104,7 +105,7 @@ def _plain_ticks(axis: Any, low: float, high: float) -> None:
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def _draw_line(axes: Any, line: Line, x: np.ndarray, y: np.ndarray) -> str:
+def _draw_line(axes: Axes, line: Line, x: np.ndarray, y: np.ndarray) -> str:
     look = style.series(line.series)
     if line.low is not None and line.high is not None:
         axes.fill_between(x, line.low, line.high, color=look.color, alpha=0.18, linewidth=0)
@@ -120,7 +121,7 @@ def _draw_line(axes: Any, line: Line, x: np.ndarray, y: np.ndarray) -> str:
     return look.color
 
 
-def _ranges(axes: Any, panel: Panel) -> None:
+def _ranges(axes: Axes, panel: Panel) -> None:
     for height, row in enumerate(reversed(panel.ranges)):
         look = style.series(row.series)
         least, low, middle, high, most = row.points

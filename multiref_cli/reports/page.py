@@ -12,6 +12,7 @@ from typing import Any
 
 from multiref_cli.reports import style
 from multiref_cli.reports.markup import inline_html, slug, to_html, to_latex
+from multiref_cli.types import Figure
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class _Table:
 @dataclass(frozen=True)
 class _Figure:
     name: str
-    figure: Any
+    figure: Figure
     caption: str
 
 
@@ -71,7 +72,7 @@ class Page:
         self._parts.append(_Table(self._unused(name or slug(caption)), [str(h) for h in headers], cells, caption))
         return self
 
-    def figure(self, name: str, figure: Any, caption: str = "") -> "Page":
+    def figure(self, name: str, figure: Figure, caption: str = "") -> "Page":
         """Add a matplotlib Figure (see `style.new_figure`); it is drawn when the page is written."""
         self._parts.append(_Figure(self._unused(slug(name)), figure, caption))
         return self

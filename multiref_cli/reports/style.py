@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+from multiref_cli.types import Axes
+
 INK = "#22262b"
 MUTED = "#6b7280"
 GRID = "#e3e6ea"
@@ -102,12 +104,12 @@ def new_figure(
         return figure, figure.subplots(rows, columns, **subplots)
 
 
-def title(axes: Any, text: str) -> None:
+def title(axes: Axes, text: str) -> None:
     """Set the title of one Axes: bold, small, flush left."""
     axes.set_title(text, loc="left", fontsize=10.0, fontweight="bold", pad=8.0, color=INK)
 
 
-def label_ends(axes: Any, labels: Sequence[tuple[float, float, str, str]], gap: float = 0.06) -> None:
+def label_ends(axes: Axes, labels: Sequence[tuple[float, float, str, str]], gap: float = 0.06) -> None:
     """Write series names beside the right ends of their lines, pushed apart where they would overlap.
 
     Call it last, when the limits of the axes are final: positions are computed from them.

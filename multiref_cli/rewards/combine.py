@@ -11,7 +11,7 @@ from multiref_cli.rewards.resolve import check_options, resolve
 from multiref_cli.rewards.sample import RewardFunction, Sample
 from multiref_cli.rewards.worker import RewardError, RewardTimeout, Worker
 
-# A function that hangs on so many rows of one batch hangs on all of them: waiting for each would hang the run.
+# A function that hangs on the first so many rows of a batch, and has answered for none, hangs on all of them.
 HANGING_ROWS = 8
 
 
@@ -135,7 +135,7 @@ def _row_by_row(
             late.append(i)
         except RewardError as error:
             raise RunError(f"The reward function {term.path} raised {error} for {_row(samples, i)}.") from error
-        if len(late) >= HANGING_ROWS:
+        if len(late) >= HANGING_ROWS and len(late) == i + 1:
             raise RunError(
                 f"The reward function {term.path} took over {seconds:g} s for each of {len(late)} responses, the last "
                 f"{_row(samples, i)}; raise reward.timeout_seconds or mend the function."

@@ -1,9 +1,11 @@
 """Rewards that check a response against the gold answer of its prompt, or against a form it should have."""
 
 import re
+import threading
 from collections.abc import Sequence
 
-from multiref_cli.data.answers import final_answer, parse_math, parse_number
+from multiref_cli.data.answers import final_answer, parse_math, states_number
+from multiref_cli.data.numbers import parse_number
 from multiref_cli.rewards.sample import Sample, in_process
 
 _BLOCK = (
@@ -12,6 +14,9 @@ _BLOCK = (
 )
 _STRICT = re.compile(_BLOCK.format(newline=r"\n", gap=r"\n") + r"\n?", re.DOTALL)
 _SOFT = re.compile(_BLOCK.format(newline="", gap=r"\s*"), re.DOTALL)
+# math-verify's limit for one comparison: one that takes longer costs its own sample alone.
+COMPARISON_SECONDS = 2
+_TOWER = re.compile(r"\^\s*[{(]?\s*[\d.]+\s*\^|\^\s*[{(]?\s*\d{5,}|\*\*\s*\(?\s*[\d.]+\s*\*\*|\d{5,}\s*!|!\s*!")
 # Each tag with the line breaks that belong to it.
 _TAGS = ("<reasoning>\n", "\n</reasoning>\n", "\n<answer>\n", "\n</answer>")
 
@@ -26,12 +31,12 @@ def final_number(
 ) -> list[float]:
     """Compare the number that a response states as its final answer with the gold answer, exactly.
 
-    `1,234.50`, `$1234.5` and `2469/2` are one number; see `multiref_cli.data.answers.parse_number`.
+    `1,234.50`, `$1234.5` and `2469/2` are one number; see `multiref_cli.data.numbers.parse_number`.
 
     Args:
         samples: (B,) responses whose prompts have a gold answer.
         forms: where an answer may be stated: `hash` (`#### 72`), `boxed`, `xml` (`<answer>72</answer>`), `phrase` ("the
-            answer is 72"), `last_number`; the first form found counts.
+            answer is 72"), `last_number`; the first form in which a number is stated counts.
         correct: reward of the right number.
         wrong: reward of another number.
         unstated: reward of a response that states no number.
@@ -47,7 +52,7 @@ def final_number(
         gold = parse_number(_gold(sample))
         if gold is None:
             raise ValueError(f"the gold answer is no number: {sample.answer!r}")
-        stated = final_answer(sample.completion, forms)
+        stated = final_answer(sample.completion, forms, states_number)
         number = parse_number(stated) if stated is not None else None
         scores.append(unstated if number is None else correct if number == gold else wrong)
     return scores
@@ -69,17 +74,40 @@ def math_equal(
     Raises:
         ValueError: a prompt has no gold answer, or one that does not parse.
     """
-    from math_verify import verify
-
+    # math-verify's own limit is a SIGALRM; elsewhere than in a main thread the caller's limit alone holds.
+    seconds = COMPARISON_SECONDS if threading.current_thread() is threading.main_thread() else None
     scores = []
     for sample in samples:
-        gold = parse_math(_gold(sample))
+        text = _gold(sample)
+        gold = parse_math(text)
         if not gold:
             raise ValueError(f"the gold answer does not parse: {sample.answer!r}")
-        stated = final_answer(sample.completion, forms)
-        found = parse_math(stated) if stated is not None else parse_math(sample.completion, True) if anywhere else []
-        scores.append(float(bool(found) and verify(gold, found, timeout_seconds=None)))
+        stated = final_answer(sample.completion, forms, lambda piece: _states_math(piece, seconds))
+        scores.append(float(_equal(text, gold, stated, sample.completion if anywhere else "", seconds)))
     return scores
+
+
+def _states_math(text: str, seconds: int | None) -> bool:
+    return states_number(text) or (not _hangs(text) and bool(parse_math(text, seconds=seconds)))
+
+
+def _equal(text: str, gold: list, stated: str | None, response: str, seconds: int | None) -> bool:
+    from math_verify import verify
+
+    if stated is None:
+        found = parse_math(response, True, seconds) if response and not _hangs(response) else []
+    else:
+        # Of plain numbers our own rule is right: math-verify reads `1, 234` as a pair and 50% as 1/2.
+        numbers = parse_number(text), parse_number(stated)
+        if None not in numbers:
+            return numbers[0] == numbers[1]
+        found = parse_math(stated, seconds=seconds)
+    return bool(found) and verify(gold, found, timeout_seconds=seconds)
+
+
+def _hangs(text: str) -> bool:
+    """Whether a text holds a tower of powers or a huge exponent, over which sympy never comes back."""
+    return bool(_TOWER.search(text))
 
 
 @in_process

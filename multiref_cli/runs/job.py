@@ -34,7 +34,7 @@ def prepare(asked: Experiment, local: Experiment) -> Job:
     tokenizer = load_tokenizer(local.policy)
     data = load_data(local, tokenizer)
     if not data.train:
-        raise RequestError(f"{local.data.path} has no usable training row: {data.report.summary()}.")
+        raise RequestError(f"{local.data.path or local.data.name} has no usable training row: {data.report.summary()}.")
     vocabulary = len(tokenizer)
     if local.regularized:
         tokenizers = {r.name: load_tokenizer(r) for r in local.references}

@@ -4,7 +4,8 @@ from fractions import Fraction
 
 import pytest
 
-from multiref_cli.data.answers import final_answer, parse_math, parse_number
+from multiref_cli.data.answers import final_answer, parse_math
+from multiref_cli.data.numbers import parse_number
 
 NUMBERS = {
     "72": 72,

@@ -2,7 +2,8 @@
 
 import pytest
 
-from multiref_cli.data.preferences import load_preferences, prompt_key
+from multiref_cli.data.encode import prompt_key
+from multiref_cli.data.preferences import load_preferences
 from multiref_cli.data.prompts import load_prompts
 from multiref_cli.errors import RequestError
 

@@ -64,9 +64,9 @@ def test_nothing_there(path, words):
 
 
 def test_unknown_format_and_split(tmp_path, write):
-    (tmp_path / "rows.csv").write_text("a,b\n")
+    (tmp_path / "rows.txt").write_text("a,b\n")
     with pytest.raises(RequestError, match=r"\.jsonl or \.parquet"):
-        read_rows(str(tmp_path / "rows.csv"))
+        read_rows(str(tmp_path / "rows.txt"))
     (tmp_path / "folder").mkdir()
     write(ROWS, "folder/train.jsonl")
     write(ROWS, "folder/test.jsonl")

@@ -94,6 +94,12 @@ def test_function_that_hangs_on_everything_stops_the_run():
         score(samples(*["x"] * 20))
 
 
+def test_rows_that_hang_beside_rows_that_do_not_cost_themselves_alone():
+    batch = build_reward(mine("hangs_on_x", seconds=0.3))(samples("a", *["x"] * (HANGING_ROWS + 1), "b"))
+    assert batch.total == [1.0, *[0.0] * (HANGING_ROWS + 1), 1.0]
+    assert batch.timeouts == {"mine": list(range(1, HANGING_ROWS + 2))}
+
+
 @pytest.mark.parametrize("seconds", [30.0, 0.0], ids=["worker", "in process"])
 def test_function_that_raises_names_the_row_and_the_function(seconds):
     with pytest.raises(RunError) as failure:

@@ -6,10 +6,12 @@ from typing import Any
 
 from multiref_cli.config.schema import Data
 from multiref_cli.data.chat import Message, completion_ids
+from multiref_cli.data.encode import bounded_prompt, load_encoded, plain_text, truncate
 from multiref_cli.data.messages import column, conversation, prompt_messages, text_of
-from multiref_cli.data.preferences import bounded_prompt, load_encoded, parse_pair, truncate
+from multiref_cli.data.preferences import parse_pair
 from multiref_cli.data.prompts import question
 from multiref_cli.data.rows import BadRow, Split
+from multiref_cli.types import Tokenizer
 
 COMPLETIONS = ("completion", "response", "output", "answer")
 _CALCULATOR = re.compile(r"<<[^<>\n]*>>")
@@ -38,7 +40,7 @@ class Demonstration:
     truncated: int = 0
 
 
-def load_demonstrations(data: Data, tokenizer: Any) -> Split[Demonstration]:
+def load_demonstrations(data: Data, tokenizer: Tokenizer) -> Split[Demonstration]:
     """Load demonstrations: prompt and completion, question and answer, a conversation, or the chosen side of pairs.
 
     Args:
@@ -55,7 +57,7 @@ def load_demonstrations(data: Data, tokenizer: Any) -> Split[Demonstration]:
     return load_encoded(data, tokenizer, parse_demonstration)
 
 
-def parse_demonstration(number: int, row: dict[str, Any], data: Data, tokenizer: Any) -> Demonstration:
+def parse_demonstration(number: int, row: dict[str, Any], data: Data, tokenizer: Tokenizer) -> Demonstration:
     """Read one row as a demonstration; arguments and errors are those of `parse_pair`."""
     if column(row, data, "chosen") is not None and column(row, data, "rejected") is not None:
         pair = parse_pair(number, row, data, tokenizer)
@@ -64,6 +66,7 @@ def parse_demonstration(number: int, row: dict[str, Any], data: Data, tokenizer:
     used, messages, text = _texts(row, data)
     if not data.options.get("calculator_marks", True):
         text = _CALCULATOR.sub("", text)
+    text = plain_text(tokenizer, text, "completion")
     prompt = bounded_prompt(tokenizer, messages, data)
     completion, cut = truncate(completion_ids(tokenizer, text), data.max_completion_tokens)
     extra = {name: value for name, value in row.items() if name not in used}

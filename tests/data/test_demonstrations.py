@@ -2,7 +2,7 @@
 
 import pytest
 
-from multiref_cli.data.text import load_demonstrations
+from multiref_cli.data.demonstrations import load_demonstrations
 
 USER, ANSWER = {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}
 
