@@ -26,7 +26,7 @@ TORCH_RANGE := torch>=2.9,<3
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 # Puts the committed results $(1) between their marks in the README.
-update_readme = $(BIN)/python -c "from pathlib import Path; from multiref_cli.reports.compare import update_readme; \
+update_readme = $(BIN)/python -c "from pathlib import Path; from multiref_cli.reports.published import update_readme; \
   update_readme(Path('README.md'), Path('$(1)'), '$(1)', ['toy_gold', 'reward_model', 'toy_verifier', 'kl/mixed'])"
 
 .DEFAULT_GOAL := help

@@ -13,7 +13,7 @@ import pytest
 
 from multiref_cli.config.check import check
 from multiref_cli.config.compose import compose
-from multiref_cli.reports.compare import BEGIN, END, read_rows, readme_table
+from multiref_cli.reports.published import BEGIN, END, read_rows, readme_table
 from multiref_cli.sweeps import launch
 from multiref_cli.sweeps.worker import work_off
 from multiref_cli.tracking.run_dir import read_json

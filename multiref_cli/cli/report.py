@@ -32,7 +32,7 @@ def report(folders: list[str], *, out: str | None, against: str | None = None, c
     index = write_report(paths, Path(out) if out else None, committed)
     if committed is not None:
         from multiref_cli.reports.collect import conditions, read_run
-        from multiref_cli.reports.compare import compare_with, conclusions, read_rows, verdict
+        from multiref_cli.reports.published import compare_with, conclusions, read_rows, verdict
         from multiref_cli.sweeps.ledger import expand_folders
 
         found = conditions(read_run(folder) for folder in expand_folders(paths))

@@ -8,7 +8,7 @@ import numpy as np
 from multiref_cli.evaluation.statistics import student_t_quantile
 from multiref_cli.reports import style
 from multiref_cli.reports.collect import Condition
-from multiref_cli.reports.comparisons import Series, series
+from multiref_cli.reports.verdicts import Series, series
 from multiref_cli.types import Axes, Figure
 
 # Training metrics worth a panel, with their titles, in this order; at most six are drawn.

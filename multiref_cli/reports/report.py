@@ -8,9 +8,9 @@ from typing import Any
 from multiref_cli.errors import RequestError
 from multiref_cli.reports import figures
 from multiref_cli.reports.collect import Condition, Run, alpha_text, conditions, read_run, write_csv
-from multiref_cli.reports.compare import compare_with, conclusions, read_rows, rows_of, verdict, write_rows
-from multiref_cli.reports.comparison import add_job, jobs, plus_minus, stems, summary_line, write_pending
+from multiref_cli.reports.job_section import add_job, jobs, plus_minus, stems, summary_line, write_pending
 from multiref_cli.reports.page import Page
+from multiref_cli.reports.published import compare_with, conclusions, read_rows, rows_of, verdict, write_rows
 from multiref_cli.reports.scores import SCORES, write_scores
 from multiref_cli.sweeps.ledger import Ledger, expand_folders
 
@@ -21,7 +21,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None, against: Path
     Args:
         folders: run folders and sweep folders.
         out: where to write; by default report/ in the first folder.
-        against: CSV of committed results (see compare.py); the report says whether the reproduction holds.
+        against: CSV of committed results (see published.py); the report says whether the reproduction holds.
 
     Returns:
         The path of index.html. Beside it lies summary.csv, one row a condition and metric, in the form that is

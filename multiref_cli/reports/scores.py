@@ -11,8 +11,8 @@ import numpy as np
 from multiref_cli.errors import RequestError
 from multiref_cli.evaluation.crossed import BySeed, estimate
 from multiref_cli.reports.collect import Condition
-from multiref_cli.reports.compare import Row, measured, read_rows
-from multiref_cli.reports.comparison import job_name
+from multiref_cli.reports.job_section import job_name
+from multiref_cli.reports.published import Row, measured, read_rows
 
 SCORES = "scores.csv.gz"
 COLUMNS = ("job", "condition", "level", "estimator", "seed", "prompt", "metric", "value")

@@ -14,7 +14,7 @@ import pytest
 from multiref_cli.errors import RequestError
 from multiref_cli.evaluation.crossed import estimate
 from multiref_cli.reports.collect import conditions, read_run
-from multiref_cli.reports.compare import read_rows, rows_of, write_rows
+from multiref_cli.reports.published import read_rows, rows_of, write_rows
 from multiref_cli.reports.report import write_report
 from multiref_cli.reports.scores import SCORES, check_rows, write_scores
 from multiref_cli.sweeps.ledger import Ledger

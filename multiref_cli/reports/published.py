@@ -11,7 +11,7 @@ from multiref_cli.errors import RequestError
 from multiref_cli.evaluation.crossed import BySeed, estimate, welch
 from multiref_cli.evaluation.statistics import Interval, holm, student_t_quantile
 from multiref_cli.reports.collect import Condition, scorers
-from multiref_cli.reports.comparison import (
+from multiref_cli.reports.job_section import (
     centered,
     distances,
     in_order,
@@ -20,7 +20,7 @@ from multiref_cli.reports.comparison import (
     plus_minus,
     reference_value,
 )
-from multiref_cli.reports.comparisons import compare_job
+from multiref_cli.reports.verdicts import compare_job
 
 COLUMNS = (
     *("job", "condition", "role", "level", "estimator", "metric", "mean", "low", "high", "n"),

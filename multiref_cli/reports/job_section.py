@@ -9,9 +9,9 @@ from multiref_cli.evaluation.crossed import estimate
 from multiref_cli.evaluation.statistics import Interval
 from multiref_cli.reports import figures
 from multiref_cli.reports.collect import CENTERED, KL_WEIGHTED, Condition, alpha_text, scorers
-from multiref_cli.reports.comparisons import Verdict, compare_job, series
 from multiref_cli.reports.markup import slug
 from multiref_cli.reports.page import Page, format_cell
+from multiref_cli.reports.verdicts import Verdict, compare_job, series
 
 CONFIDENCE = 0.95
 # More sentences than this are left to the table, which has every comparison.

@@ -9,7 +9,7 @@ import pytest
 from multiref_cli.errors import RequestError
 from multiref_cli.evaluation.statistics import Interval, student_t_cdf, student_t_quantile
 from multiref_cli.reports.collect import conditions, read_run
-from multiref_cli.reports.compare import (
+from multiref_cli.reports.published import (
     BEGIN,
     END,
     Check,
