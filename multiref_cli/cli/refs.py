@@ -37,9 +37,9 @@ def build(overrides: list[str]) -> None:
         )
     with display.progress(plain=False) as progress:
         job = prepare(localized(config, progress), config)
-        start = time.time()
+        before = {entry.key for entry in job.open_store().list()}
         fill_store(job, progress)
-    new = [entry for entry in job.open_store().list() if entry.created >= start]
+    new = [entry for entry in job.open_store().list() if entry.key not in before]
     tokens, seconds = sum(entry.tokens for entry in new), sum(entry.seconds for entry in new)
     display.line(f"{len(new)} new entries, {tokens:,} tokens in {seconds:.1f} s; all others were there.")
 

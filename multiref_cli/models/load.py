@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from multiref_cli.errors import RequestError
+from multiref_cli.files import sync_folder, sync_tree
 from multiref_cli.models.files import fingerprint, parameter_count, resolve, weight_files
 
 __all__ = [
@@ -155,7 +156,8 @@ def save_policy(model: Any, tokenizer: Any, folder: Path) -> None:
     """
     folder = Path(folder)
     writing = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(writing, ignore_errors=True)
+    for leftover in folder.parent.glob(f".{folder.name}.*"):  # of a killed process
+        shutil.rmtree(leftover, ignore_errors=True)
     writing.mkdir(parents=True)
     if hasattr(model, "get_base_model"):
         model.get_base_model().save_pretrained(str(writing), state_dict=_merged_state(model))
@@ -163,6 +165,7 @@ def save_policy(model: Any, tokenizer: Any, folder: Path) -> None:
     else:
         model.save_pretrained(str(writing))
     tokenizer.save_pretrained(str(writing))
+    sync_tree(writing)  # checkpoints are deleted once the policy is there: it must be on the disk, not in a cache
     if folder.exists():
         old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
         os.replace(folder, old)
@@ -170,6 +173,7 @@ def save_policy(model: Any, tokenizer: Any, folder: Path) -> None:
         shutil.rmtree(old)
     else:
         os.replace(writing, folder)
+    sync_folder(folder.parent)
 
 
 def require_peft() -> Any:

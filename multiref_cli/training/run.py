@@ -1,7 +1,5 @@
 """One run from config to report: open, train, save, evaluate, write."""
 
-import json
-import os
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +12,7 @@ from multiref_cli.config import build
 from multiref_cli.config.check import check
 from multiref_cli.config.compose import compose_saved
 from multiref_cli.errors import RequestError, RunError
+from multiref_cli.files import write_lines
 from multiref_cli.models.load import fingerprint, save_policy
 from multiref_cli.seeding import seed_everything
 from multiref_cli.tracking.progress import Heartbeat, Progress, Silent
@@ -136,17 +135,11 @@ def _execute(job: Job, run: RunDir, progress: Heartbeat) -> None:
 def _write_outcome(job: Job, run: RunDir, outcome: Outcome, training_notes: list[str], **more: Any) -> None:
     """Write what an evaluation found: the samples, results.json (with what else it should hold), the final status."""
     metrics, samples, notes = outcome
-    _replace_lines(run.path / "evaluation.jsonl", samples)
+    write_lines(run.path / "evaluation.jsonl", samples)
     notes = [*training_notes, *notes]
     more |= {"notes": notes, "training_notes": training_notes}
     run.write_results(metrics, job.hash, job.config.seed, job.condition, **more)
     run.write_status("done", job.total_steps, job.total_steps)
-
-
-def _replace_lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    os.replace(temporary, path)
 
 
 def _set_up_torch(config: DictConfig) -> None:
