@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -110,7 +110,7 @@ def parse_lines(content: bytes) -> list[dict[str, Any]]:
     return [row for _, row in _split(content) if row is not None]
 
 
-def keep_lines(path: Path, keep: Any) -> None:
+def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
     """Drop the lines of a .jsonl file whose object `keep` refuses, and a last one that a crash cut off.
 
     What cannot be read in its middle stays as it is, byte for byte.
@@ -146,7 +146,10 @@ def sync_folder(folder: Path) -> None:
 def sync_tree(folder: Path) -> None:
     """Wait until every file below a folder is on the disk, with its name."""
     for path in sorted(folder.rglob("*")):
-        sync(path) if path.is_file() else sync_folder(path)
+        if path.is_dir():
+            sync_folder(path)
+        else:
+            sync(path)
     sync_folder(folder)
 
 
