@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from multiref_cli.cli.app import app, run_guarded
-from multiref_cli.tracking.run_dir import read_json, read_lines
+from multiref_cli.files import read_json, read_lines
 from multiref_cli.world import problems as toy
 from multiref_cli.world import tokenizer as toy_tokenizer
 

@@ -16,6 +16,7 @@ PACKAGE = ROOT / "multiref_cli"
 LAYERS = {
     "multiref_cli": 0,
     "multiref_cli.errors": 0,
+    "multiref_cli.files": 0,
     "multiref_cli.seeding": 0,
     "multiref_cli.types": 0,
     "multiref_cli.config.algorithms": 0,

@@ -13,10 +13,10 @@ import pytest
 
 from multiref_cli.config.check import check
 from multiref_cli.config.compose import compose
+from multiref_cli.files import read_json
 from multiref_cli.reports.published import BEGIN, END, read_rows, readme_table
 from multiref_cli.sweeps import launch
 from multiref_cli.sweeps.worker import work_off
-from multiref_cli.tracking.run_dir import read_json
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

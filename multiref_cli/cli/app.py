@@ -217,6 +217,8 @@ def _fail(error: Exception, code: int, debug: bool, text: str | None = None) -> 
 
 
 def main() -> None:
-    """Entry point of the `multiref` script; SIGTERM (a scheduler's stop, `kill`) ends it as Ctrl-C does."""
+    """Entry point of the `multiref` script; SIGTERM (`kill`) and SIGHUP (a closed terminal) end it as Ctrl-C does."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup means it
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
     sys.exit(run_guarded(lambda: app(standalone_mode=True)))

@@ -35,9 +35,9 @@ def build(overrides: list[str]) -> None:
         )
     with display.progress(plain=False) as progress:
         job = open_job(experiment, progress)
-        start = time.time()
+        before = {entry.key for entry in job.open_store().list()}
         module_of(experiment).fill_store(job, progress)
-    new = [entry for entry in job.open_store().list() if entry.created >= start]
+    new = [entry for entry in job.open_store().list() if entry.key not in before]
     tokens, seconds = sum(entry.tokens for entry in new), sum(entry.seconds for entry in new)
     display.line(f"{len(new)} new entries, {tokens:,} tokens in {seconds:.1f} s; all others were there.")
 
@@ -89,10 +89,11 @@ def mix(overrides: list[str]) -> None:
     folder = _mix_folder(experiment, names)
 
     from multiref_cli.evaluation.mixed import score_mixtures, write_scores
+    from multiref_cli.files import write_json
     from multiref_cli.reports.mixed import MEANS, write_mixed_report
     from multiref_cli.runs.run import config_text, open_job
     from multiref_cli.tracking.provenance import provenance
-    from multiref_cli.tracking.run_dir import RunDir, write_json
+    from multiref_cli.tracking.run_dir import RunDir
 
     with display.progress(plain=False) as progress:
         job = open_job(experiment, progress)

@@ -45,7 +45,7 @@ def _show_plan(experiment: Experiment) -> None:
 
 def finished(folder: Path) -> None:
     """Print the results of a finished run."""
-    from multiref_cli.tracking.run_dir import read_json
+    from multiref_cli.files import read_json
 
     results = read_json(folder / "results.json")
     rows = [[name, v["mean"], v["ci_low"], v["ci_high"], v["n"]] for name, v in sorted(results["metrics"].items())]

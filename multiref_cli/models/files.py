@@ -3,14 +3,14 @@
 import contextlib
 import hashlib
 import json
-import os
 import struct
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from multiref_cli.config.schema import Hardware, Model
-from multiref_cli.errors import HubUnreachable, RequestError
+from multiref_cli.errors import HubUnreachable, RequestError, RunError
+from multiref_cli.files import read_object, write_json
 
 _SMALL_FILES = ["*.json", "*.jinja", "tokenizer*", "*.model", "vocab*", "merges*"]
 _WEIGHTS = ["*.safetensors"]
@@ -106,14 +106,6 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file in one piece: under another name first, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=1, sort_keys=True))
-    os.replace(temporary, path)
-
-
 def _digest(file: Any) -> str:
     digest = hashlib.sha256()  # Python 3.10 has no file_digest
     while block := file.read(2**20):
@@ -133,20 +125,21 @@ def _content(folder: Path) -> dict[str, Any]:
 
 def _remembered_sha256(path: Path) -> str:
     status = path.stat()
-    return _sha256_at(str(path.resolve()), status.st_size, status.st_mtime_ns)
+    # The inode and the time of its last change notice a file that was exchanged by one of the same size and date.
+    return _sha256_at(str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
 
 
 @lru_cache(maxsize=256)
-def _sha256_at(path: str, size: int, modified: int) -> str:
+def _sha256_at(path: str, size: int, modified: int, changed: int, inode: int) -> str:
     if size < _REMEMBERED_BYTES:
         return file_sha256(Path(path))
-    memory, key = Hardware().cache_folder / "fingerprints.json", f"{path}|{size}|{modified}"
+    memory, key = Hardware().cache_folder / "fingerprints.json", f"{path}|{size}|{modified}|{changed}|{inode}"
     try:
-        known = json.loads(memory.read_text())
-    except (OSError, json.JSONDecodeError):
+        known = read_object(memory) or {}
+    except (OSError, RunError):  # a damaged memory costs a hash
         known = {}
     if key not in known:
         known[key] = file_sha256(Path(path))
-        with contextlib.suppress(OSError):  # a cache folder that cannot be written costs a hash the next time
+        with contextlib.suppress(OSError, RunError):  # a cache folder that cannot be written costs one the next time
             write_json(memory, known)
     return known[key]

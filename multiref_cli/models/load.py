@@ -9,6 +9,7 @@ from typing import Any
 
 from multiref_cli.config.schema import Model, Policy
 from multiref_cli.errors import RequestError
+from multiref_cli.files import sync_folder, sync_tree
 from multiref_cli.models.decoder import check_head, unwrap
 from multiref_cli.models.files import resolve, safetensors_header, weight_files
 from multiref_cli.models.lora import merged
@@ -170,7 +171,8 @@ def save_policy(model: LanguageModel, tokenizer: Tokenizer, folder: Path) -> Non
     """
     folder = Path(folder)
     writing = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(writing, ignore_errors=True)
+    for leftover in folder.parent.glob(f".{folder.name}.*"):  # of a killed process
+        shutil.rmtree(leftover, ignore_errors=True)
     writing.mkdir(parents=True)
     base = unwrap(model)
     if base is not model:
@@ -179,6 +181,7 @@ def save_policy(model: LanguageModel, tokenizer: Tokenizer, folder: Path) -> Non
     else:
         model.save_pretrained(str(writing))
     tokenizer.save_pretrained(str(writing))
+    sync_tree(writing)  # checkpoints are deleted once the policy is there: it must be on the disk, not in a cache
     if folder.exists():
         old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
         os.replace(folder, old)
@@ -186,6 +189,7 @@ def save_policy(model: LanguageModel, tokenizer: Tokenizer, folder: Path) -> Non
         shutil.rmtree(old)
     else:
         os.replace(writing, folder)
+    sync_folder(folder.parent)
 
 
 def require_peft() -> Any:

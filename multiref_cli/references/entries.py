@@ -16,6 +16,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from multiref_cli.errors import RunError
+from multiref_cli.files import read_object, sync_folder, sync_tree, write_text
 from multiref_cli.models.files import file_sha256, safetensors_header
 
 FORMAT = 1
@@ -55,13 +56,19 @@ class Entry:
 
     @property
     def bytes(self) -> int:
-        """Size on disk."""
-        return sum(path.stat().st_size for path in self.folder.iterdir())
+        """Size on disk, 0 where it vanished."""
+        try:
+            return sum(path.stat().st_size for path in self.folder.iterdir())
+        except FileNotFoundError:
+            return 0
 
     @property
     def used(self) -> float:
-        """When it was last opened, seconds since the epoch."""
-        return (self.folder / "entry.json").stat().st_mtime
+        """When it was last opened, seconds since the epoch; 0 where it vanished."""
+        try:
+            return (self.folder / "entry.json").stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
 
     @property
     def names(self) -> str:
@@ -85,11 +92,13 @@ class EntryFolder:
         self.root = Path(root)
 
     def find(self, key: str) -> Entry | None:
-        """The entry at an address, if it is there."""
+        """The entry at an address, if it is there; one whose description is damaged or of another address is not."""
         try:
-            return Entry(self.root / key, **json.loads((self.root / key / "entry.json").read_text()))
-        except FileNotFoundError:
+            content = read_object(self.root / key / "entry.json")
+            entry = Entry(self.root / key, **content) if content is not None else None
+        except (RunError, TypeError):
             return None
+        return entry if entry is not None and address_key(entry.address) == key else None
 
     def read(self, entry: Entry) -> dict[str, np.ndarray]:
         """The arrays of an entry, memory-mapped and read-only; its checksum is verified and its use noted.
@@ -157,8 +166,13 @@ class EntryFolder:
             "created": time.time(),
             "seconds": seconds,
         }
-        (writing / "entry.json").write_text(json.dumps(entry, indent=1))
+        write_text(writing / "entry.json", json.dumps(entry, indent=1))  # as hashed: infinite orders stay
+        sync_tree(writing)
+        if (self.root / key).exists():  # damaged, or `find` would have given it
+            os.replace(self.root / key, self.root / f".writing-{key}-{os.getpid()}-damaged")
         os.replace(writing, self.root / key)
+        sync_folder(self.root)
+        self._sweep(key)
         return Entry(self.root / key, **entry)
 
     def list(self) -> list[Entry]:
@@ -172,8 +186,9 @@ class EntryFolder:
         try:
             with FileLock(self.root / ".locks" / f"{entry.key}.lock", timeout=0):
                 removing = self.root / f".writing-{entry.key}-{os.getpid()}"
-                os.replace(entry.folder, removing)
-                shutil.rmtree(removing)
+                with contextlib.suppress(FileNotFoundError):  # another prune was faster
+                    os.replace(entry.folder, removing)
+                    shutil.rmtree(removing)
         except Timeout:
             return False
         return True

@@ -46,6 +46,9 @@ def verify(entries: EntryFolder, rows: int, device: str, progress: Progress) -> 
 
 def _recompute(entries: EntryFolder, entry: Entry, count: int, device: str) -> Finding:
     references = [schema.ReferenceSpec(**member) for member in entry.origin["references"]]
+    if any(reference.trust_remote_code for reference in references):
+        # What a store says of itself is no permission to run code: entries are exchanged between people.
+        return Finding(entry, True, "checksum good; its models bring their own code, so nothing was recomputed")
     address = entry.address
     weights = entry.origin.get("weights", [1.0])
     expected = [one[0] for one in address["members"]] if entry.kind == "normalizers" else [address["model"]]

@@ -1,6 +1,7 @@
 """What lies on disk: finished runs, grouped into conditions whose runs differ in nothing but the seed."""
 
 import csv
+import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from multiref_cli.config.schema import Experiment, experiment_of
 from multiref_cli.errors import RequestError
 from multiref_cli.evaluation.crossed import BySeed, Estimate, estimate
 from multiref_cli.evaluation.statistics import Interval
-from multiref_cli.tracking.run_dir import read_json, read_lines
+from multiref_cli.files import read_json, read_lines, write_text
 
 # Told by a condition's label already, so never needed to tell two labels apart.
 _IN_LABEL = ("regularizer.name", "regularizer.mean_order", "alpha", "beta", "algorithm.name")
@@ -272,17 +273,16 @@ def scorers(found: Sequence[Condition]) -> list[str]:
 def write_csv(found: Sequence[Condition], path: Path) -> None:
     """Write results.csv: one row a run, its condition's settings and the mean of every metric."""
     metrics = sorted({name for condition in found for run in condition.runs for name in run.metrics})
-    temporary = path.with_name(f".{path.name}.new")
-    with temporary.open("w", newline="") as file:
+    with io.StringIO(newline="") as file:
         writer = csv.writer(file)
         writer.writerow([*CSV_SETTINGS, *metrics])
         for c in found:
             alpha = " ".join(f"{weight:g}" for weight in c.weights)
             same = [
-                c.label,
+                cell_text(c.label),
                 c.role,
                 c.algorithm,
-                c.regularizer.title if c.regularizer else "",
+                cell_text(c.regularizer.title if c.regularizer else ""),
                 c.level,
                 c.estimator,
                 alpha,
@@ -291,7 +291,12 @@ def write_csv(found: Sequence[Condition], path: Path) -> None:
             for run in c.runs:
                 means = [(run.metrics.get(name) or {}).get("mean") for name in metrics]
                 writer.writerow([*same, run.seed, run.results["config_hash"], *("" if m is None else m for m in means)])
-    temporary.replace(path)
+        write_text(path, file.getvalue())
+
+
+def cell_text(text: str) -> str:
+    """Text for a cell of a CSV file; a spreadsheet would run what begins with = + - or @ as a formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 def alpha_text(weights: Sequence[float]) -> str:

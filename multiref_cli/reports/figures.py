@@ -338,7 +338,7 @@ def _mean_curve(axes: Axes, condition: Condition, metric: str, index: int) -> No
     common = sorted(set.intersection(*(set(steps) for steps, _ in curves))) if curves else []
     if not common:
         return
-    values = np.array([[dict(zip(steps, ys))[s] for s in common] for steps, ys in curves])
+    values = np.array([[at[s] for s in common] for at in (dict(zip(steps, ys)) for steps, ys in curves)])
     smooth = np.array([_smooth(row) for row in values])
     look, mean = style.series(index), smooth.mean(0)
     axes.plot(common, mean, color=look.color, linestyle=look.linestyle, label=condition.label)

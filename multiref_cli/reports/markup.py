@@ -7,7 +7,8 @@ _INLINE = (
     (re.compile(r"`([^`]+)`"), r"<code>\1</code>"),
     (re.compile(r"\*\*(.+?)\*\*"), r"<strong>\1</strong>"),
     (re.compile(r"(?<![\w*])\*([^*\s][^*]*)\*(?![\w*])"), r"<em>\1</em>"),
-    (re.compile(r"\[([^\]]+)\]\(([^)\s]+)\)"), r'<a href="\2">\1</a>'),
+    # No other scheme: a link to javascript: would run whatever a name or a sample says.
+    (re.compile(r"\[([^\]]+)\]\(((?:https?://|mailto:|#)[^)\s]*)\)"), r'<a href="\2">\1</a>'),
 )
 _LATEX = {
     "\\": r"\textbackslash{}",

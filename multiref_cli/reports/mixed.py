@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from multiref_cli.files import read_json
 from multiref_cli.reports import style
 from multiref_cli.reports.page import Page
-from multiref_cli.tracking.run_dir import read_json
 
 MEANS = {0.0: "geometric", 1.0: "arithmetic", -1.0: "harmonic"}
 Row = dict[str, float]

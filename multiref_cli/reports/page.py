@@ -3,13 +3,13 @@
 import html
 import io
 import math
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from multiref_cli.files import write_bytes
 from multiref_cli.reports import style
 from multiref_cli.reports.markup import inline_html, slug, to_html, to_latex
 from multiref_cli.types import Figure
@@ -96,15 +96,15 @@ class Page:
             elif isinstance(part, _Table):
                 body.append(_table_html(part))
                 markdown.append(_table_markdown(part))
-                _replace(folder / "tables" / f"{part.name}.tex", _table_latex(part).encode())
+                write_bytes(folder / "tables" / f"{part.name}.tex", _table_latex(part).encode())
             else:
                 svg, png = _draw(part)
-                _replace(folder / "figures" / f"{part.name}.svg", svg)
-                _replace(folder / "figures" / f"{part.name}.png", png)
+                write_bytes(folder / "figures" / f"{part.name}.svg", svg)
+                write_bytes(folder / "figures" / f"{part.name}.png", png)
                 body.append(_figure_html(part, svg.decode()))
                 markdown.append(f"![{part.name}](figures/{part.name}.png)\n\n*{part.caption}*")
-        _replace(folder / "report.md", ("\n\n".join(markdown) + "\n").encode())
-        _replace(folder / "index.html", self._html("\n".join(body)).encode())
+        write_bytes(folder / "report.md", ("\n\n".join(markdown) + "\n").encode())
+        write_bytes(folder / "index.html", self._html("\n".join(body)).encode())
         return folder / "index.html"
 
     def _unused(self, name: str) -> str:
@@ -224,14 +224,6 @@ def _figure_html(part: _Figure, svg: str) -> str:
         count=1,
     )
     return f'<figure id="figure-{part.name}">{svg}<figcaption>{inline_html(part.caption)}</figcaption></figure>'
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the old one or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    temporary.replace(path)
 
 
 # (CSS variable, color on a light page, color on a dark page)

@@ -12,6 +12,7 @@ from multiref_cli.data.chat import end_ids
 from multiref_cli.data.prompts import Prompt
 from multiref_cli.errors import RequestError
 from multiref_cli.evaluation.evaluate import Evaluator, Scorer, summary
+from multiref_cli.files import read_json
 from multiref_cli.models.load import load_reward_model, load_tokenizer
 from multiref_cli.references.base import Reference
 from multiref_cli.rewards.combine import build_reward
@@ -21,7 +22,6 @@ from multiref_cli.rollouts.engine import Completion
 from multiref_cli.rollouts.transformers_engine import TransformersEngine
 from multiref_cli.runs.job import load_data
 from multiref_cli.tracking.progress import Progress
-from multiref_cli.tracking.run_dir import read_json
 from multiref_cli.types import LanguageModel
 
 # The latest results of scorers, by scorer and samples.

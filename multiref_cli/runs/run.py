@@ -1,7 +1,5 @@
 """One run from config to report: open, train, save, evaluate, write."""
 
-import json
-import os
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +11,7 @@ from multiref_cli.algorithms.base import Job, module_of
 from multiref_cli.config.compose import compose, compose_saved
 from multiref_cli.config.schema import Experiment
 from multiref_cli.errors import RequestError, RunError
+from multiref_cli.files import read_json, write_lines
 from multiref_cli.models.files import fingerprint
 from multiref_cli.models.load import save_policy
 from multiref_cli.runs.job import check_parts, prepare, set_up_torch
@@ -20,7 +19,7 @@ from multiref_cli.runs.measure import Outcome, measure, measure_folder
 from multiref_cli.seeding import seed_everything
 from multiref_cli.tracking.progress import Heartbeat, Progress, Silent
 from multiref_cli.tracking.provenance import provenance
-from multiref_cli.tracking.run_dir import RunDir, read_json
+from multiref_cli.tracking.run_dir import RunDir
 from multiref_cli.tracking.wandb import open_mirror
 from multiref_cli.training.checkpoint import discard_checkpoints
 from multiref_cli.training.loop import Loop
@@ -171,17 +170,11 @@ def _write_outcome(
 ) -> None:
     """Write what an evaluation found: the samples, results.json (with what else it should hold), the final status."""
     metrics, samples, notes = outcome
-    _replace_lines(run.path / "evaluation.jsonl", samples)
+    write_lines(run.path / "evaluation.jsonl", samples)
     notes = [*training_notes, *notes]
     more |= {"notes": notes, "training_notes": training_notes}
     run.write_results(metrics, run_hash, job.asked.seed, job.asked.condition, **more)
     run.write_status("done", job.total_steps, job.total_steps)
-
-
-def _replace_lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    os.replace(temporary, path)
 
 
 # What `multiref eval` may change of a finished run: how it is measured, never how it was trained.

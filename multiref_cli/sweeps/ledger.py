@@ -16,10 +16,11 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from multiref_cli.errors import RequestError
+from multiref_cli.errors import RequestError, RunError
+from multiref_cli.files import parse_lines, read_lines, read_object, write_json, write_lines, write_text
 from multiref_cli.sweeps.plan import Plan
 from multiref_cli.sweeps.request import Request
-from multiref_cli.tracking.run_dir import RunDir, read_json, read_lines, write_json
+from multiref_cli.tracking.run_dir import RunDir
 
 # A holder on another machine that has not touched its claim for so long is dead (its own machine is asked by lock).
 STALE_SECONDS = 120.0
@@ -27,12 +28,16 @@ STALE_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Holder:
-    """Who works on something: a process of a launch, and how many holders of that launch died on it before."""
+    """Who works on something: a process of a launch, and how many of that launch died on it without a new checkpoint.
+
+    `checkpoint` is the newest one's name when the holder began, empty where there was none.
+    """
 
     host: str
     pid: int
     launch: str
     deaths: int
+    checkpoint: str = ""
 
 
 class Ledger:
@@ -75,14 +80,17 @@ class Ledger:
                 "history": before,
                 **provenance,
             }
-            _replace(self.path / "sweep.yaml", yaml.safe_dump(description, sort_keys=False, allow_unicode=True))
-            lines = (json.dumps(point.line(), ensure_ascii=False) + "\n" for point in plan.points)
-            _replace(self.path / "plan.jsonl", "".join(lines))
+            write_text(self.path / "sweep.yaml", yaml.safe_dump(description, sort_keys=False, allow_unicode=True))
+            write_lines(self.path / "plan.jsonl", [point.line() for point in plan.points])
 
     def description(self) -> dict[str, Any]:
         """Content of sweep.yaml, empty where there is none."""
         path = self.path / "sweep.yaml"
-        return yaml.safe_load(path.read_text()) if path.is_file() else {}
+        try:
+            content = yaml.safe_load(path.read_bytes()) if path.is_file() else {}
+        except (yaml.YAMLError, UnicodeDecodeError):
+            content = None
+        return content if isinstance(content, dict) else {}  # damaged: it is written again with the plan
 
     def planned(self) -> list[dict[str, Any]]:
         """The lines of plan.jsonl."""
@@ -160,14 +168,17 @@ class Ledger:
             os.utime(path)
 
     def holder(self, name: str) -> Holder | None:
-        """Who holds a point, dead or alive."""
-        content = read_json(self.path / ".sweep" / "claims" / f"{name}.json")
-        return Holder(**content) if content else None
+        """Who holds a point, dead or alive; a damaged claim counts as that of a dead holder of another launch."""
+        try:
+            content = read_object(self.path / ".sweep" / "claims" / f"{name}.json")
+            return Holder(**content) if content else None
+        except (RunError, TypeError):
+            return Holder(socket.gethostname(), 0, "", 0)
 
     def clear(self, name: str) -> None:
         """Remove what a run left that was killed before its first status: nothing in it can be gone on with."""
         folder = self.folder(name)
-        if folder.is_dir() and not ((folder / "config.yaml").is_file() and (folder / "manifest.json").is_file()):
+        if folder.is_dir() and not is_begun(folder):
             shutil.rmtree(folder)
 
     def event(self, kind: str, name: str, **more: Any) -> None:
@@ -188,13 +199,7 @@ class Ledger:
             file.seek(offset)
             content = file.read()
         content = content[: content.rfind(b"\n") + 1]
-        found = []
-        for line in content.splitlines():
-            try:
-                found.append(json.loads(line))
-            except json.JSONDecodeError:  # a line cut off by a full disk or a kill
-                continue
-        return found, offset + len(content)
+        return parse_lines(content), offset + len(content)
 
     def _take_over(self, path: Path, launch: str) -> Holder | None:
         """Write this process into the holder's file, unless a process on another machine is alive in it."""
@@ -209,8 +214,11 @@ class Ledger:
             except FileNotFoundError:
                 return None
             aside.unlink()
-        same = before is not None and before.launch == launch
-        holder = Holder(host, os.getpid(), launch, before.deaths + 1 if before is not None and same else 0)
+        newest = max((p.name for p in (self.folder(path.stem) / "checkpoints").glob("step_*.pt")), default="")
+        deaths = 0
+        if before is not None and before.launch == launch:
+            deaths = 1 if newest > before.checkpoint else before.deaths + 1
+        holder = Holder(host, os.getpid(), launch, deaths, newest)
         whole = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         whole.write_text(json.dumps(asdict(holder)))
         try:
@@ -250,6 +258,15 @@ def expand_folders(folders: Sequence[Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
+def is_begun(folder: Path) -> bool:
+    """Whether a run folder holds what a run is gone on with: a config and a manifest that can be read."""
+    try:
+        config = yaml.load((folder / "config.yaml").read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        return isinstance(config, dict) and read_object(folder / "manifest.json") is not None
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, RunError):
+        return False
+
+
 def read_status(folder: Path) -> dict[str, Any]:
     """Content of a run's status.json, empty where there is none."""
     return RunDir(folder).status()
@@ -264,14 +281,7 @@ def mark(folder: Path, state: str, message: str) -> None:
 
 def write_marker(path: Path, content: dict[str, Any]) -> None:
     """Write a small JSON file, with its folder, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, content)
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 def _now() -> str:

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from multiref_cli.config.schema import Experiment
+from multiref_cli.errors import RunError
+from multiref_cli.files import read_object
 from multiref_cli.sweeps.ledger import Holder, Ledger, mark, read_status, write_marker
 from multiref_cli.sweeps.plan import Pass, Plan, Point
-from multiref_cli.tracking.run_dir import read_json
 
 # A point whose worker was killed, or that ran out of memory, is tried once more within a launch.
 RETRIES = 1
@@ -113,8 +114,11 @@ def _try_pass(work: Work, ledger: Ledger, one: Pass) -> bool:
 
 def _pass_outcome(work: Work, ledger: Ledger, one: Pass) -> dict[str, Any] | None:
     """How a pass ended in this launch; None while it has not."""
-    content = read_json(pass_marker(ledger, one))
-    return content if content and content["launch"] == work.launch else None
+    try:
+        content = read_object(pass_marker(ledger, one))
+    except RunError:  # damaged: the pass is done again
+        return None
+    return content if content and content.get("launch") == work.launch else None
 
 
 def _try_point(work: Work, ledger: Ledger, point: Point) -> bool:
@@ -130,7 +134,11 @@ def _try_point(work: Work, ledger: Ledger, point: Point) -> bool:
         if failed is not None:
             _fail(ledger, point, f"{failed['title']} could not be made: {failed['problem']}")
         elif holder.deaths > RETRIES:
-            _fail(ledger, point, "its worker was killed twice (out of memory?); the last checkpoint stands")
+            _fail(
+                ledger,
+                point,
+                "its worker was killed twice without a new checkpoint (out of memory?)",
+            )
         else:
             _run(work, ledger, point, holder)
     return True

@@ -1,5 +1,6 @@
 """How long work tells the outside how far it is: two calls, whatever draws them."""
 
+import time
 from typing import Protocol
 
 
@@ -28,7 +29,7 @@ class Heartbeat:
 
     def __init__(self, inner: Progress, run, mirror, every_seconds: float = 2.0) -> None:
         self.inner, self.run, self.mirror, self.every_seconds = inner, run, mirror, every_seconds
-        self.step, self.total, self._written = 0, 0, 0.0
+        self.step, self.total, self._written = 0, 0, float("-inf")
 
     def note(self, text: str) -> None:
         """Pass the line on and keep it in logs/run.log."""
@@ -38,13 +39,11 @@ class Heartbeat:
 
     def advance(self, phase: str, done: int, total: int, **figures: float) -> None:
         """Pass the figures on; refresh status.json now and then."""
-        import time
-
         if phase == "train":
             self.step, self.total = done, total
-        if time.time() - self._written >= self.every_seconds:
+        if time.monotonic() - self._written >= self.every_seconds:
             self.run.write_status("running", self.step, self.total, phase)
-            self._written = time.time()
+            self._written = time.monotonic()
             if phase == "train":  # not before: a resume first drops what was logged behind its checkpoint
                 self.mirror.update()
         self.inner.advance(phase, done, total, **figures)

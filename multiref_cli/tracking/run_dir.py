@@ -1,40 +1,13 @@
 """A run folder: what is written, in which order, and how it survives being killed."""
 
-import json
-import math
-import os
 import time
 from pathlib import Path
 from typing import Any
 
-from multiref_cli.errors import RequestError
+from multiref_cli.errors import RequestError, RunError
+from multiref_cli.files import append_line, keep_lines, read_lines, read_object, sync, write_json, write_text
 
 STATES = ("queued", "running", "done", "failed", "stopped")
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Replace a JSON file atomically; NaN and infinities become null."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n")
-    os.replace(temporary, path)
-
-
-def read_json(path: Path) -> Any:
-    """Content of a JSON file, None where there is none."""
-    return json.loads(path.read_text()) if path.is_file() else None
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Objects of a .jsonl file; a last line cut off by a crash is left out."""
-    if not path.is_file():
-        return []
-    rows = []
-    for line in path.read_text().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
 
 
 class RunDir:
@@ -55,9 +28,9 @@ class RunDir:
         for name in ("checkpoints", "logs", "report"):
             (path / name).mkdir(parents=True, exist_ok=True)
         run = cls(path)
-        (path / "config.yaml").write_text(config_yaml)
+        write_text(path / "config.yaml", config_yaml)
         (path / "samples.jsonl").touch()  # an offline run has none
-        (path / "overrides.txt").write_text("".join(f"{line}\n" for line in overrides))
+        write_text(path / "overrides.txt", "".join(f"{line}\n" for line in overrides))
         write_json(path / "manifest.json", manifest)
         return run
 
@@ -67,12 +40,15 @@ class RunDir:
         write_json(self.path / "status.json", status)
 
     def status(self) -> dict[str, Any]:
-        """Content of status.json, empty where there is none."""
-        return read_json(self.path / "status.json") or {}
+        """Content of status.json, empty where there is none; a damaged one counts as that of a stopped run."""
+        try:
+            return read_object(self.path / "status.json") or {}
+        except RunError as damaged:
+            return {"state": "stopped", "step": 0, "total": 0, "updated_at": 0.0, "message": str(damaged)}
 
     def log(self, metrics: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
-        self._append("metrics.jsonl", metrics)
+        append_line(self.path / "metrics.jsonl", metrics)
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl."""
@@ -81,17 +57,21 @@ class RunDir:
     def log_samples(self, rows: list[dict[str, Any]]) -> None:
         """Append lines to samples.jsonl."""
         for row in rows:
-            self._append("samples.jsonl", row)
+            append_line(self.path / "samples.jsonl", row)
 
     def forget_after(self, step: int) -> None:
         """Drop what was logged after `step`: a resumed run writes those lines again."""
         for name in ("metrics.jsonl", "samples.jsonl"):
-            path = self.path / name
-            if path.is_file():
-                kept = [row for row in read_lines(path) if row.get("step", 0) <= step]
-                temporary = path.with_name(f".{name}.{os.getpid()}")
-                temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
-                os.replace(temporary, path)
+            keep_lines(self.path / name, lambda row: row.get("step", 0) <= step)
+
+    def sync_logs(self) -> None:
+        """Wait until what was logged is on the disk: a checkpoint must not know more steps than its log."""
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            sync(self.path / name)
+
+    def last_logged(self) -> int:
+        """Last step in metrics.jsonl, 0 where there is none."""
+        return max((row["step"] for row in self.metrics() if isinstance(row.get("step"), int)), default=0)
 
     def write_results(
         self, metrics: dict[str, dict[str, Any]], config_hash: str, seed: int, condition: str, **more: Any
@@ -102,21 +82,12 @@ class RunDir:
 
     def is_done(self, config_hash: str | None = None) -> bool:
         """Whether the run finished, with this config if a hash is given."""
-        results = read_json(self.path / "results.json")
-        if self.status().get("state") != "done" or results is None:
+        if self.status().get("state") != "done":
+            return False
+        try:
+            results = read_object(self.path / "results.json")
+        except RunError:  # it is made again from what the run left
+            return False
+        if results is None:
             return False
         return config_hash is None or results.get("config_hash") == config_hash
-
-    def _append(self, name: str, row: dict[str, Any]) -> None:
-        with (self.path / name).open("a") as file:
-            file.write(json.dumps(_finite(row), ensure_ascii=False) + "\n")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    return value

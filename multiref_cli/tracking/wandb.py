@@ -5,7 +5,6 @@ the run goes on without it.
 """
 
 import functools
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from typing import Any
 import yaml
 
 from multiref_cli.config.schema import Experiment, experiment_of
-from multiref_cli.tracking.run_dir import read_json, read_lines
+from multiref_cli.files import parse_lines, read_json, read_lines
 
 # How long an online run may wait for the server before the mirror is given up; without this it is a minute and a half.
 _SECONDS = 30
@@ -162,8 +161,7 @@ class Mirror:
             content = file.read()
         content = content[: content.rfind(b"\n") + 1]
         self._offset += len(content)
-        rows = [json.loads(line) for line in content.splitlines()]
-        return [row for row in rows if row.get("step", -1) > self._last_step]
+        return [row for row in parse_lines(content) if row.get("step", -1) > self._last_step]
 
     def _send_results(self, results: dict[str, Any]) -> None:
         import wandb

@@ -1,18 +1,20 @@
 """Checkpoints: everything that a bitwise resume needs, written atomically."""
 
-import os
 import pickle
 import shutil
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from multiref_cli.errors import RequestError, RunError
+from multiref_cli.files import replacing
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
-    """Write `folder/step_<step>.pt` (temporary name, flush, rename) and delete all but the newest `keep`.
+    """Write `folder/step_<step>.pt` in one piece and delete all but the newest `keep`.
 
     Args:
         folder: the run's checkpoints/ folder.
@@ -21,12 +23,8 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -
         keep: checkpoints to keep, at least 1.
     """
     target = folder / f"step_{step:08d}.pt"
-    temporary = folder / f".{target.name}.{os.getpid()}"
-    with temporary.open("wb") as file:
+    with replacing(target) as file:
         torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, target)
     for old in checkpoints(folder)[: -max(keep, 1)]:
         old.unlink(missing_ok=True)
     for rest in folder.glob(".step_*"):
@@ -39,26 +37,44 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step_*.pt"))
 
 
-def load_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """The newest readable checkpoint, None if there is none (the run then starts from its beginning).
+def load_checkpoint(
+    folder: Path, problem: Callable[[dict[str, Any]], str | None] = lambda state: None
+) -> dict[str, Any] | None:
+    """The newest checkpoint that can be used, None if there is none (the run then starts from its beginning).
+
+    Args:
+        folder: the run's checkpoints/ folder.
+        problem: says why a checkpoint that can be read must not be used, None if it may.
 
     Raises:
-        RunError: checkpoints exist but none can be read.
+        RunError: checkpoints exist but none can be used.
     """
-    found = checkpoints(folder)
-    for path in reversed(found):
+    reasons = []
+    for path in reversed(checkpoints(folder)):
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except (
-            RuntimeError,
-            EOFError,
-            OSError,
-            pickle.UnpicklingError,
-        ):  # damaged or foreign: the one before may be whole
-            continue
-    if found:
-        raise RunError(f"no checkpoint under {folder} can be read; delete the folder's files to start again.")
+            state = _read(path)
+            reason = problem(state)
+        except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile):
+            reason = "it is damaged"  # or foreign; the one before may be whole
+        if reason is None:
+            return state
+        reasons.append(f"{path.name}: {reason}")
+    if reasons:
+        raise RunError(
+            f"no checkpoint under {folder} can be read and gone on from ({'; '.join(reasons)}); "
+            "delete the folder's files to start again."
+        )
     return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    with zipfile.ZipFile(path) as archive:
+        if archive.testzip() is not None:  # torch.load does not look at the checksums that torch.save wrote
+            raise zipfile.BadZipFile
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(state, dict):
+        raise ValueError
+    return state
 
 
 def discard_checkpoints(folder: Path) -> None:

@@ -115,10 +115,12 @@ class Loop:
                 "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             },
         }
+        self.run.sync_logs()
         save_checkpoint(self.run.path / "checkpoints", self.step, state, self.hardware.keep_checkpoints)
 
     def _restore(self) -> None:
-        state = load_checkpoint(self.run.path / "checkpoints")
+        logged = self.run.last_logged()
+        state = load_checkpoint(self.run.path / "checkpoints", lambda found: self._problem(found, logged))
         self.step = state["step"] if state else 0
         self.run.forget_after(self.step)
         if state is None:
@@ -132,10 +134,27 @@ class Loop:
         if state["rng"]["cuda"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["rng"]["cuda"])
 
+    def _problem(self, state: dict[str, Any], logged: int) -> str | None:
+        """Why a checkpoint cannot be gone on from, None if it can; `logged` is the last step of metrics.jsonl."""
+        missing = [key for key in ("step", "model", "optimizers", "algorithm", "identity", "rng") if key not in state]
+        if missing:
+            return f"it holds no {missing[0]}"
+        step, total = state["step"], self.optimizers.total
+        if not isinstance(step, int) or not 0 <= step <= total:
+            return f"its step is {step}, not one of 0 to {total}"
+        if logged < (step if step == total else step - step % self.hardware.log_every):
+            return f"it is of step {step}, but metrics.jsonl ends at step {logged}"
+        return None
+
+
+def _stop_signals() -> list[int]:
+    asked = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    return [s for s in asked if s is not signal.SIGHUP or signal.getsignal(s) is not signal.SIG_IGN]  # under nohup
+
 
 @contextmanager
 def _stop_requests() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C and SIGTERM wait for the end of the step; a second Ctrl-C does not wait."""
+    """Ctrl-C, SIGTERM and SIGHUP wait for the end of the step; a second Ctrl-C does not wait."""
     requested: list[int] = []
 
     def request(number: int, frame: FrameType | None) -> None:
@@ -144,7 +163,7 @@ def _stop_requests() -> Iterator[Callable[[], bool]]:
         requested.append(number)
 
     try:
-        saved = {s: signal.signal(s, request) for s in (signal.SIGINT, signal.SIGTERM)}
+        saved = {s: signal.signal(s, request) for s in _stop_signals()}
     except ValueError:  # not in the main thread: whoever runs this thread handles signals
         saved = {}
     try:

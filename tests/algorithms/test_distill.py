@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from multiref_cli.config import schema
+from multiref_cli.files import read_json, read_lines
 from multiref_cli.objectives.mixing import power_mean
-from multiref_cli.tracking.run_dir import read_json, read_lines
 from tests.algorithms.test_grpo_truth import WEIGHTS, TabularLM, build_algorithm, problem
 
 TOKEN = {"level": schema.Level.token, "estimator": schema.Estimator.exact}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from multiref_cli.tracking.run_dir import read_json, read_lines
+from multiref_cli.files import read_json, read_lines
 
 
 @pytest.mark.parametrize("regularizer", ["rkl_token", "fkl_token", "mrpo", "rkl", "rkl_paper", "fkl_reference_states"])

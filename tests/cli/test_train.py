@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from multiref_cli.files import read_json, read_lines
 from multiref_cli.reports.collect import read_run
-from multiref_cli.tracking.run_dir import read_json, read_lines
 
 FILES = (
     "config.yaml overrides.txt manifest.json status.json metrics.jsonl samples.jsonl results.json evaluation.jsonl "

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from multiref_cli.tracking.run_dir import read_json, read_lines
+from multiref_cli.files import read_json, read_lines
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")]
 GPU = ["hardware=auto", "hardware.device=cuda"]

@@ -104,3 +104,18 @@ def test_spread_keeps_order_and_distance() -> None:
     """0.50 and 0.52 are pushed to 0.46 and 0.56 around their mean; 0.9 is far away and stays."""
     assert style.spread([0.5, 0.52, 0.9], 0.1) == pytest.approx([0.46, 0.56, 0.9])
     assert style.spread([0.0, 0.0, 0.0], 0.1) == pytest.approx([-0.1, 0.0, 0.1])
+
+
+@pytest.mark.parametrize("target", ["javascript:alert(1)", "data:text/html,x", "JavaScript:x", "file:///etc/passwd"])
+def test_a_link_to_anything_but_a_page_is_text(target: str) -> None:
+    from multiref_cli.reports.markup import inline_html
+
+    assert "<a" not in inline_html(f"[x]({target})")
+    for good in ("https://arxiv.org/abs/2502.01203", "http://x.org", "mailto:a@b.org", "#figure"):
+        assert inline_html(f"[x]({good})") == f'<a href="{good}">x</a>'
+
+
+def test_text_in_a_csv_cell_is_no_formula() -> None:
+    from multiref_cli.reports.collect import cell_text
+
+    assert [cell_text(t) for t in ("=1+1", "+x", "-x", "@x", "rkl")] == ["'=1+1", "'+x", "'-x", "'@x", "rkl"]

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from multiref_cli.errors import RunError
+from multiref_cli.files import read_json, write_json
 from multiref_cli.sweeps.plan import Pass, Plan, Point
 from multiref_cli.sweeps.pool import run_local
 from multiref_cli.sweeps.worker import Work
-from multiref_cli.tracking.run_dir import RunDir, read_json, write_json
+from multiref_cli.tracking.run_dir import RunDir
 
 
 def point(name: str, steps: int = 5, passes: tuple[str, ...] = (), **behavior: Any) -> Point:

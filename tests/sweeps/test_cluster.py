@@ -14,10 +14,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 import fake_points
 
 from multiref_cli.errors import RequestError
+from multiref_cli.files import read_json
 from multiref_cli.sweeps.launch import launch
 from multiref_cli.sweeps.ledger import Ledger
 from multiref_cli.sweeps.worker import work_off
-from multiref_cli.tracking.run_dir import read_json
 
 
 @pytest.fixture(autouse=True)

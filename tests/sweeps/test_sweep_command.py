@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from multiref_cli.files import read_json, read_lines
 from multiref_cli.reports import figures as report_figures
 from multiref_cli.sweeps import launch
 from multiref_cli.sweeps.ledger import Ledger
 from multiref_cli.sweeps.worker import work_off
-from multiref_cli.tracking.run_dir import read_json, read_lines
 
 GRID = ["regularizer=mrpo", "alpha=0.4", "seeds=2", "run.dir=sweep"]
 

@@ -16,12 +16,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 import fake_points
 
 from multiref_cli.errors import RunError
+from multiref_cli.files import read_json, write_json
 from multiref_cli.sweeps import ledger as ledgers
 from multiref_cli.sweeps.ledger import Ledger
 from multiref_cli.sweeps.plan import Pass
 from multiref_cli.sweeps.pool import run_local
 from multiref_cli.sweeps.worker import work_off
-from multiref_cli.tracking.run_dir import RunDir, read_json, write_json
+from multiref_cli.tracking.run_dir import RunDir
 
 
 def _results(folder: Path) -> dict[str, object]:

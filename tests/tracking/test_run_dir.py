@@ -5,8 +5,9 @@ import json
 import pytest
 
 from multiref_cli.errors import RequestError
+from multiref_cli.files import read_lines
 from multiref_cli.tracking.metrics import Averages
-from multiref_cli.tracking.run_dir import RunDir, read_lines
+from multiref_cli.tracking.run_dir import RunDir
 
 
 @pytest.fixture

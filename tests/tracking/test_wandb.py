@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from multiref_cli.config.compose import compose
-from multiref_cli.tracking.run_dir import RunDir, read_json
+from multiref_cli.files import read_json
+from multiref_cli.tracking.run_dir import RunDir
 from multiref_cli.tracking.wandb import Mirror, NoMirror, open_mirror
 
 

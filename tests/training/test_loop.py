@@ -130,6 +130,57 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path):
         load_checkpoint(tmp_path)
 
 
+@pytest.mark.parametrize("damage", ["bit", "zeros", "cut"])
+def test_a_checkpoint_whose_bytes_changed_is_not_taken(tmp_path, damage):
+    state = {"step": 1, "model": torch.randn(4000, generator=torch.Generator().manual_seed(0))}
+    for step in (1, 2):
+        save_checkpoint(tmp_path, step, {**state, "step": step}, keep=2)
+    newest = checkpoints(tmp_path)[-1]
+    content = bytearray(newest.read_bytes())
+    middle = content.index(state["model"].numpy().tobytes()) + 8000
+    if damage == "bit":
+        content[middle] ^= 1
+    elif damage == "zeros":
+        content[middle : middle + 4096] = bytes(4096)
+    newest.write_bytes(content[:middle] if damage == "cut" else content)
+    assert load_checkpoint(tmp_path)["step"] == 1
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        (lambda state: state.update(step=-1), "its step is -1"),
+        (lambda state: state.update(step=STEPS + 1), "its step is 8, not one of 0 to 7"),
+        (lambda state: state.pop("algorithm"), "holds no algorithm"),
+    ],
+)
+def test_a_checkpoint_that_no_run_writes_is_refused_for_the_one_before(tmp_path, change, reason):
+    make_loop(tmp_path / "run").fit(Silent())
+    folder = tmp_path / "run" / "checkpoints"
+    older, newest = checkpoints(folder)[-2:]
+    state = load_checkpoint(folder)
+    change(state)
+    torch.save(state, newest)
+    again = make_loop(tmp_path / "run")
+    again._restore()
+    assert again.step == 6
+    older.unlink()
+    with pytest.raises(RunError, match=reason):
+        make_loop(tmp_path / "run")._restore()
+
+
+def test_a_log_that_is_shorter_than_the_checkpoint_means_the_checkpoint_before(tmp_path):
+    make_loop(tmp_path / "run").fit(Silent())
+    path = tmp_path / "run" / "metrics.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:6]))
+    again = make_loop(tmp_path / "run")
+    again._restore()
+    assert again.step == 6
+    path.write_bytes(b"")
+    with pytest.raises(RunError, match=r"metrics\.jsonl ends at step 0"):
+        make_loop(tmp_path / "run")._restore()
+
+
 def test_only_the_newest_checkpoints_are_kept(tmp_path):
     for step in range(5):
         save_checkpoint(tmp_path, step, {"step": step}, keep=2)
