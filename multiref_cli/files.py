@@ -44,7 +44,7 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: object) -> None:
     """Replace a JSON file in one piece; NaN and infinities become null."""
     write_text(path, json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n")
 
@@ -190,7 +190,7 @@ def _cannot_write(path: Path, error: OSError) -> RunError:
     return RunError(f"{path} cannot be written ({error.strerror or error}): make room there, then run the same again.")
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

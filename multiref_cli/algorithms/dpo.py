@@ -15,6 +15,7 @@ from multiref_cli.config.schema import Data, Experiment, Level, Mix
 from multiref_cli.data.preferences import Pair, load_preferences
 from multiref_cli.data.rows import Split
 from multiref_cli.errors import RunError
+from multiref_cli.evaluation.statistics import wins
 from multiref_cli.models.decoder import sharing_width
 from multiref_cli.models.files import fingerprint
 from multiref_cli.models.logprobs import token_logps
@@ -259,7 +260,7 @@ class Dpo:
         for rows in self._parts(list(range(len(self.pairs)))):
             logps = self._logps(model, self._pack(rows).to(device)).cpu()
             chosen, rejected = self._implicit_reward(logps.reshape(-1, 2).T, self.stored.mixed[:, :, rows])
-            found[rows] = ((chosen > rejected).double() + 0.5 * (chosen == rejected).double()).numpy()
+            found[rows] = wins(chosen.numpy(), rejected.numpy())
         return found
 
     def check_start(self, model: LanguageModel, start: int, progress: Progress) -> None:

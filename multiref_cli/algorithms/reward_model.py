@@ -15,6 +15,7 @@ from multiref_cli.config.schema import Data, Experiment
 from multiref_cli.data.preferences import Pair, load_preferences
 from multiref_cli.data.rows import Split
 from multiref_cli.errors import RunError
+from multiref_cli.evaluation.statistics import wins
 from multiref_cli.models.load import load_reward_model
 from multiref_cli.models.packing import micro_batches
 from multiref_cli.rewards.model import sequence_scores
@@ -45,7 +46,7 @@ def pair_accuracies(job: Job, model: LanguageModel, progress: Progress) -> np.nd
         RunError: their mean is below algorithm.minimum_accuracy.
     """
     settings = cast(RewardModelSettings, job.experiment.algorithm)
-    found = accuracies(model, job.data.held_out, settings.batch_pairs).numpy()
+    found = accuracies(model, job.data.held_out, settings.batch_pairs)
     refuse_weak(float(found.mean()), settings.minimum_accuracy)
     return found
 
@@ -113,10 +114,10 @@ def pair_sequences(pairs: list[Pair]) -> list[list[int]]:
 
 
 @torch.no_grad()
-def accuracies(model: LanguageModel, pairs: list[Pair], batch_pairs: int) -> Tensor:
+def accuracies(model: LanguageModel, pairs: list[Pair], batch_pairs: int) -> np.ndarray:
     """(N,) 1 where the model scores the chosen response above the rejected one, one half at a tie, else 0."""
     found = []
     for start in range(0, len(pairs), batch_pairs):
         chosen, rejected = sequence_scores(model, pair_sequences(pairs[start : start + batch_pairs])).reshape(-1, 2).T
-        found.append((chosen > rejected).double() + 0.5 * (chosen == rejected).double())
-    return torch.cat(found).cpu()
+        found.append(wins(chosen.double().cpu().numpy(), rejected.double().cpu().numpy()))
+    return np.concatenate(found)

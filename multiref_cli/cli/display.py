@@ -4,13 +4,16 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from multiref_cli.sweeps.watch import Snapshot
 
 # Piped, a table is as wide as its rows: who reads a file or a log has no 80 columns to fit into.
 _console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 240)
@@ -34,7 +37,7 @@ def table(title: str, headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
     _console.print(drawn)
 
 
-def figure(value: Any) -> str:
+def figure(value: object) -> str:
     """A cell as text: four significant digits for fractions."""
     if isinstance(value, float):
         return f"{value:.4g}"
@@ -126,7 +129,7 @@ class PlainSweep:
         """Print the line."""
         print(text, flush=True)
 
-    def update(self, snapshot: Any) -> None:
+    def update(self, snapshot: "Snapshot") -> None:
         """Nothing: events say everything."""
 
 
@@ -134,14 +137,15 @@ class LiveSweep:
     """A sweep redrawn in place: counts, the points at work, the newest failures, however many points there are."""
 
     def __init__(self, most_running: int = 16, most_failures: int = 4) -> None:
-        self.most_running, self.most_failures, self._snapshot = most_running, most_failures, None
+        self.most_running, self.most_failures = most_running, most_failures
+        self._snapshot: "Snapshot | None" = None
 
     def event(self, text: str, important: bool) -> None:
         """Print what the table does not show above it: failures, and what is made for several points."""
         if important:
             _console.print(Text(text, style="red" if "FAILED" in text else "dim"))
 
-    def update(self, snapshot: Any) -> None:
+    def update(self, snapshot: "Snapshot") -> None:
         """Draw this state from now on (a `sweeps.watch.Snapshot`)."""
         self._snapshot = snapshot
 

@@ -77,12 +77,12 @@ def compose_saved(path: Path, overrides: list[str] | None = None) -> Experiment:
     return found
 
 
-def compose_plain(overrides: list[str], folder: str = "", root: Any = None) -> DictConfig:
+def compose_plain(overrides: list[str], folder: str = "", root: object = None) -> DictConfig:
     """Compose `conf/<folder>/config.yaml` with overrides, untyped; see `_composed`."""
     return _composed(overrides, folder, root)[0]
 
 
-def _composed(overrides: list[str], folder: str = "", root: Any = None) -> tuple[DictConfig, dict[str, Any]]:
+def _composed(overrides: list[str], folder: str = "", root: object = None) -> tuple[DictConfig, dict[str, Any]]:
     """A config, untyped, and the option that was chosen of every group; Hydra's errors become one sentence.
 
     Args:
@@ -152,7 +152,7 @@ def _named(found: Regularizer, option: str | None) -> Regularizer:
     return file if file is not None and replace(found, name=file.name) == file else own
 
 
-def _refuse_missing(config: Any) -> None:
+def _refuse_missing(config: object) -> None:
     try:
         missing = sorted(OmegaConf.missing_keys(config))
     except InterpolationToMissingValueError as error:  # a key that is missing where it is used
@@ -258,7 +258,7 @@ def known_keys() -> set[str]:
     return set().union(*(keys_of(Experiment(algorithm=kind())) for kind in ALGORITHMS.values()))
 
 
-def keys_of(root: Any) -> set[str]:
+def keys_of(root: object) -> set[str]:
     """Dotted keys of a schema; of an experiment those of its optional parts too, and the groups."""
     found: set[str] = set()
     if isinstance(root, Experiment):

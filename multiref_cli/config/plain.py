@@ -12,7 +12,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 T = TypeVar("T")
 
 
-def to_plain(value: Any) -> Any:
+def to_plain(value: object) -> Any:
     """Settings as dictionaries and lists; an enum as its name."""
     if is_dataclass(value):
         return {one.name: to_plain(getattr(value, one.name)) for one in fields(value)}
@@ -34,7 +34,7 @@ def from_plain(kind: Callable[..., T], content: Mapping[str, Any]) -> T:
     return kind(**known)
 
 
-def changed(value: Any, change: Callable[[str], str]) -> Any:
+def changed(value: object, change: Callable[[str], str]) -> Any:
     """Settings or plain values with every text in them changed."""
     if isinstance(value, str):
         return change(value)
@@ -46,7 +46,7 @@ def changed(value: Any, change: Callable[[str], str]) -> Any:
     return [changed(one, change) for one in value] if isinstance(value, list) else value
 
 
-def digest(content: Any) -> str:
+def digest(content: object) -> str:
     """The first 12 digits of the sha256 of plain values."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -1,11 +1,9 @@
 """Alpha as people write it, and as a list on the simplex."""
 
-from typing import Any
-
 from multiref_cli.errors import RequestError
 
 
-def weights_of(alpha: Any, count: int) -> list[float]:
+def weights_of(alpha: object, count: int) -> list[float]:
     """Weights of `count` references from a number (the first of two) or a list.
 
     Args:
@@ -26,10 +24,8 @@ def weights_of(alpha: Any, count: int) -> list[float]:
             return [1.0]
         _require(count == 2, f"one number for alpha fits two references, not {count}; give 'alpha=[...]'")
         return [float(alpha), 1.0 - float(alpha)]
-    _require(
-        isinstance(alpha, (list, tuple)) and all(isinstance(a, (int, float)) for a in alpha),
-        f"alpha is {alpha!r}; give a number or a list of numbers",
-    )
+    if not isinstance(alpha, (list, tuple)) or not all(isinstance(a, (int, float)) for a in alpha):
+        raise RequestError(f"alpha is {alpha!r}; give a number or a list of numbers.")
     weights = [float(a) for a in alpha]
     _require(len(weights) == count, f"alpha has {len(weights)} weights for {count} references")
     _require(all(w >= 0 for w in weights), f"alpha has a negative weight: {weights}")

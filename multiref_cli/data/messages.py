@@ -27,7 +27,7 @@ def column(row: Mapping[str, Any], data: Data, name: str) -> Any:
         BadRow: the column is named in data.columns and the row lacks it.
     """
     wanted = data.columns.get(name, name)
-    value: Any = row
+    value: object = row
     if wanted in row:
         return row[wanted]
     for part in wanted.split("."):
@@ -37,12 +37,12 @@ def column(row: Mapping[str, Any], data: Data, name: str) -> Any:
     return value
 
 
-def turns_or_text(value: Any) -> Any:
+def turns_or_text(value: object) -> Any:
     """A value of a row with a conversation that was kept as text read back; anything else as it is."""
     return _written_out(value) if isinstance(value, str) else value
 
 
-def text_of(value: Any, name: str) -> str:
+def text_of(value: object, name: str) -> str:
     """A response as text: a string, or a conversation whose only turn is the assistant's.
 
     Raises:
@@ -61,7 +61,7 @@ def text_of(value: Any, name: str) -> str:
     return messages[0]["content"]
 
 
-def conversation(value: Any, name: str) -> list[Message]:
+def conversation(value: object, name: str) -> list[Message]:
     """A conversation as messages of role and content; `from`/`value` and lists of text parts are understood.
 
     Raises:
@@ -108,7 +108,7 @@ def _is_empty_system(turn: dict[str, Any]) -> bool:
     return turn.get("role", turn.get("from")) == "system" and (content is None or content == "" or content == [])
 
 
-def _message(turn: Any, name: str) -> Message:
+def _message(turn: object, name: str) -> Message:
     if not isinstance(turn, dict):
         raise BadRow(f"{name} has the wrong type: a turn is {type(turn).__name__}")
     if turn.get("tool_calls") or turn.get("function_call"):
@@ -139,7 +139,7 @@ def dialogue(text: str) -> list[Message] | None:
     return [{"role": "user" if who.lower() == "human" else "assistant", "content": said.strip()} for who, said in turns]
 
 
-def prompt_messages(value: Any, data: Data, name: str = "prompt") -> list[Message]:
+def prompt_messages(value: object, data: Data, name: str = "prompt") -> list[Message]:
     """The prompt of a row as messages, with the config's system prompt and prompt template applied.
 
     Args:
@@ -173,7 +173,7 @@ def prompt_messages(value: Any, data: Data, name: str = "prompt") -> list[Messag
     return messages
 
 
-def split_pair(chosen: Any, rejected: Any) -> tuple[Any, str, str]:
+def split_pair(chosen: object, rejected: object) -> tuple[Any, str, str]:
     """Split two full conversations into the prompt they share and the last turn of each.
 
     Args:

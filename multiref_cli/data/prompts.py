@@ -99,7 +99,7 @@ def question(row: dict[str, Any], data: Data) -> tuple[str, list[Message]]:
     return data.columns.get("messages", "messages"), prompt_messages(messages, data, "messages")
 
 
-def gold_answer(raw: Any, kind: str) -> str | None:
+def gold_answer(raw: object, kind: str) -> str | None:
     """Read the gold answer of a row.
 
     Args:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from multiref_cli.config.schema import Evaluation, Experiment, Level
 from multiref_cli.data.prompts import Prompt
-from multiref_cli.evaluation.statistics import bootstrap_interval
+from multiref_cli.evaluation.statistics import bootstrap_interval, wins
 from multiref_cli.models.logprobs import score_references, token_logps
 from multiref_cli.models.packing import Packed, micro_batches, pack
 from multiref_cli.objectives.mixing import log_mixed
@@ -185,7 +185,9 @@ class Evaluator:
         per_token = log_mixed(penalty.terms(self.experiment.weights), logps, normalizers)[0]
         return _sums(list(per_token.split([len(one) for one in log_f])))
 
-    def _tokens(self, model: LanguageModel, sequences: list[Sequence], foreign: Any = None) -> list[Tensor]:
+    def _tokens(
+        self, model: LanguageModel, sequences: list[Sequence], foreign: Tokenizer | None = None
+    ) -> list[Tensor]:
         """log-probabilities of every response's tokens, under the model's own tokenizer where that is another one."""
         ids: list[tuple[Any, Any]] = [(one.prompt, one.completion) for one in sequences]
         if foreign is not None:
@@ -224,7 +226,7 @@ class Evaluator:
             samples = self.samples(self.reference_samples(reference))
             for name, scorer in self.scorers.items():
                 theirs = np.asarray(scorer(samples), dtype=float).reshape(len(self.prompts), -1).mean(1)
-                found[f"win_rate/{name}/{reference.name}"] = (scores[name] > theirs) + 0.5 * (scores[name] == theirs)
+                found[f"win_rate/{name}/{reference.name}"] = wins(scores[name], theirs)
                 found[f"reference/{name}/{reference.name}"] = theirs
         return found
 

@@ -97,6 +97,11 @@ def regularized_beta(x: float, a: float, b: float) -> float:
     return front * fraction / a
 
 
+def wins(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """(...) 1 where the first value is above the second, one half at a tie, else 0."""
+    return (first > second) + 0.5 * (first == second)
+
+
 def t_interval(values: Sequence[float] | np.ndarray, confidence: float = 0.95) -> Interval:
     """Return the mean with its Student t interval; one value has no interval.
 
@@ -153,7 +158,7 @@ def bootstrap_interval(
 def probability_of_improvement(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray) -> float:
     """Return the share of pairs (x of first, y of second) with x > y, ties counted half (Mann and Whitney's U / nm)."""
     a, b = _sample(first)[:, None], _sample(second)[None]
-    return float(np.mean((a > b) + 0.5 * (a == b)))
+    return float(np.mean(wins(a, b)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

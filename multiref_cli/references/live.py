@@ -136,7 +136,12 @@ class LiveReferences:
         return log_mixed(self.terms, logps, log_normalizers if self.penalty.normalized else None)
 
     def _sums(
-        self, member: Reference, foreign: Any, packed: Packed, samples: Sequence[Sample], vocabulary: int | None
+        self,
+        member: Reference,
+        foreign: Tokenizer | None,
+        packed: Packed,
+        samples: Sequence[Sample],
+        vocabulary: int | None,
     ) -> Tensor:
         """(B,) log-probs of whole responses under one reference; it visits the device for the time of the pass."""
         if foreign is not None:

@@ -369,5 +369,5 @@ def _sample_arrays(completions: Items[Completion]) -> dict[str, np.ndarray]:
     }
 
 
-def _sha256(value: Any) -> str:
+def _sha256(value: object) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()

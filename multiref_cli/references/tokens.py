@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from multiref_cli.config.schema import Level
-from multiref_cli.data.chat import completion_ids, end_ids, prompt_ids
+from multiref_cli.data.chat import Message, completion_ids, end_ids, prompt_ids
 from multiref_cli.errors import RequestError
 from multiref_cli.types import Tokenizer
 
@@ -39,7 +39,7 @@ def check_compatible(tokenizer: Tokenizer, references: Mapping[str, Any], level:
     return max(tokenizer.get_vocab().values()) + 1
 
 
-def first_difference(tokenizer: Tokenizer, other: Any) -> str | None:
+def first_difference(tokenizer: Tokenizer, other: Tokenizer) -> str | None:
     """The policy's first token, by id, that the other tokenizer does not have under this id; None if there is none."""
     theirs = other.get_vocab()
     for token, number in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
@@ -79,11 +79,13 @@ def rescored_ids(sequence: Any, policy_tokenizer: Tokenizer, own_tokenizer: Toke
     return response_ids(own_tokenizer, sequence.messages, text, finished)
 
 
-def response_ids(tokenizer: Tokenizer, messages: Any, text: str, finished: bool) -> tuple[list[int], list[int]]:
+def response_ids(
+    tokenizer: Tokenizer, messages: Sequence[Message], text: str, finished: bool
+) -> tuple[list[int], list[int]]:
     """Prompt and completion of a text under a tokenizer and its chat template; no end token unless it is finished."""
     completion = completion_ids(tokenizer, text)
     return prompt_ids(tokenizer, messages), completion if finished else completion[:-1]
 
 
-def _sha256(value: Any) -> str:
+def _sha256(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

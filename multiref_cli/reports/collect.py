@@ -322,7 +322,7 @@ def _tell_apart(found: Sequence[Condition]) -> None:
                 condition.suffix = " ".join(named)
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+def _flat(value: object, prefix: str = "") -> dict[str, Any]:
     if isinstance(value, dict):
         return {k: v for key, child in value.items() for k, v in _flat(child, f"{prefix}{key}.").items()}
     if isinstance(value, list) and any(isinstance(child, dict) for child in value):

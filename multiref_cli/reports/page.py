@@ -124,7 +124,7 @@ class Page:
         )
 
 
-def format_cell(value: Any) -> str:
+def format_cell(value: object) -> str:
     """Return a table cell as text: floats with four significant digits, None and NaN as a dash."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"

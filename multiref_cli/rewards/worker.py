@@ -105,7 +105,7 @@ class Worker:
         return self._process
 
 
-def _send(stream: BinaryIO, message: Any) -> None:
+def _send(stream: BinaryIO, message: object) -> None:
     data = pickle.dumps(message)
     stream.write(struct.pack("<Q", len(data)) + data)
     stream.flush()

@@ -90,7 +90,7 @@ def _read_file(name: str) -> dict[str, Any]:
     return content
 
 
-def _seeds(own: dict[str, str], default: Any) -> tuple[int, ...]:
+def _seeds(own: dict[str, str], default: object) -> tuple[int, ...]:
     key = "seed" if "seed" in own else "seeds"
     text = own.get(key, str(default))
     axes, _ = expand_axes([f"{key}={text}"])
@@ -106,7 +106,7 @@ def _seeds(own: dict[str, str], default: Any) -> tuple[int, ...]:
     return tuple(dict.fromkeys(numbers))
 
 
-def _boolean(key: str, value: Any) -> bool:
+def _boolean(key: str, value: object) -> bool:
     parsed = yaml.safe_load(value) if isinstance(value, str) else value
     if not isinstance(parsed, bool):
         raise RequestError(f"{key} is {value!r}; allowed: true, false.")

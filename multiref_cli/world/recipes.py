@@ -7,7 +7,7 @@ through the very code that models and data of the Hub go through.
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,7 +22,7 @@ from multiref_cli.config.schema import Experiment, Model
 from multiref_cli.data.chat import end_ids, prompt_ids
 from multiref_cli.errors import RequestError
 from multiref_cli.models.load import load_causal_lm, load_tokenizer
-from multiref_cli.rewards.combine import build_reward
+from multiref_cli.rewards.combine import RewardBatch, build_reward
 from multiref_cli.rewards.sample import Sample
 from multiref_cli.rollouts.engine import Sampling
 from multiref_cli.rollouts.transformers_engine import TransformersEngine
@@ -221,7 +221,12 @@ def _make_pairs(name: str, folder: Path, cache: Path, progress: Progress, train:
         )
 
 
-def _labeled(problems: list[toy.Problem], texts: list[list[list[str]]], gold: Any, seed: int) -> list[dict[str, Any]]:
+def _labeled(
+    problems: list[toy.Problem],
+    texts: list[list[list[str]]],
+    gold: Callable[[Sequence[Sample]], RewardBatch],
+    seed: int,
+) -> list[dict[str, Any]]:
     """Sample s of the first model against sample s of the second, labeled with the gold reward's odds."""
     first, second = texts
     found = [(p, (a, b)) for p, one, two in zip(problems, first, second) for a, b in zip(one, two) if a != b]
