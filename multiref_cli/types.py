@@ -8,13 +8,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from multiref_cli.models.decoder import Adapted
-
     Tokenizer = PreTrainedTokenizerBase
     # A transformers model, or a peft wrapper around one, which answers to the same calls.
     LanguageModel = PreTrainedModel
     # What log-probabilities are read from: also an adapter's view of a shared base.
-    Scored: TypeAlias = PreTrainedModel | Adapted
     Device: TypeAlias = str | torch.device
 else:
-    Axes = Figure = Tokenizer = LanguageModel = Scored = Device = Any
+    Axes = Figure = Tokenizer = LanguageModel = Device = Any

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -138,7 +138,7 @@ class LiveSweep:
 
     def __init__(self, most_running: int = 16, most_failures: int = 4) -> None:
         self.most_running, self.most_failures = most_running, most_failures
-        self._snapshot: "Snapshot | None" = None
+        self._snapshot: Snapshot | None = None
 
     def event(self, text: str, important: bool) -> None:
         """Print what the table does not show above it: failures, and what is made for several points."""
@@ -167,7 +167,8 @@ class LiveSweep:
             cells = (row.name, f"{row.step}/{row.total}", row.phase, row.metric, speed, left)
             table.add_row(*[Text(cell) for cell in cells])
         hidden = len(now.running) - self.most_running
-        parts = [bar, table] + ([Text(f"… and {hidden} more at work")] if hidden > 0 else [])
+        parts: list[RenderableType] = [bar, table]
+        parts += [Text(f"… and {hidden} more at work")] if hidden > 0 else []
         failures = [Text(f"{f.name}: {f.reason} ({f.log})", style="red") for f in now.failures[-self.most_failures :]]
         return Group(*parts, *failures)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from multiref_cli.config.schema import BadRows, Data
+from multiref_cli.data.sources import make_rows
 from multiref_cli.errors import HubUnreachable, RequestError
 
 T = TypeVar("T")
@@ -297,9 +298,8 @@ def load_split(
 
 def _training_rows(data: Data) -> Rows:
     if data.source is not None:
-        from multiref_cli.data.sources import make_rows
-
-        return make_rows(data.source, data.max_rows)
+        rows, checksum = make_rows(data.source, data.max_rows)
+        return Rows(rows, [], checksum)
     if data.path is None:
         raise RequestError("data.path and data.source are both null: give a file, folder or Hub id as data.path.")
     return read_rows(data.path, data.split, data.revision, data.max_rows, data.options.get("name"))

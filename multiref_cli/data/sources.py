@@ -6,11 +6,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from multiref_cli.data.rows import Rows
 from multiref_cli.errors import RequestError
 
 
-def make_rows(source: Mapping[str, Any], max_rows: int | None = None) -> Rows:
+def make_rows(source: Mapping[str, Any], max_rows: int | None = None) -> tuple[list[tuple[int, dict[str, Any]]], str]:
     """Call the function that a source names.
 
     Args:
@@ -18,11 +17,11 @@ def make_rows(source: Mapping[str, Any], max_rows: int | None = None) -> Rows:
         max_rows: use no more than the first so many.
 
     Returns:
-        Rows, numbered from 1, with the checksum of their content.
+        (number from 1, row) each, and the sha256 of their content.
 
     Raises:
         RequestError: no `_target_`, no such function, arguments that it does not take, or rows that are no
-                dictionaries.
+            dictionaries.
     """
     from multiref_cli.rewards.resolve import resolve
 
@@ -44,4 +43,4 @@ def make_rows(source: Mapping[str, Any], max_rows: int | None = None) -> Rows:
             raise RequestError(f"data.source: {path} gave {type(row).__name__} as row {number}, not a dictionary.")
         rows.append((number, dict(row)))
     text = json.dumps([row for _, row in rows], sort_keys=True, default=str)
-    return Rows(rows, [], hashlib.sha256(text.encode()).hexdigest())
+    return rows, hashlib.sha256(text.encode()).hexdigest()

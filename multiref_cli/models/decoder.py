@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from multiref_cli.errors import RequestError
 from multiref_cli.models.packing import Packed, pack
-from multiref_cli.types import LanguageModel, Scored
+from multiref_cli.types import LanguageModel
 
 _PROBE_PROMPT = [1, 2, 3, 4, 2]
 _PROBE_RESPONSES = [[3, 1, 4, 1], [2, 2], [4, 3, 1, 2, 3, 4]]
@@ -48,7 +48,7 @@ class Adapted:
 
 
 @contextmanager
-def active(model: Scored) -> Iterator[Any]:
+def active(model: "LanguageModel | Adapted") -> Iterator[Any]:
     """The transformers model itself, without peft's wrapper, with the right adapter switched on."""
     if isinstance(model, Adapted):
         with model.active() as wrapped:
@@ -101,7 +101,7 @@ class Head:
         return logits if temperature == 1.0 else logits / temperature
 
 
-def head_of(model: Scored, vocabulary: int | None = None) -> Head:
+def head_of(model: "LanguageModel | Adapted", vocabulary: int | None = None) -> Head:
     """The output head of a causal language model.
 
     Raises:
@@ -117,7 +117,7 @@ def head_of(model: Scored, vocabulary: int | None = None) -> Head:
     return Head(linear.weight, linear.bias, scale, getattr(config, "final_logit_softcapping", None), vocabulary)
 
 
-def hidden_states(model: Scored, packed: Packed) -> Tensor:
+def hidden_states(model: "LanguageModel | Adapted", packed: Packed) -> Tensor:
     """The hidden states that predict the completion tokens; (N, H), differentiable.
 
     Raises:
