@@ -38,7 +38,7 @@ from multiref_cli.models.packing import Packed
 from multiref_cli.objectives.advantages import advantages
 from multiref_cli.objectives.aggregate import masked_sum, reduce
 from multiref_cli.objectives.divergence import is_clipped, total_score
-from multiref_cli.objectives.penalty import calibrated_threshold, k2, k3, k3_ratio
+from multiref_cli.objectives.penalty import calibrated_threshold, k2, k3, k3_ratio, penalty_to_go
 from multiref_cli.objectives.policy_gradient import clipped_surrogate, importance_ratios
 from multiref_cli.references.live import LiveReferences, ReferenceScores, joined
 from multiref_cli.references.samples import stored_responses
@@ -207,11 +207,15 @@ class Online:
         if entropy is not None:
             _add_tokens(averages, "entropy", entropy, mask)
         ratios = importance_ratios(logps, self._old_logps(micro, logps), mask, self.settings.importance)
-        advantage = window.advantages.flatten()[micro.places].to(logps)
+        advantage, charge = window.advantages.flatten()[micro.places].to(logps), penalty
+        if window.scores is not None and window.scores.mixed is not None and not self._in_reward:
+            log_ratios = logps - self._at(micro, window.scores.mixed, logps)
+            penalty, charge = self._sampled(log_ratios, ratios), self._charge(log_ratios.detach())
+        if charge is not None and self.experiment.penalty.to_go:
+            size = self.experiment.rollout.group_size
+            advantage = advantage[:, None] - self.beta * penalty_to_go(charge, mask, size)
         values, stopped = clipped_surrogate(ratios, advantage, self.settings.clip_low, self.settings.clip_high)
         _add_tokens(averages, "clip_fraction", stopped.float(), mask)
-        if window.scores is not None and window.scores.mixed is not None and not self._in_reward:
-            penalty = self._sampled(logps - self._at(micro, window.scores.mixed, logps), ratios)
         if penalty is not None:
             values = values + self.beta * penalty
             _add_tokens(averages, "penalty", penalty.detach(), mask)
@@ -333,6 +337,12 @@ class Online:
         parts = [
             term.weight * self._estimate(ratio, term.score_order, ratios) for term, ratio in zip(self.terms, log_ratios)
         ]
+        return sum(parts[1:], parts[0])
+
+    def _charge(self, log_ratios: Tensor) -> Tensor:
+        """(B, T) unbiased estimates of each token's divergence from (R, B, T) log ratios, whatever the loss term is."""
+        ones = torch.ones_like(log_ratios[0])
+        parts = [t.weight * k3_ratio(ratio, ones, t.score_order) for t, ratio in zip(self.terms, log_ratios)]
         return sum(parts[1:], parts[0])
 
     def _estimate(self, log_ratio: Tensor, order: float, ratios: Tensor) -> Tensor:

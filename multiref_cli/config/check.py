@@ -168,8 +168,17 @@ def _check_regularizer(experiment: "Experiment") -> None:
         _require(not other, f"level=token cannot mix in {other[:1]}, which has its own tokenizer; use level=sequence")
         _require(r.ctro is None and not r.arwc, "ctro and arwc act on whole responses; use level=sequence")
     if r.level is Level.sequence and r.estimator is not None and not r.estimator.in_reward:
-        raise RequestError(
-            f"regularizer.estimator={r.estimator.name} works token by token; use level=token, or estimator=reward."
+        additive = r.estimator is Estimator.exact and r.to_go and r.mean_order == r.score_order == 0
+        _require(
+            additive,
+            f"regularizer.estimator={r.estimator.name} works token by token; use level=token, or estimator=reward (of "
+            "order 0 the penalty is additive over tokens: there estimator=exact with to_go=true is level=sequence too)",
+        )
+    if r.to_go and online and experiment.estimator is not None:
+        _require(
+            not experiment.estimator.in_reward and r.states is States.policy,
+            f"regularizer.to_go completes a loss term; estimator={experiment.estimator.name} charges whole responses "
+            "already, and stored responses have no tokens to choose: leave it false",
         )
     if online:
         _require(

@@ -89,6 +89,7 @@ class Regularizer:
     states: States = States.policy
     score_clip: float = 10.0
     ratio_clip: Optional[float] = None
+    to_go: bool = False
     ctro: Optional[Ctro] = None
     arwc: bool = False
     multi_loss: bool = False

@@ -306,8 +306,12 @@ class Experiment:
     @property
     def penalty_name(self) -> str:
         """The regularizer's name, with the online estimator where it is not the usual one of its level."""
-        name, unusual = self.penalty.title, self.estimator not in (None, self.penalty.usual_estimator)
-        return f"{name}-{self.estimator.name}" if unusual and self.estimator else name
+        parts = [self.penalty.title]
+        if self.estimator is not None and self.estimator is not self.penalty.usual_estimator:
+            parts.append(self.estimator.name)
+        if self.estimator is not None and self.penalty.to_go:
+            parts.append("to_go")
+        return "-".join(parts)
 
     @property
     def condition(self) -> str:

@@ -18,7 +18,8 @@ function that GRPO descends, here under the divergence whose gradient it has. On
 `k3_ratio` have the same gradient sample by sample, s_A(x) grad log pi; they differ in value and off that policy.
 
 "States given": with a loss at each token, a token is not charged for the states that it leads to; for A = 0 the sum
-over tokens has KL(pi‖M) as its value, but not all of its gradient. `reward` charges the whole response and is complete.
+over tokens has KL(pi‖M) as its value, but not all of its gradient. `penalty_to_go` is the rest. `reward` charges the
+whole response and is complete.
 """
 
 import math
@@ -136,3 +137,29 @@ def k3_ratio(log_ratio: Tensor, ratios: Tensor, order: float = 0.0) -> Tensor:
     else:
         value = (torch.expm1(order * log_t) - order * t_minus_one) / (order * (order - 1.0))
     return ratios * value
+
+
+def penalty_to_go(penalty: Tensor, mask: Tensor, group_size: int) -> Tensor:
+    """What a response has still to pay after each token, sum_{t' > t} D_t', over what the others of its group have.
+
+    A loss term at each token has the gradient of D_t where it stands, states taken as given. The gradient of
+    E[sum_t D_t] is whole with beta E[ sum_t (G_t - b_t) grad log pi(y_t | s_t) ] beside it, G_t this sum (arXiv
+    2504.10637 for one reference); b_t, the mean over the group's other responses at the same place, depends on no token of this
+    one. For A = 0 and sum_i alpha_i KL(pi || pi_i), additive over tokens, it is the gradient of the sequence-level
+    objective of arXiv 2502.01203, Theorem 5.1. On the policy that sampled; off it the ratios correct each token alone.
+
+    Args:
+        penalty: (B, T) D_t in nats or an unbiased estimate of it, groups one after the other; no gradient is wanted.
+        mask: (B, T) bool, true at completion tokens.
+        group_size: responses of a prompt, G; with 1 there is no baseline.
+
+    Returns:
+        (B, T) in nats, detached, 0 where masked.
+    """
+    paid = torch.where(mask, penalty.detach(), torch.zeros_like(penalty))
+    after = paid.flip(1).cumsum(1).flip(1) - paid
+    if group_size > 1:
+        groups = after.reshape(-1, group_size, after.shape[1])
+        others = (groups.sum(1, keepdim=True) - groups) / (group_size - 1)
+        after = (groups - others).reshape(after.shape)
+    return torch.where(mask, after, torch.zeros_like(after))

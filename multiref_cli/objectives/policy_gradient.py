@@ -43,14 +43,14 @@ def clipped_surrogate(
 
     Args:
         ratios: (B, T) or (B, 1) importance ratios, differentiable.
-        advantages: (B,).
+        advantages: (B,), or (B, T) where tokens of a response have their own.
         clip_low: how far below 1 a ratio still counts; usual 0.2.
         clip_high: how far above 1; usual 0.2 to 0.28.
 
     Returns:
-        The loss, of the shape of `ratios`, and bool of the same shape: where the clip stops the gradient.
+        The loss, (B, T) or (B, 1), and bool of the same shape: where the clip stops the gradient.
     """
-    advantages = advantages[:, None]
+    advantages = advantages if advantages.ndim == 2 else advantages[:, None]
     clipped = ratios.clamp(1.0 - clip_low, 1.0 + clip_high)
     stopped = ((ratios < 1.0 - clip_low) & (advantages < 0)) | ((ratios > 1.0 + clip_high) & (advantages > 0))
     return -torch.minimum(ratios * advantages, clipped * advantages), stopped.detach()

@@ -133,7 +133,7 @@ class LiveReferences:
 
     def mixed_tokens(self, logps: Tensor, log_normalizers: Tensor) -> Tensor:
         """(K, B, T), (R, B, T) -> (R, B, T) token-level log M, divided by F_t unless the penalty says otherwise."""
-        return log_mixed(self.terms, logps, log_normalizers if self.penalty.normalized else None)
+        return log_mixed(self.terms, logps, log_normalizers if self.penalty.mixes_whole_vocabulary else None)
 
     def _sums(
         self,
