@@ -144,9 +144,10 @@ def penalty_to_go(penalty: Tensor, mask: Tensor, group_size: int) -> Tensor:
 
     A loss term at each token has the gradient of D_t where it stands, states taken as given. The gradient of
     E[sum_t D_t] is whole with beta E[ sum_t (G_t - b_t) grad log pi(y_t | s_t) ] beside it, G_t this sum (arXiv
-    2504.10637 for one reference); b_t, the mean over the group's other responses at the same place, depends on no token of this
-    one. For A = 0 and sum_i alpha_i KL(pi || pi_i), additive over tokens, it is the gradient of the sequence-level
-    objective of arXiv 2502.01203, Theorem 5.1. On the policy that sampled; off it the ratios correct each token alone.
+    2504.10637 for one reference); b_t, the mean over the group's other responses at the same place, depends on no
+    token of this one. For A = 0 and sum_i alpha_i KL(pi || pi_i), additive over tokens, it is the gradient of the
+    sequence-level objective of arXiv 2502.01203, Theorem 5.1. On the policy that sampled; off it the ratios correct
+    each token alone.
 
     Args:
         penalty: (B, T) D_t in nats or an unbiased estimate of it, groups one after the other; no gradient is wanted.
