@@ -38,7 +38,7 @@ from multiref_cli.models.packing import Packed
 from multiref_cli.objectives.advantages import advantages
 from multiref_cli.objectives.aggregate import masked_sum, reduce
 from multiref_cli.objectives.divergence import is_clipped, total_score
-from multiref_cli.objectives.penalty import calibrated_threshold, k2, k3, k3_ratio, penalty_to_go
+from multiref_cli.objectives.penalty import calibrated_threshold, clipped_penalty, k2, k3, k3_ratio, penalty_to_go
 from multiref_cli.objectives.policy_gradient import clipped_surrogate, importance_ratios
 from multiref_cli.references.live import LiveReferences, ReferenceScores, joined
 from multiref_cli.references.samples import stored_responses
@@ -308,7 +308,7 @@ class Online:
         if self.estimator is Estimator.clipped:
             ratios = policy - mixed
             threshold = self.experiment.penalty.ratio_clip or calibrated_threshold(ratios.flatten())
-            penalty = total_score(self.terms, ratios.clamp(-threshold, threshold), torch.zeros_like(mixed))
+            penalty = clipped_penalty(self.terms, policy, mixed, threshold)
             metrics["ratio_clip"] = threshold
             metrics["ratio_clip_fraction"] = float((ratios.abs() > threshold).double().mean())
         else:

@@ -12,6 +12,8 @@ the policy to the one that sampled. All on responses sampled from the policy; M 
 | `k3_ratio` | loss, every token      | rho f_A(e^-x); E is D_A         | of D_A at each state, states given  |
 | `clipped`  | reward, whole response | s_A(x clipped to [-tau, tau])   | of D_A, biased where |x| > tau      |
 
+`reward` is `total_score` of objectives/divergence.py with weight -beta in the reward, no gradient wanted:
+grad of E_pi[r] - beta sum_i alpha_i D_A(pi_i‖pi) = E_pi[ grad log pi(y) (r(y) - beta s_A(log u(y))) ].
 `exact` lives in models/logprobs.py (`token_divergence`), where the logits are. For A = 0, `k2` and `k3` are Schulman's
 estimators, and `k3_ratio` is the importance-weighted k3 that TRL calls bias correction. For A = 1, `k2` is k3: the very
 function that GRPO descends, here under the divergence whose gradient it has. On the policy that sampled, `k2` and
@@ -23,45 +25,32 @@ whole response and is complete.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from multiref_cli.config.regularizer import Term
 from multiref_cli.objectives.divergence import score, score_integral
 
 
-def reward_penalty(policy_logps: Tensor, mixed_logps: Tensor, order: float, clip: float = 0.0) -> Tensor:
-    """s_A(log pi(y) - log M(y)), to be put into the reward with weight -beta: the exact gradient for every order.
-
-    grad of E_pi[r] - beta sum_i alpha_i D_A(pi_i‖pi) = E_pi[ grad log pi(y) (r(y) - beta s_A(log u(y))) ]
-
-    Args:
-        policy_logps: (B,) log-probs of whole responses in nats, float64 for long ones; no gradient is wanted.
-        mixed_logps: (B,) of the mixed reference, unnormalized at sequence level.
-        order: A.
-        clip: |A x| in nats beyond which the score goes on linearly; 0: off.
-
-    Returns:
-        (B,) the score, detached.
-    """
-    return score((policy_logps - mixed_logps).detach(), order, clip)
-
-
-def clipped_penalty(policy_logps: Tensor, mixed_logps: Tensor, order: float, threshold: float) -> Tensor:
-    """s_A of the log ratio clipped to [-tau, tau], to be put into the reward (clipped KL of arXiv 2602.21765).
+def clipped_penalty(terms: Sequence[Term], policy_logps: Tensor, mixed_logps: Tensor, threshold: float) -> Tensor:
+    """Sum of the scores of the log ratios clipped to [-tau, tau], for the reward (clipped KL of arXiv 2602.21765).
 
     Lower variance for a bias of at most E[(|x| - tau)_+] in the value for A = 0.
 
     Args:
+        terms: R summands.
         policy_logps: (B,) log-probs of whole responses in nats.
-        mixed_logps: (B,) of the mixed reference.
-        order: A.
+        mixed_logps: (R, B) of the terms' mixed references.
         threshold: tau in nats, above 0.
 
     Returns:
-        (B,) the clipped score, detached.
+        (B,) the clipped scores' sum.
     """
-    return score((policy_logps - mixed_logps).detach().clamp(-threshold, threshold), order)
+    ratios = (policy_logps - mixed_logps).clamp(-threshold, threshold)
+    parts = [term.weight * score(ratio, term.score_order) for term, ratio in zip(terms, ratios)]
+    return sum(parts[1:], parts[0])
 
 
 def calibrated_threshold(log_ratios: Tensor, confidence: float = 0.05) -> float:

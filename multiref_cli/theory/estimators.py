@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from multiref_cli.objectives import penalty
-from multiref_cli.objectives.divergence import amari_divergence
+from multiref_cli.objectives.divergence import amari_divergence, score
 from multiref_cli.objectives.mixing import power_mean
 from multiref_cli.theory import exact
 from multiref_cli.theory.responses import Responses
@@ -121,7 +121,7 @@ def response_losses(problem: Problem, logits: Tensor, estimator: Estimator) -> T
     chance, signal = logps.detach().exp(), problem.reward
     if estimator.name == "reward":
         mixed = problem.response_mixed(estimator.level)
-        signal = signal - problem.beta * penalty.reward_penalty(logps, mixed, problem.order)
+        signal = signal - problem.beta * score((logps - mixed).detach(), problem.order)
     losses = -_advantages(signal, chance, estimator.scale) * logps
     if estimator.name == "reward":
         return losses

@@ -12,8 +12,8 @@ from multiref_cli.config import schema
 from multiref_cli.config.algorithms import GrpoSettings
 from multiref_cli.data.prompts import Prompt
 from multiref_cli.objectives.aggregate import StepSize, reduce
+from multiref_cli.objectives.divergence import score
 from multiref_cli.objectives.mixing import power_mean
-from multiref_cli.objectives.penalty import reward_penalty
 from multiref_cli.objectives.policy_gradient import clipped_surrogate, importance_ratios
 from multiref_cli.rewards.combine import RewardBatch
 from multiref_cli.rollouts.engine import Completion
@@ -79,7 +79,7 @@ def test_exact_expectations_reach_the_optimum(name):
     def gradient() -> torch.Tensor:
         logps = policy.token_logps()
         whole = logps.sum(-1).detach()
-        advantage = reward - BETA * reward_penalty(whole, mixed, order)
+        advantage = reward - BETA * score(whole - mixed, order)
         loss, _ = clipped_surrogate(importance_ratios(logps, logps.detach(), mask), advantage)
         total = reduce(loss, mask, "dr_grpo", step, weights=LEAVES * whole.exp())
         return torch.autograd.grad(total, policy.head.weight)[0]

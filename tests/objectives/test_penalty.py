@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from multiref_cli.config.regularizer import Mix, Term
 from multiref_cli.objectives.divergence import amari_divergence, score
 from multiref_cli.objectives.mixing import power_mean
-from multiref_cli.objectives.penalty import calibrated_threshold, clipped_penalty, k2, k3, k3_ratio, reward_penalty
+from multiref_cli.objectives.penalty import calibrated_threshold, clipped_penalty, k2, k3, k3_ratio
 
 ORDERS = [-1.0, 0.0, 0.5, 1.0, 2.0]
 VOCABULARY, LENGTH = 5, 3
@@ -34,7 +35,7 @@ def test_reward_penalty_has_the_gradient_of_the_divergence(order):
     """E_pi[ s_A grad log pi ] = grad sum_i alpha_i D_A(pi_i‖pi) with the unnormalized mean of the same order."""
     references, logits, alpha = distribution(0, 3), distribution(1), torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
     mixed = power_mean(references, alpha, order)
-    given = expected(lambda logps: reward_penalty(logps, mixed, order) * logps, logits)
+    given = expected(lambda logps: score((logps - mixed).detach(), order) * logps, logits)
     wanted = gradient(lambda logps: (alpha * amari_divergence(references, logps, order)).sum(), logits)
     torch.testing.assert_close(given, wanted)
 
@@ -101,12 +102,23 @@ def test_k2_beyond_the_clip_follows_the_linear_score(order, clip):
     torch.testing.assert_close(slope, score(x.detach(), order, clip))
 
 
+def clipped(x: torch.Tensor, order: float) -> torch.Tensor:
+    """The clipped penalty of one term against a reference of log-probability 0, tau = 2."""
+    return clipped_penalty([Term(order, Mix(order, (1.0,)))], x, torch.zeros(1, len(x)), 2.0)
+
+
 def test_clipped_penalty_is_the_score_of_the_clipped_ratio():
     """Inside tau it is the reward penalty, outside it stays where tau put it."""
-    x, zero = torch.tensor([-5.0, -0.5, 0.5, 5.0]), torch.zeros(4)
-    torch.testing.assert_close(clipped_penalty(x, zero, 0.0, 2.0), torch.tensor([-2.0, -0.5, 0.5, 2.0]))
-    inside = clipped_penalty(x, zero, 1.0, 2.0)[1:3]
-    torch.testing.assert_close(inside, reward_penalty(x, zero, 1.0)[1:3])
+    x = torch.tensor([-5.0, -0.5, 0.5, 5.0])
+    torch.testing.assert_close(clipped(x, 0.0), torch.tensor([-2.0, -0.5, 0.5, 2.0]))
+    torch.testing.assert_close(clipped(x, 1.0)[1:3], score(x, 1.0)[1:3])
+
+
+def test_clipped_penalty_of_two_terms_clips_each_ratio():
+    """By hand: log ratios 5 and -1 to two references, both of order 0, weights 1 and 0.5: min(5, 2) - 0.5."""
+    terms = [Term(0.0, Mix(0.0, (1.0, 0.0))), Term(0.0, Mix(0.0, (0.0, 1.0)), 0.5)]
+    found = clipped_penalty(terms, torch.tensor([0.0]), torch.tensor([[-5.0], [1.0]]), 2.0)
+    torch.testing.assert_close(found, torch.tensor([1.5]))
 
 
 def test_calibrated_threshold_minimizes_bias_plus_sampling_error():
@@ -136,7 +148,7 @@ def test_on_a_tree_the_reward_penalty_is_complete_and_token_losses_take_states_a
     other = torch.randn(31, VOCABULARY, generator=generator, dtype=torch.float64)
     policy, reference = tree(tables), tree(other).detach()
     (wanted,) = torch.autograd.grad((policy.exp() * (policy - reference)).sum(), tables, retain_graph=True)
-    surrogate = (policy.detach().exp() * reward_penalty(policy, reference, 0.0) * policy).sum()
+    surrogate = (policy.detach().exp() * score((policy - reference).detach(), 0.0) * policy).sum()
     (given,) = torch.autograd.grad(surrogate, tables)
     torch.testing.assert_close(given, wanted)
 

@@ -31,7 +31,7 @@ def test_the_score_in_the_reward_has_the_gradient_of_the_objective(order):
     references, weights, reward, logits = problem()
     truth = gradient(exact.objectives(logits.softmax(-1), references, weights, reward, BETA, order), logits)
     logps = logits.log_softmax(-1)
-    signal = reward - BETA * penalty.reward_penalty(logps, power_mean(references.log(), weights, order), order)
+    signal = reward - BETA * score((logps - power_mean(references.log(), weights, order)).detach(), order)
     surrogate = (logps.exp().detach() * signal * logps).sum()  # E_pi[ signal grad log pi ]
     torch.testing.assert_close(gradient(surrogate, logits), truth)
 
