@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -18,6 +19,8 @@ from multiref_cli.world import tokenizer as toy_tokenizer
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
+# A suite started in the background of a script ignores Ctrl-C, and so would every process that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 SPEC = {
     "hidden_size": 16,
     "intermediate_size": 32,
