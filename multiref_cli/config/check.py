@@ -174,7 +174,8 @@ def _check_regularizer(experiment: "Experiment") -> None:
             f"regularizer.estimator={r.estimator.name} works token by token; use level=token, or estimator=reward (of "
             "order 0 the penalty is additive over tokens: there estimator=exact with to_go=true is level=sequence too)",
         )
-    if r.to_go and online and experiment.estimator is not None:
+    _require(online or not r.to_go, "regularizer.to_go belongs to the online job: offline nothing is left to go")
+    if r.to_go and experiment.estimator is not None:
         _require(
             not experiment.estimator.in_reward and r.states is States.policy,
             f"regularizer.to_go completes a loss term; estimator={experiment.estimator.name} charges whole responses "

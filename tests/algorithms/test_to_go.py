@@ -105,6 +105,8 @@ def test_its_name_and_what_is_refused():
     ]:
         with pytest.raises(RequestError, match=words):
             compose([*ONLINE, *overrides])
+    with pytest.raises(RequestError, match="to_go belongs to the online job"):
+        compose(["experiment=offline_toy", "regularizer.to_go=true"])
 
 
 def test_a_run_from_the_command_line(place, multiref, online):
