@@ -181,7 +181,7 @@ def _line(row: dict[str, Any]) -> str:
     return json.dumps(_finite(row), ensure_ascii=False) + "\n"
 
 
-def _ends_a_line(file: Any) -> bool:
+def _ends_a_line(file: BinaryIO) -> bool:
     file.seek(-1, os.SEEK_END)
     return file.read(1) == b"\n"
 

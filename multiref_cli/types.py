@@ -6,7 +6,7 @@ if TYPE_CHECKING:
     import torch
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     Tokenizer = PreTrainedTokenizerBase
     # A transformers model, or a peft wrapper around one, which answers to the same calls.
@@ -14,4 +14,4 @@ if TYPE_CHECKING:
     # What log-probabilities are read from: also an adapter's view of a shared base.
     Device: TypeAlias = str | torch.device
 else:
-    Axes = Figure = Tokenizer = LanguageModel = Device = Any
+    Axes = Figure = PretrainedConfig = Tokenizer = LanguageModel = Device = Any

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from multiref_cli.errors import RequestError
 from multiref_cli.models.packing import Packed, pack
-from multiref_cli.types import LanguageModel
+from multiref_cli.types import LanguageModel, PretrainedConfig
 
 _PROBE_PROMPT = [1, 2, 3, 4, 2]
 _PROBE_RESPONSES = [[3, 1, 4, 1], [2, 2], [4, 3, 1, 2, 3, 4]]
@@ -184,7 +184,7 @@ def sharing_width(model: LanguageModel) -> int | None:
     return unwrap(model).config.get_text_config().hidden_size if honours_shared_prompts(model) else None
 
 
-def _attends_fully(config: Any) -> bool:
+def _attends_fully(config: PretrainedConfig) -> bool:
     config = config.get_text_config()
     kinds = getattr(config, "layer_types", None)
     if kinds is not None:

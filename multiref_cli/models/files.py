@@ -6,7 +6,7 @@ import json
 import struct
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from multiref_cli.config.schema import Hardware, Model
 from multiref_cli.errors import HubUnreachable, RequestError, RunError
@@ -106,7 +106,7 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
 
 
-def _digest(file: Any) -> str:
+def _digest(file: BinaryIO) -> str:
     digest = hashlib.sha256()  # Python 3.10 has no file_digest
     while block := file.read(2**20):
         digest.update(block)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from multiref_cli.config.schema import Model, Policy
+from multiref_cli.config.schema import Lora, Model, Policy
 from multiref_cli.errors import RequestError
 from multiref_cli.files import sync_folder, sync_tree
 from multiref_cli.models.decoder import check_head, unwrap
@@ -260,7 +260,7 @@ def _with_adapter(model: LanguageModel, adapter: str, trainable: bool) -> Any:
     return adapted if trainable else adapted.merge_and_unload()
 
 
-def _with_new_lora(model: LanguageModel, lora: Any, task: str = "CAUSAL_LM") -> Any:
+def _with_new_lora(model: LanguageModel, lora: Lora, task: str = "CAUSAL_LM") -> Any:
     peft = require_peft()
     targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
     config = peft.LoraConfig(
