@@ -57,11 +57,11 @@ $(STAMP): pyproject.toml
 	$$pip install -e '.[dev$(if $(EXTRAS),$(COMMA)$(EXTRAS))]' 2> >(grep -v '^WARNING: Location' >&2)
 	@touch $@
 
-# FAST=1: mathematics, data and config alone, in less than a minute on two cores.
+# FAST=1: mathematics, data and config alone.
 FAST_TESTS := tests/objectives tests/theory tests/data tests/config -m 'not slow'
 
 # One thread a process: with both cores busy, two threads each are several times slower.
-test: $(STAMP) ## run the tests (a few minutes; FAST=1: mathematics, data and config in less than one)
+test: $(STAMP) ## run the tests (a few minutes; FAST=1: mathematics, data and config alone)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(if $(FAST),$(FAST_TESTS),tests) $(ARGS)
 
 reproduce: $(STAMP) ## both of the paper's experiments, trained, scored and reported (SCALE=embedded|smoke|paper)

@@ -100,6 +100,7 @@ def digits(found):
     return f"{found:.8g}" if isinstance(found, float) else found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", laboratory.STUDIES)
 def test_a_study_reads_exactly_the_settings_that_it_says_it_reads(name):
     run = importlib.import_module(f"multiref_cli.theory.studies.{name}").run
