@@ -131,6 +131,7 @@ def missing(experiment: Experiment) -> list[str]:
     return [PREFIX + name for name in needed(experiment, lambda name: _target(name, cache).is_dir())]
 
 
+@cache
 def names() -> list[str]:
     """What can stand after `toy:`."""
     return sorted(["tokenizer", "prompts", *CORPORA, *PAIRS, *_models()])
@@ -245,6 +246,7 @@ def _problems(split: str) -> list[toy.Problem]:
     return toy.problems(derive(0, "problems"), sum(sizes))[start : start + SPLITS[split]]
 
 
+@cache
 def _models() -> list[str]:
     return [name.removeprefix("embedded/") for name in options("experiment") if name.startswith("embedded/")]
 
