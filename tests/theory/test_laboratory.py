@@ -33,6 +33,7 @@ def keep_threads():
     torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in laboratory.STUDIES if n != "violations"])
 def test_every_study_has_words_numbers_tables_and_charts(name):
     (study,) = laboratory.run(small(name))
@@ -42,6 +43,7 @@ def test_every_study_has_words_numbers_tables_and_charts(name):
     assert all(len(chart.caption) > 80 for chart in study.charts)
 
 
+@pytest.mark.slow
 def test_violations_are_counted_and_none_is_found_on_random_problems():
     (study,) = laboratory.run(small("violations"))
     assert study.metrics["violations/all"]["mean"] == 0
@@ -51,6 +53,7 @@ def test_violations_are_counted_and_none_is_found_on_random_problems():
     assert {"Theorem 5.2", "Theorem 5.3", "Theorem 6.2", "Theorem 6.3"} <= set(names)
 
 
+@pytest.mark.slow
 def test_alpha_is_never_interior_by_the_objective_but_often_by_held_out_reward():
     (study,) = laboratory.run(small("alpha", problems=400))
     by_objective = [v["mean"] for k, v in study.metrics.items() if "objective" in k]
@@ -58,6 +61,7 @@ def test_alpha_is_never_interior_by_the_objective_but_often_by_held_out_reward()
     assert by_objective == [0.0] * 4 and max(by_reward) > 0.2
 
 
+@pytest.mark.slow
 def test_token_level_regret_in_the_report_grows_with_distance():
     (study,) = laboratory.run(small("autoregressive", trees=6))
     regrets = [v["mean"] for k, v in study.metrics.items() if k.startswith("regret/geometric")]

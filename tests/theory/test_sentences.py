@@ -11,6 +11,8 @@ from multiref_cli.theory.findings import follows, metric
 from multiref_cli.theory.settings import Laboratory
 from multiref_cli.theory.studies import alpha, clipped, effects, exact_solutions, games, sample_complexity, sampling
 
+pytestmark = pytest.mark.slow  # all studies are run for it
+
 SMALL = {"problems": 25, "n": 64, "draws": 20, "trees": 3, "length": 3, "class_size": 16, "responses": 6}
 UNSEEN = "not seen at these settings"
 

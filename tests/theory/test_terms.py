@@ -21,7 +21,7 @@ def problem(seed: int):
     return references, [(KINDS[k], w) for k, w in zip(chosen, weights)], reward
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", [pytest.param(s, marks=pytest.mark.slow) if s >= 10 else s for s in range(60)])
 def test_the_optimum_meets_the_optimality_conditions_and_no_neighbor_is_better(seed):
     references, terms, reward = problem(seed)
     best = optimal_policy_of_terms(references, terms, reward)
@@ -35,6 +35,7 @@ def test_the_optimum_meets_the_optimality_conditions_and_no_neighbor_is_better(s
             assert float(objective_of_terms(other, references, terms, reward)) <= value + 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [3, 17, 29, 44])
 def test_a_generic_solver_finds_nothing_better(seed):
     references, terms, reward = problem(seed)
