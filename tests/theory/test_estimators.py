@@ -38,6 +38,7 @@ def test_responses_are_all_sequences_that_end_once_or_run_into_the_limit():
     torch.testing.assert_close(responses.logps(policy)[0, index], by_hand)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("estimator", [e for e in study.variants() if e.level == "token"], ids=study.label)
 def test_the_expected_update_of_training_vanishes_at_the_resting_point_and_not_elsewhere(estimator, order):
@@ -74,6 +75,7 @@ def test_states_given_is_the_optimum_of_nothing_and_the_penalty_to_go_of_the_tok
         assert estimators.token_regret(forward, rest, 1.0).abs().max() < 1e-12
 
 
+@pytest.mark.slow
 def test_the_table_holds_what_is_known_of_every_estimator():
     rows = {
         study.label(row.estimator): row for row in study.resting_table(study.random_problem(replace(LAB, trees=20)))
@@ -140,6 +142,7 @@ def test_senseless_estimators_and_too_large_trees_are_refused():
         laboratory.check(Laboratory(study=Selection("estimators", ["estimators"]), vocabulary=100, length=2))
 
 
+@pytest.mark.slow
 def test_sentences_follow_the_numbers_to_either_side():
     (found,) = laboratory.run(replace(LAB, study=Selection("estimators", ["estimators"])))
     assert found.texts == [study.conclusion(found.metrics)]
