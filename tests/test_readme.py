@@ -17,6 +17,7 @@ from multiref_cli.files import read_json
 from multiref_cli.reports.published import BEGIN, END, read_rows, readme_table
 from multiref_cli.sweeps import launch
 from multiref_cli.sweeps.worker import work_off
+from multiref_cli.world.worlds import world_of
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -164,6 +165,12 @@ def theory(shop: Workshop, words: list[str]) -> None:
     assert read_json(Path("out/status.json"))["state"] == "done" and Path("out/report/index.html").is_file()
 
 
+def world_make(shop: Workshop, words: list[str]) -> None:
+    """Trains for minutes: tests/world makes worlds of a few rows; here it is the request alone that is checked."""
+    (seed,) = words
+    assert world_of(compose(["experiment=online_toy", f"world={seed}"])).seed == int(seed) > 0
+
+
 def listing(shop: Workshop, words: list[str]) -> None:
     shop.run("list", *words)
 
@@ -194,6 +201,7 @@ RULES = {
     "multiref refs list": refs_list,
     "multiref refs mix": refs_mix,
     "multiref theory": theory,
+    "multiref world make": world_make,
     "multiref list": listing,
     "make": make,
     "pip install": pip_install,

@@ -1,7 +1,9 @@
 """The wheel as users install it: it finds its configs anywhere, and declares what the code imports."""
 
 import ast
+import hashlib
 import importlib.metadata
+import json
 import os
 import re
 import subprocess
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from multiref_cli import __version__
+from multiref_cli.world.worlds import PARTS
 
 ROOT = Path(__file__).parents[1]
 # Tools of the dev extra that are called by name or loaded as plugins.
@@ -65,6 +68,17 @@ def test_it_carries_every_config_file_and_nothing_else_of_the_checkout(wheel):
     assert all(name.startswith(("multiref_cli/", f"multiref-{__version__}.dist-info/")) for name in names)
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "multiref_cli").rglob("*.py")}
     assert modules == {name for name in names if name.endswith(".py")}
+
+
+def test_it_carries_the_whole_shipped_world(wheel):
+    folder = "multiref_cli/world/shipped/"
+    with zipfile.ZipFile(wheel) as opened:
+        written = json.loads(opened.read(f"{folder}fingerprints.json"))
+        files = {f"{folder}{part}/{file}": sha256 for part, found in written.items() for file, sha256 in found.items()}
+        carried = {name for name in opened.namelist() if name.startswith(folder)}
+        assert carried == {*files, f"{folder}fingerprints.json"}
+        assert all(hashlib.sha256(opened.read(name)).hexdigest() == sha256 for name, sha256 in files.items())
+        assert set(written) == set(PARTS) and wheel.stat().st_size < 7 * 2**20
 
 
 def test_it_runs_in_an_environment_of_its_own(installed, outside):

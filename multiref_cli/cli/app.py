@@ -24,6 +24,10 @@ refs_app = typer.Typer(
     help="The reference store: log-probabilities of frozen models, computed once.", no_args_is_help=True
 )
 app.add_typer(refs_app, name="refs")
+world_app = typer.Typer(
+    help="Embedded worlds: small models and data that `toy:` names are of; world 0 is shipped.", no_args_is_help=True
+)
+app.add_typer(world_app, name="world")
 
 Overrides = Annotated[
     Optional[list[str]],
@@ -182,6 +186,28 @@ def refs_mix(overrides: Overrides = None) -> None:
     from multiref_cli.cli.refs import mix
 
     mix(overrides or [])
+
+
+@world_app.command("make")
+def world_make(
+    seed: Annotated[int, typer.Argument(metavar="SEED", min=0, help="Names the world, and all its randomness.")],
+    out: Annotated[
+        Optional[str], typer.Option(metavar="FOLDER", help="Also copy it there, as the shipped world lies.")
+    ] = None,
+    plain: Plain = False,
+) -> None:
+    """Make another embedded world in the cache, for `world=SEED`: five minutes, the same for a seed on a machine."""
+    from multiref_cli.cli.world import make
+
+    make(seed, out=out, plain=plain)
+
+
+@world_app.command("list")
+def world_list() -> None:
+    """List the worlds that are here."""
+    from multiref_cli.cli.world import list_worlds
+
+    list_worlds()
 
 
 def run_guarded(command: Callable[[], Any]) -> int:

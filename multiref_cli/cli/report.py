@@ -29,7 +29,7 @@ def report(folders: list[str], *, out: str | None, against: str | None = None, c
     from multiref_cli.reports.report import write_report
 
     paths, committed = [Path(folder) for folder in folders], Path(against) if against else None
-    index = write_report(paths, Path(out) if out else None, committed)
+    display.line(f"report: {write_report(paths, Path(out) if out else None, committed)}")
     if committed is not None:
         from multiref_cli.reports.collect import conditions, read_run
         from multiref_cli.reports.published import compare_with, conclusions, read_rows, verdict
@@ -38,4 +38,3 @@ def report(folders: list[str], *, out: str | None, against: str | None = None, c
         found = conditions(read_run(folder) for folder in expand_folders(paths))
         checks = compare_with(read_rows(committed), found)
         display.line(verdict(checks, conclusions(checks, found)))
-    display.line(f"report: {index}")

@@ -51,6 +51,11 @@ def _check_numbers(experiment: "Experiment") -> None:
     _require(optimizer.learning_rate > 0, f"optimizer.learning_rate is {optimizer.learning_rate:g}; it must be above 0")
     _require(experiment.steps is None or experiment.steps > 0, f"steps is {experiment.steps}; it must be above 0")
     _require(0 <= data.held_out < 1, f"data.held_out is {data.held_out:g}; it is a share, from 0 up to 1")
+    _require(experiment.world >= 0, f"world is {experiment.world}; it must be 0 or more")
+    _require(
+        experiment.world == 0 or bool(experiment.toy_names),
+        f"world={experiment.world} names an embedded world, but nothing here is of one (toy:NAME); leave it out",
+    )
     for key, value in vars(experiment.algorithm).items():
         if key.startswith(("batch_", "micro_", "inner_")):
             _require(value > 0, f"algorithm.{key} is {value}; it must be above 0")

@@ -11,7 +11,7 @@ from typing import Any, Optional
 from omegaconf import MISSING
 
 from multiref_cli.config.algorithms import ALGORITHMS, Algorithm
-from multiref_cli.config.plain import digest, from_plain, to_plain
+from multiref_cli.config.plain import changed, digest, from_plain, to_plain
 from multiref_cli.config.regularizer import Ctro, Estimator, Level, Mix, Regularizer, States, Term
 from multiref_cli.config.weights import weights_of
 
@@ -193,6 +193,8 @@ class RunSettings:
     dir: Optional[str] = None
 
 
+# What stands before a name of the embedded world, where a path could stand.
+TOY = "toy:"
 # Parts that can change without changing a result: where it runs, where it is written, how it is watched.
 _WITHOUT_EFFECT = ("run", "tracking", "hardware")
 _HARDWARE_WITH_EFFECT = ("dtype",)
@@ -211,6 +213,7 @@ class Experiment:
     alpha: Any = None
     beta: float = 0.1
     seed: int = 0
+    world: int = 0
     policy: Policy = field(default_factory=Policy)
     data: Data = field(default_factory=Data)
     reward: Optional[Reward] = None
@@ -324,6 +327,24 @@ class Experiment:
         mix = f"single_{self.alone}" if self.alone else "a" + "_".join(f"{weight:g}" for weight in weights)
         return f"{self.algorithm.name}-{self.penalty_name}-{mix}-b{self.beta:g}"
 
+    @property
+    def replicate(self) -> str:
+        """What tells runs of a condition apart: the seed, and the world where it is not the shipped one."""
+        return f"w{self.world}-s{self.seed}" if self.world else f"s{self.seed}"
+
+    @cached_property
+    def toy_names(self) -> list[str]:
+        """Names of the embedded world that it mentions, without `toy:`, sorted."""
+        found: set[str] = set()
+
+        def collect(text: str) -> str:
+            if text.startswith(TOY):
+                found.add(text.removeprefix(TOY))
+            return text
+
+        changed(self, collect)
+        return sorted(found)
+
     @cached_property
     def plain(self) -> dict[str, Any]:
         """The same as JSON-ready dictionaries, lists and numbers; what config.yaml holds."""
@@ -332,6 +353,8 @@ class Experiment:
     def content(self, *without: str) -> dict[str, Any]:
         """The part of `plain` that a result depends on, less some keys of the root."""
         kept = {key: value for key, value in self.plain.items() if key not in (*_WITHOUT_EFFECT, *without)}
+        if self.world == 0:  # the shipped world: what configs meant before there were others
+            kept.pop("world", None)
         kept["hardware"] = {key: self.plain["hardware"][key] for key in _HARDWARE_WITH_EFFECT}
         if self.regularizer is not None and "regularizer" in kept:
             kept["regularizer"] = {key: value for key, value in kept["regularizer"].items() if key != "name"}
@@ -356,8 +379,8 @@ class Experiment:
 
     @property
     def run_name(self) -> str:
-        """Name of the run folder: as given, else the condition, the seed and the start of the hash."""
-        return self.run.name or f"{self.condition}-s{self.seed}-{self.hash[:6]}"
+        """Name of the run folder: as given, else the condition, the seed (and world) and the start of the hash."""
+        return self.run.name or f"{self.condition}-{self.replicate}-{self.hash[:6]}"
 
     @property
     def folder(self) -> Path:

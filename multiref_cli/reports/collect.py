@@ -308,12 +308,12 @@ def alpha_text(weights: Sequence[float]) -> str:
 
 def _tell_apart(found: Sequence[Condition]) -> None:
     """Add the keys that differ to what would be called the same."""
-    groups: dict[str, list[Condition]] = {}
+    groups: dict[tuple[str, int], list[Condition]] = {}
     for condition in found:
-        groups.setdefault(condition.label, []).append(condition)
+        groups.setdefault((condition.label, condition.experiment.world), []).append(condition)
     for same in groups.values():
         if len(same) > 1:
-            flat = [_flat(condition.experiment.content("seed")) for condition in same]
+            flat = [_flat(condition.experiment.content("seed", "world")) for condition in same]
             keys = sorted({key for one in flat for key in one})
             differing = [k for k in keys if len({json.dumps(one.get(k)) for one in flat}) > 1]
             shown = [k for k in differing if k not in _IN_LABEL] or differing

@@ -27,10 +27,13 @@ def jobs(found: Sequence[Condition]) -> list[list[Condition]]:
 
 
 def stems(groups: Sequence[Sequence[Condition]]) -> list[str]:
-    """What the files of each job begin with: nothing for one job, else its algorithm, numbered if several share it."""
+    """What the files of each job begin with: nothing for one job, else algorithm (and world), numbered if shared."""
     if len(groups) == 1:
         return [""]
-    algorithms = [group[0].algorithm for group in groups]
+    worlds = {group[0].experiment.world for group in groups}
+    algorithms = [
+        group[0].algorithm + (f"-world-{group[0].experiment.world}" if len(worlds) > 1 else "") for group in groups
+    ]
     return [
         slug(name if algorithms.count(name) == 1 else f"{name}-{algorithms[: i + 1].count(name)}")
         for i, name in enumerate(algorithms)
@@ -115,7 +118,13 @@ def _decimals(half: float) -> int:
 
 
 def job_name(condition: Condition) -> str:
-    """Algorithm, data and references: what conditions of one job share."""
+    """Algorithm, data, references, and the world if it is not the shipped one: what conditions of one job share."""
+    world = condition.experiment.world
+    return f"{job_without_world(condition)}, world {world}" if world else job_without_world(condition)
+
+
+def job_without_world(condition: Condition) -> str:
+    """The name of a job that is run in several worlds."""
     name = f"{condition.experiment.algorithm.title} on {condition.experiment.data.name}"
     return f"{name} with {' + '.join(condition.first.references)}" if condition.regularized else name
 

@@ -12,6 +12,7 @@ from multiref_cli.reports.job_section import add_job, jobs, plus_minus, stems, s
 from multiref_cli.reports.page import Page
 from multiref_cli.reports.published import compare_with, conclusions, read_rows, rows_of, verdict, write_rows
 from multiref_cli.reports.scores import SCORES, write_scores
+from multiref_cli.reports.worlds import add_worlds, write_claims
 from multiref_cli.sweeps.ledger import Ledger, expand_folders
 
 
@@ -26,7 +27,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None, against: Path
     Returns:
         The path of index.html. Beside it lies summary.csv, one row a condition and metric, in the form that is
         committed, and scores.csv.gz, from which `--check` computes it again; a sweep's results.csv, one row a run, lies
-        beside its plan, and in `out` if that is given.
+        beside its plan, and in `out` if that is given; over several worlds worlds.csv holds their comparisons.
 
     Raises:
         RequestError: a folder that is neither, or nothing finished in any.
@@ -52,6 +53,9 @@ def write_report(folders: Sequence[Path], out: Path | None = None, against: Path
     write_pending(page, sweeps)
     if against is not None:
         add_checks(page, found, against)
+    over_worlds = add_worlds(page, found)
+    if over_worlds:
+        write_claims(over_worlds, target / "worlds.csv")
     groups = jobs(found)
     for group, stem in zip(groups, stems(groups)):
         add_job(page, group, stem)

@@ -10,7 +10,7 @@ from multiref_cli.errors import HubUnreachable
 from multiref_cli.models.load import parameter_count
 from multiref_cli.runs.run import open_job
 from multiref_cli.tracking.progress import Silent, duration
-from multiref_cli.world.recipes import missing
+from multiref_cli.world.worlds import missing
 
 # Floating-point operations per second assumed by the estimate of time: one CPU core, one current GPU.
 _SPEED = {"cpu": 2e10, "cuda": 1.5e14}

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from multiref_cli.algorithms.base import Job, module_of
-from multiref_cli.config.compose import compose, compose_saved
+from multiref_cli.config.compose import compose_saved
 from multiref_cli.config.schema import Experiment
 from multiref_cli.errors import RequestError, RunError
 from multiref_cli.files import read_json, write_lines
@@ -24,7 +24,7 @@ from multiref_cli.tracking.wandb import open_mirror
 from multiref_cli.training.checkpoint import discard_checkpoints
 from multiref_cli.training.loop import Loop
 from multiref_cli.training.optimizer import Optimizers
-from multiref_cli.world.recipes import localized
+from multiref_cli.world.worlds import localized
 
 # Writes the report of a run folder and returns its first page.
 WriteReport = Callable[[Path], Path]
@@ -82,9 +82,9 @@ def open_job(experiment: Experiment, progress: Progress) -> Job:
     return prepare(experiment, localized(experiment, progress, train_embedded))
 
 
-def train_embedded(overrides: list[str], progress: Progress) -> Path:
+def train_embedded(experiment: Experiment, progress: Progress) -> Path:
     """How the recipes of the embedded world train their models: as any run."""
-    return train(compose(overrides), overrides=overrides, progress=progress)
+    return train(experiment, progress=progress)
 
 
 def resume(folder: Path, progress: Progress | None = None, report: WriteReport | None = None) -> Path:
@@ -104,12 +104,14 @@ def resume(folder: Path, progress: Progress | None = None, report: WriteReport |
 
 def manifest(job: Job) -> dict[str, Any]:
     """Content of manifest.json: provenance, and what models and data the run depends on, by sha256."""
+    scorer = job.experiment.evaluation.scorer
     return {
         **provenance(),
         "config_hash": job.asked.hash,
         "condition": job.asked.condition,
         "data": {"path": job.experiment.data.path, "sha256": job.data.sha256, "rows": job.data.report.summary()},
         **_models(job),
+        "scorer": fingerprint(scorer) if scorer is not None else None,
     }
 
 

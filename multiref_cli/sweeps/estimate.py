@@ -65,7 +65,7 @@ def _cost(experiment: Experiment) -> "Cost | None":
     from multiref_cli.runs.forecast import cost
     from multiref_cli.runs.run import open_job
     from multiref_cli.tracking.progress import Silent
-    from multiref_cli.world.recipes import missing
+    from multiref_cli.world.worlds import missing
 
     if missing(experiment):
         return None

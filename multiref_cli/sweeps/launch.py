@@ -78,11 +78,11 @@ def prepare_pass(one: Pass) -> None:
     from multiref_cli.runs.measure import sample_references
     from multiref_cli.runs.run import open_job, train_embedded
     from multiref_cli.tracking.progress import Silent
-    from multiref_cli.world.recipes import ensure
+    from multiref_cli.world.worlds import ensure, world_of
 
     experiment, progress = one.experiment, Silent()
     if one.toy is not None:
-        ensure(one.toy, experiment.hardware.cache_folder, progress, train_embedded)
+        ensure(one.toy, world_of(experiment), progress, train_embedded)
         return
     job = open_job(experiment, progress)
     if one.mixes:

@@ -152,6 +152,8 @@ class _Composer:
 def _is_number(override: str) -> bool:
     """Whether an override sets a number or a list of numbers that nothing else in the config is made from."""
     key, _, value = override.partition("=")
+    if key == "world":
+        return value.isdecimal()
     items = value[1:-1].split(",") if value[:1] == "[" and value[-1:] == "]" else [value]
     return key in ("alpha", "beta", "optimizer.learning_rate") and all(_NUMBER.fullmatch(i.strip()) for i in items)
 
@@ -163,6 +165,8 @@ def _with_numbers(experiment: Experiment, overrides: Iterable[str]) -> Experimen
         if key == "alpha":
             value = [_number(item) for item in text[1:-1].split(",")] if text[:1] == "[" else _number(text)
             experiment = replace(experiment, alpha=value)
+        elif key == "world":
+            experiment = replace(experiment, world=int(text))
         elif text[:1] == "[":
             raise RequestError(f"{key} is {text}; give one number.")
         elif key == "beta":
@@ -194,7 +198,7 @@ def _alone(experiment: Experiment, index: int) -> Experiment:
 def _point(experiment: Experiment, overrides: tuple[str, ...], passes: tuple[str, ...]) -> Point:
     return Point(
         id=experiment.hash,
-        name=f"{experiment.condition}-s{experiment.seed}-{experiment.hash[:6]}",
+        name=f"{experiment.condition}-{experiment.replicate}-{experiment.hash[:6]}",
         condition=experiment.condition,
         condition_id=experiment.condition_hash,
         seed=experiment.seed,
@@ -207,15 +211,17 @@ def _point(experiment: Experiment, overrides: tuple[str, ...], passes: tuple[str
 
 def _passes(experiment: Experiment) -> list[Pass]:
     """Embedded models and data first, then one pass for each reference that the condition uses, then normalizers."""
-    from multiref_cli.world.recipes import needed
+    from multiref_cli.world.worlds import needed
 
+    world = experiment.world
+    where = f" of world {world}" if world else ""
     made = [
-        Pass(_toy_pass(name), f"toy:{name}", name, tuple(_toy_pass(other) for other in uses), experiment)
+        Pass(_toy_pass(name, world), f"toy:{name}{where}", name, tuple(_toy_pass(o, world) for o in uses), experiment)
         for name, uses in needed(experiment).items()
     ]
     if not experiment.regularized:
         return made
-    needs, data = tuple(one.id for one in made), experiment.data.name
+    needs, data = tuple(one.id for one in made), experiment.data.name + where
     active = [index for index, weight in enumerate(experiment.weights) if weight > 0]
     found = [
         _reference_pass(canonical(_alone(experiment, i)), f"{experiment.references[i].name} over {data}", [i], needs)
@@ -243,9 +249,14 @@ def _merged(passes: Iterable[Pass]) -> tuple[Pass, ...]:
 def _reference_pass(experiment: Experiment, title: str, references: list[int], needs: tuple[str, ...]) -> Pass:
     plain = experiment.plain
     key: list[Any] = [plain[name] for name in ("algorithm", "policy", "data", "evaluation", "reward", "rollout")]
-    key += [title, [plain["references"][index] for index in references], plain["regularizer"]["states"]]
+    key += [
+        title,
+        experiment.world,
+        [plain["references"][index] for index in references],
+        plain["regularizer"]["states"],
+    ]
     return Pass(digest(key), title, None, needs, experiment)
 
 
-def _toy_pass(name: str) -> str:
-    return digest(["toy", name])
+def _toy_pass(name: str, world: int) -> str:
+    return digest(["toy", name, world])

@@ -57,7 +57,7 @@ def versions() -> dict[str, str]:
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, cores and GPUs."""
+    """Processor and its instruction set as torch uses it, cores and GPUs."""
     import os
 
     import torch
@@ -66,6 +66,7 @@ def hardware() -> dict[str, Any]:
     return {
         "machine": platform.machine(),
         "processor": _processor(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "gpus": gpus,
         "torch_threads": torch.get_num_threads(),

@@ -1,26 +1,24 @@
-"""The embedded world: `toy:<name>` models and data sets, made on first use and kept by content hash.
+"""How the embedded world is made: recipes of its models and data sets, each a pure function of the world's seed.
 
 Models are ordinary runs of conf/experiment/embedded/<name>.yaml, data sets come from world/problems.py; both go
-through the very code that models and data of the Hub go through.
+through the very code that models and data of the Hub go through. World 0 is shipped (world/worlds.py says from where);
+the same recipes made it, and make every other world.
 """
 
 import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from multiref_cli.config.compose import compose
 from multiref_cli.config.folders import options
 from multiref_cli.config.plain import changed
-from multiref_cli.config.schema import Experiment, Model
+from multiref_cli.config.schema import TOY, Experiment, Model, RunSettings
 from multiref_cli.data.chat import end_ids, prompt_ids
-from multiref_cli.errors import RequestError
 from multiref_cli.models.load import load_causal_lm, load_tokenizer
 from multiref_cli.rewards.combine import RewardBatch, build_reward
 from multiref_cli.rewards.sample import Sample
@@ -31,10 +29,11 @@ from multiref_cli.tracking.progress import Progress
 from multiref_cli.world import problems as toy
 from multiref_cli.world import tokenizer as toy_tokenizer
 
-# Trains a run with these overrides and returns its folder: the recipe of a model is itself a run.
-Train = Callable[[list[str], Progress], Path]
+# Trains an experiment and returns its run folder: the recipe of a model is itself a run.
+Train = Callable[[Experiment, Progress], Path]
+# Name -> folder of another part of the same world, made if it is not there yet.
+Find = Callable[[str], Path]
 
-PREFIX = "toy:"
 MAX_NEW_TOKENS = 40
 # Part of every key; raised when a change of the training code makes other weights of the same recipe.
 RECIPE_VERSION = 2
@@ -72,143 +71,95 @@ CORPORA = {
 
 PAIRS = {
     "preferences": SampledPairs(),
-    "tiny_preferences": SampledPairs(models=("tiny_one", "tiny_two")),
     "reward_pairs": SampledPairs(splits=(("train", "reward_train"), ("test", "reward_test"))),
 }
 
 
-def localized(experiment: Experiment, progress: Progress, train: Train) -> Experiment:
-    """The same experiment with a local folder in place of every `toy:<name>`, made now if it is not there yet.
-
-    Raises:
-        RequestError: an unknown name.
-    """
-    cache = experiment.hardware.cache_folder
-
-    def folder(text: str) -> str:
-        return str(ensure(text.removeprefix(PREFIX), cache, progress, train)) if text.startswith(PREFIX) else text
-
-    return changed(experiment, folder)
-
-
-def needed(experiment: Experiment, made: Callable[[str], bool] = lambda name: False) -> dict[str, list[str]]:
-    """Embedded models and data sets that an experiment needs, each after what it is made from.
-
-    Args:
-        experiment: with `toy:` names.
-        made: says of a name that it need not be made; neither need what it is made from.
-
-    Returns:
-        name -> names that must exist before it; names whose own lists are done can be made side by side.
-
-    Raises:
-        RequestError: an unknown name.
-    """
-    found: dict[str, list[str]] = {}
-
-    def visit(name: str) -> None:
-        """Add a name behind everything that it is made from."""
-        if name in found:
-            return
-        _refuse_unknown(name)
-        if not made(name):
-            for other in _uses(name):
-                visit(other)
-            found[name] = list(_uses(name))
-
-    for name in _names_in(experiment):
-        visit(name)
-    return found
-
-
-def missing(experiment: Experiment) -> list[str]:
-    """Embedded models and data sets, as `toy:<name>`, that this machine would have to make before a run.
-
-    Raises:
-        RequestError: an unknown name.
-    """
-    cache = experiment.hardware.cache_folder
-    return [PREFIX + name for name in needed(experiment, lambda name: _target(name, cache).is_dir())]
+@cache
+def names() -> tuple[str, ...]:
+    """What can stand after `toy:`."""
+    return tuple(sorted(["tokenizer", "prompts", *CORPORA, *PAIRS, *models()]))
 
 
 @cache
-def names() -> list[str]:
-    """What can stand after `toy:`."""
-    return sorted(["tokenizer", "prompts", *CORPORA, *PAIRS, *_models()])
+def models() -> tuple[str, ...]:
+    """The models among `names`."""
+    return tuple(n.removeprefix("embedded/") for n in options("experiment") if n.startswith("embedded/"))
 
 
-def ensure(name: str, cache: Path, progress: Progress, train: Train) -> Path:
-    """The folder of an embedded model or data set, made once per machine.
+@cache
+def uses(name: str) -> tuple[str, ...]:
+    """What the recipe of a model or data set is made from."""
+    if name in PAIRS:
+        return PAIRS[name].models
+    return tuple(_recipe(name).toy_names) if name in models() else ()
+
+
+@cache
+def key(name: str, seed: int) -> str:
+    """Content hash: the world's seed and source, the recipe, and the keys of what the recipe uses."""
+    recipe = _recipe(name).hash if name in models() else repr(CORPORA.get(name) or PAIRS.get(name))
+    parts = [RECIPE_VERSION, seed, name, _source_hash(), SPLITS, recipe, *[key(other, seed) for other in uses(name)]]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+
+
+def make(name: str, seed: int, folder: Path, find: Find, progress: Progress, train: Train) -> None:
+    """Make a model or data set of a world.
 
     Args:
-        name: what stands after `toy:`.
-        cache: folder of everything that is made once.
-        progress: told while something is made.
+        name: one of `names`.
+        seed: of the world; everything random is drawn from it.
+        folder: empty, to write into.
+        find: finds what it is made from.
+        progress: told of every step.
         train: trains a model, see `Train`.
-
-    Raises:
-        RequestError: an unknown name.
     """
-    _refuse_unknown(name)
-    target = _target(name, cache)
-    if target.is_dir():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{target}.lock"):
-        if not target.is_dir():
-            making = target.with_name(f".{target.name}.making")
-            shutil.rmtree(making, ignore_errors=True)
-            making.mkdir()
-            _make(name, making, cache, progress, train)
-            making.rename(target)
-    return target
-
-
-def _refuse_unknown(name: str) -> None:
-    if name not in names():
-        raise RequestError(f"there is no {PREFIX}{name}; allowed: {', '.join(PREFIX + n for n in names())}.")
-
-
-def _make(name: str, folder: Path, cache: Path, progress: Progress, train: Train) -> None:
+    progress.note(f"making {TOY}{name} of world {seed}")
     if name == "tokenizer":
         toy_tokenizer.tokenizer().save_pretrained(str(folder))
     elif name == "prompts":
         for split in SPLITS:
-            _write(folder / f"{split}.jsonl", toy.prompt_rows(_problems(split)))
+            _write(folder / f"{split}.jsonl", toy.prompt_rows(_problems(split, seed)))
     elif name in CORPORA:
         corpus = CORPORA[name]
-        held_out = {p.text for split in SPLITS for p in _problems(split)}
-        problems = toy.problems(derive(0, name), corpus.rows, corpus.verbs, exclude=held_out)
-        _write(folder / "train.jsonl", toy.corpus_rows(problems, corpus.style, derive(0, name, "style")))
+        held_out = {p.text for split in SPLITS for p in _problems(split, seed)}
+        problems = toy.problems(derive(seed, name), corpus.rows, corpus.verbs, exclude=held_out)
+        _write(folder / "train.jsonl", toy.corpus_rows(problems, corpus.style, derive(seed, name, "style")))
     elif name in PAIRS:
-        _make_pairs(name, folder, cache, progress, train)
+        _make_pairs(name, seed, folder, find, progress)
     else:
-        _train_model(name, folder, cache, progress, train)
+        _train_model(name, seed, folder, find, progress, train)
 
 
-def _train_model(name: str, folder: Path, cache: Path, progress: Progress, train: Train) -> None:
-    progress.note(f"making {PREFIX}{name} (once per machine)")
+def _train_model(name: str, seed: int, folder: Path, find: Find, progress: Progress, train: Train) -> None:
     run = folder / "run"
-    overrides = [*_recipe(name), f"run.dir={run}", f"hardware.cache_dir={cache}"]
-    train(overrides, progress)
+    paths = {TOY + other: str(find(other)) for other in uses(name)}
+    recipe: Experiment = changed(_recipe(name), lambda text: paths.get(text, text))
+    try:
+        train(replace(recipe, seed=seed, run=RunSettings(dir=str(run))), progress)
+    except KeyboardInterrupt:
+        message = f"interrupted while making {TOY}{name} of world {seed}; the same command makes it again"
+        raise KeyboardInterrupt(message) from None
     for path in (run / "policy").iterdir():
         path.rename(folder / path.name)
     shutil.copy(run / "results.json", folder / "made_by.json")
     shutil.rmtree(run)
 
 
-def _make_pairs(name: str, folder: Path, cache: Path, progress: Progress, train: Train) -> None:
+def _make_pairs(name: str, seed: int, folder: Path, find: Find, progress: Progress) -> None:
     recipe = PAIRS[name]
-    progress.note(f"making {PREFIX}{name} (once per machine)")
     texts: dict[str, list[list[list[str]]]] = {split: [] for _, split in recipe.splits}
-    for model_name in recipe.models:
-        source = Model(path=str(ensure(model_name, cache, progress, train)))
+    for number, model_name in enumerate(recipe.models):
+        source = Model(path=str(find(model_name)))
         tokenizer, model = load_tokenizer(source), load_causal_lm(source, "cpu", "float32")
         engine = TransformersEngine(model, pad_id=0, batch_size=512)
         sampling = Sampling(max_new_tokens=MAX_NEW_TOKENS, end_ids=tuple(end_ids(tokenizer)))
-        for _, split in recipe.splits:
-            prompts = [prompt_ids(tokenizer, _messages(p)) for p in _problems(split)]
-            seeds = [derive(0, name, model_name, split, i) for i in range(len(prompts))]
+        for index, (_, split) in enumerate(recipe.splits):
+            progress.advance(
+                f"sampling {TOY}{name}", number * len(recipe.splits) + index, len(recipe.models) * len(texts)
+            )
+            prompts = [prompt_ids(tokenizer, _messages(p)) for p in _problems(split, seed)]
+            seeds = [derive(seed, name, model_name, split, i) for i in range(len(prompts))]
             groups = engine.generate(prompts, recipe.samples, sampling, seeds)
             texts[split].append(
                 [[tokenizer.decode(c.ids, skip_special_tokens=True) for c in group] for group in groups]
@@ -217,9 +168,8 @@ def _make_pairs(name: str, folder: Path, cache: Path, progress: Progress, train:
     assert reward is not None
     gold = build_reward(reward)
     for file, split in recipe.splits:
-        _write(
-            folder / f"{file}.jsonl", _labeled(_problems(split), texts[split], gold, derive(0, name, "labels", split))
-        )
+        rows = _labeled(_problems(split, seed), texts[split], gold, derive(seed, name, "labels", split))
+        _write(folder / f"{file}.jsonl", rows)
 
 
 def _labeled(
@@ -239,59 +189,25 @@ def _messages(problem: toy.Problem) -> list[dict[str, str]]:
     return [{"role": "user", "content": problem.text}]
 
 
-def _problems(split: str) -> list[toy.Problem]:
+def _problems(split: str, seed: int) -> list[toy.Problem]:
     # One long draw without repetition, cut into splits in a fixed order.
     names, sizes = list(SPLITS), list(SPLITS.values())
     start = sum(sizes[: names.index(split)])
-    return toy.problems(derive(0, "problems"), sum(sizes))[start : start + SPLITS[split]]
+    return _drawn(seed, sum(sizes))[start : start + SPLITS[split]]
 
 
 @cache
-def _models() -> list[str]:
-    return [name.removeprefix("embedded/") for name in options("experiment") if name.startswith("embedded/")]
-
-
-def _recipe(name: str) -> list[str]:
-    return [f"experiment=embedded/{name}", "tracking=off"]
-
-
-def _target(name: str, cache: Path) -> Path:
-    return cache / "embedded" / f"{name}-{_key(name)}"
+def _drawn(seed: int, count: int) -> list[toy.Problem]:
+    return toy.problems(derive(seed, "problems"), count)
 
 
 @cache
-def _key(name: str) -> str:
-    """Content hash: the world's source, the recipe, and the keys of what the recipe uses."""
-    recipe = repr(CORPORA.get(name) or PAIRS.get(name))
-    if name in _models():
-        recipe = compose(_recipe(name)).hash
-    parts = [RECIPE_VERSION, name, _source_hash(), SPLITS, recipe, *[_key(other) for other in _uses(name)]]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+def _recipe(name: str) -> Experiment:
+    """The run that makes a model, of world 0; another world's has its seed."""
+    return compose([f"experiment=embedded/{name}", "tracking=off"])
 
 
 @cache
-def _uses(name: str) -> list[str]:
-    """What the recipe of an embedded model or data set is made from."""
-    if name in PAIRS:
-        return list(PAIRS[name].models)
-    if name in _models():
-        return _names_in(compose(_recipe(name)))
-    return []
-
-
-def _names_in(experiment: Experiment) -> list[str]:
-    """The names behind `toy:` in an experiment, sorted."""
-    found: set[str] = set()
-
-    def collect(text: str) -> str:
-        if text.startswith(PREFIX):
-            found.add(text.removeprefix(PREFIX))
-        return text
-
-    changed(experiment, collect)
-    return sorted(found)
-
-
 def _source_hash() -> str:
     sources = [Path(module.__file__ or "").read_bytes() for module in (toy, toy_tokenizer)]
     return hashlib.sha256(b"".join(sources)).hexdigest()

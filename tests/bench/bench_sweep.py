@@ -25,7 +25,7 @@ from multiref_cli.sweeps.worker import work_off
 
 POINTS, ROUNDS = 300, 3
 GRID = (
-    "experiment=online_toy policy.path=toy:tiny_one references=toy_tiny tracking=off steps=20 regularizer=rkl_token "
+    "experiment=online_toy tracking=off steps=20 regularizer=rkl_token "
     "alpha=0.2,0.4,0.6,0.8 seeds=4 baselines=false evaluation.prompts=128"
 )
 
@@ -56,7 +56,7 @@ def main() -> None:
     arguments = parser.parse_args()
     root = Path(tempfile.mkdtemp(prefix="multiref-bench-"))
     each = machinery(root)
-    real(root / "warm", 2)  # makes the tiny models
+    real(root / "warm", 2)
     pairs = [(real(root / "one", 1), real(root / "two", 2)) for _ in range(ROUNDS)]
     efficiency = [one / (2 * two) for one, two in pairs]
     facts = machine(1)

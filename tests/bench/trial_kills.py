@@ -19,13 +19,10 @@ import time
 from pathlib import Path
 
 ONLINE = (
-    "experiment=online_toy policy.path=toy:tiny_one references=toy_tiny regularizer=rkl_token,fkl_token "
+    "experiment=online_toy regularizer=rkl_token,fkl_token "
     "evaluation.prompts=8 rollout.group_size=4 algorithm.batch_prompts=4 algorithm.inner_iterations=2"
 )
-OFFLINE = (
-    "experiment=offline_toy policy.path=toy:tiny_one references=toy_tiny data.path=toy:tiny_preferences "
-    "evaluation.scorer=null evaluation.prompts=8 regularizer=rkl,mrpo"
-)
+OFFLINE = "experiment=offline_toy evaluation.scorer=null evaluation.prompts=8 regularizer=rkl,mrpo"
 COMMON = "tracking=off steps=24 hardware.checkpoint_every=4 alpha=0.3,0.7 seeds=3"
 
 

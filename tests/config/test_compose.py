@@ -123,6 +123,19 @@ def test_axes_expand():
     assert fixed == ["beta=1"]
 
 
+def test_the_shipped_world_is_no_part_of_a_hash_and_every_other_is():
+    base = compose(["experiment=offline_toy"])
+    assert base.world == 0 and base.hash == compose(["experiment=offline_toy", "world=0"]).hash
+    assert "world" not in base.content() and base.plain["world"] == 0
+    other = compose(["experiment=offline_toy", "world=2"])
+    assert other.condition_hash != base.condition_hash and other.condition == base.condition
+    assert other.content("world") == base.content()
+    assert "w2-s0" in other.run_name and "-w" not in base.run_name
+    assert refused("experiment=offline_toy", "world=-1") == "world is -1; it must be 0 or more."
+    models = ["policy=folder", "policy.path=a/b", "references=pair", "first=a/b", "second=c/d"]
+    assert "nothing here is of one" in refused(*models, "data=jsonl", "data.path=e/f", "world=1")
+
+
 def test_the_hash_knows_what_a_result_depends_on():
     base = compose([])
     assert base.hash == compose(["run.name=other", "tracking=off", "hardware.threads=2"]).hash

@@ -98,6 +98,13 @@ def estimators(tmp_path_factory: pytest.TempPathFactory) -> Ledger:
     return write_sweep(tmp_path_factory.mktemp("estimators") / "sweep", ["experiment=online_toy", "seeds=2", *grid])
 
 
+@pytest.fixture(scope="session")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> Ledger:
+    """DPO in three worlds, with two regularizers and two alphas."""
+    grid = ["regularizer=rkl,fkl", "alpha=0.3,0.7", "world=0,2,5", "seeds=3"]
+    return write_sweep(tmp_path_factory.mktemp("worlds") / "sweep", ["experiment=offline_toy", *grid])
+
+
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave figures out: they are most of the time of a report."""

@@ -83,16 +83,29 @@ def test_lists_of_weights() -> None:
 
 
 def test_passes_are_shared() -> None:
-    """Two references under every regularizer, alpha and seed: two passes, after the embedded models."""
+    """Two references under every regularizer, alpha and seed: two passes; the shipped world needs no other."""
     plan = _plan("regularizer=rkl,fkl,mrpo", "alpha=0.3,0.7", "seeds=3")
     references = [one for one in plan.passes if one.toy is None]
     assert [one.title for one in references] == ["instruct over toy_preferences", "instruct_large over toy_preferences"]
-    made = {one.id for one in plan.passes if one.toy is not None}
-    assert made and all(set(one.needs) == made for one in references)
+    assert references == list(plan.passes) and not any(one.needs for one in references)
     for point in plan.points:
         expected = {"dpo-rkl-single_instruct-b1": 1, "dpo-fkl-single_instruct-b1": 1}.get(point.condition)
         alone = point.role == "single"
-        assert len(set(point.passes) - made) == (1 if alone else 2), expected
+        assert len(point.passes) == (1 if alone else 2), expected
+
+
+def test_a_world_is_an_axis_whose_models_are_made_first() -> None:
+    """World 0 is what no axis means; another world has points, models and passes of its own."""
+    alone, both = _plan("alpha=0.3", "seeds=2"), _plan("alpha=0.3", "seeds=2", "world=0,7")
+    shipped, other = ([p for p in both.points if p.experiment.world == world] for world in (0, 7))
+    assert [p.id for p in shipped] == [p.id for p in alone.points] and len(other) == len(shipped)
+    assert len({p.name for p in both.points}) == len(both.points) and all("-w7-s" in p.name for p in other)
+    assert {p.id for p in alone.passes} <= {p.id for p in both.passes}
+    made = {one.id: one for one in both.passes if one.toy is not None}
+    assert {one.toy for one in made.values()} >= {"instruct", "instruct_large", "preferences", "reward_model"}
+    assert all(set(made) <= set(p.passes) for p in other) and not any(set(made) & set(p.passes) for p in shipped)
+    assert len({one.title for one in both.passes}) == len(both.passes)
+    assert all(point.id == compose(list(point.overrides)).hash for point in both.points if point.role == "grid")
 
 
 def test_normalizers_of_all_mixes_are_one_pass() -> None:
