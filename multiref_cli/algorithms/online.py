@@ -4,9 +4,9 @@ Deviations from GRPO as first published (arXiv 2402.03300): the penalty is (mean
 towards K references; micro-batches never change the loss; the old log-probs of further inner iterations are those of
 the first one, which is on the policy that sampled.
 
-Policy and references are read at the sampling temperature, as in TRL. A token-level penalty joins the per-token loss
-with weight beta before the reduction, so with `loss_reduction: grpo` it is a mean per token where `estimator: reward`
-charges whole responses: equal betas are equal strengths only within one of the two.
+Policy and references are read at the sampling temperature, as in TRL. The advantage multiplies the log-prob of every
+token of a response, so that a penalty in the reward and one at each token meet the same reduction: beta is reward per
+nat of a whole response for every estimator. `config.objective` says which objective a choice of settings has.
 """
 
 import time
@@ -29,6 +29,7 @@ from multiref_cli.algorithms.window import (
     step_size,
 )
 from multiref_cli.config.algorithms import OnlineSettings
+from multiref_cli.config.objective import deviations, objective
 from multiref_cli.config.schema import Estimator, Experiment, States
 from multiref_cli.data.chat import end_ids
 from multiref_cli.data.prompts import Prompt
@@ -38,7 +39,13 @@ from multiref_cli.models.packing import Packed
 from multiref_cli.objectives.advantages import advantages
 from multiref_cli.objectives.aggregate import masked_sum, reduce
 from multiref_cli.objectives.divergence import is_clipped, total_score
-from multiref_cli.objectives.penalty import calibrated_threshold, clipped_penalty, k2, k3, k3_ratio, penalty_to_go
+from multiref_cli.objectives.penalty import (
+    calibrated_threshold,
+    clipped_penalty,
+    penalty_to_go,
+    sampled_charge,
+    sampled_penalty,
+)
 from multiref_cli.objectives.policy_gradient import clipped_surrogate, importance_ratios
 from multiref_cli.references.live import LiveReferences, ReferenceScores, joined
 from multiref_cli.references.samples import stored_responses
@@ -206,12 +213,13 @@ class Online:
             self._add_distances(averages, micro, logps.detach(), mask)
         if entropy is not None:
             _add_tokens(averages, "entropy", entropy, mask)
-        ratios = importance_ratios(logps, self._old_logps(micro, logps), mask, self.settings.importance)
+        old_logps = self._old_logps(micro, logps)
+        ratios = importance_ratios(logps, old_logps, mask, self.settings.importance)
         advantage, charge = window.advantages.flatten()[micro.places].to(logps), penalty
-        if window.scores is not None and window.scores.mixed is not None and not self._in_reward:
-            log_ratios = logps - self._at(micro, window.scores.mixed, logps)
-            penalty, charge = self._sampled(log_ratios, ratios), self._charge(log_ratios.detach())
-        if charge is not None and self.experiment.penalty.to_go:
+        if self.estimator is not None and window.scores is not None and self.experiment.in_loss:
+            own = importance_ratios(logps, old_logps, mask)
+            penalty, charge = self._sampled(self.estimator, micro, window.scores, logps, own)
+        if charge is not None and self.experiment.to_go:
             size = self.experiment.rollout.group_size
             advantage = advantage[:, None] - self.beta * penalty_to_go(charge, mask, size)
         values, stopped = clipped_surrogate(ratios, advantage, self.settings.clip_low, self.settings.clip_high)
@@ -323,7 +331,8 @@ class Online:
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Policy log-probs, full-vocabulary penalty and entropy (B, T); the references are asked in the same pass."""
         mask, models, vocabulary = packed.mask, references.models, self.parts.vocabulary
-        found = token_divergence(model, models, self.terms, packed, self.temperature, True, vocabulary)
+        normalized = self.experiment.penalty.mixes_whole_vocabulary
+        found = token_divergence(model, models, self.terms, packed, self.temperature, True, vocabulary, normalized)
         policy = found.logps.detach()
         _add_tokens(averages, "disagreement", -found.log_normalizers[0], mask)
         for name, logps in zip(references.names, found.reference_logps):
@@ -332,23 +341,17 @@ class Online:
         averages.add("kl/mixed", masked_sum((policy - mixed[0]).double(), mask, 1))
         return found.logps, found.divergence, found.entropy
 
-    def _sampled(self, log_ratios: Tensor, ratios: Tensor) -> Tensor:
-        """(B, T) the penalty as a loss term on the sampled tokens, from (R, B, T) log ratios to the terms' mixes."""
-        parts = [
-            term.weight * self._estimate(ratio, term.score_order, ratios) for term, ratio in zip(self.terms, log_ratios)
-        ]
-        return sum(parts[1:], parts[0])
-
-    def _charge(self, log_ratios: Tensor) -> Tensor:
-        """(B, T) unbiased estimates of each token's divergence from (R, B, T) log ratios, whatever the loss term is."""
-        ones = torch.ones_like(log_ratios[0])
-        parts = [t.weight * k3_ratio(ratio, ones, t.score_order) for t, ratio in zip(self.terms, log_ratios)]
-        return sum(parts[1:], parts[0])
-
-    def _estimate(self, log_ratio: Tensor, order: float, ratios: Tensor) -> Tensor:
-        if self.estimator is Estimator.k2:
-            return k2(log_ratio, order, self.experiment.penalty.score_clip)
-        return k3(log_ratio) if self.estimator is Estimator.k3 else k3_ratio(log_ratio, ratios, order)
+    def _sampled(
+        self, estimator: Estimator, micro: GroupMicro, scores: ReferenceScores, logps: Tensor, ratios: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(B, T) the penalty as a loss term on the sampled tokens, and (B, T) what each of them is charged."""
+        if scores.mixed is None:
+            raise ValueError("a loss term at each token needs the references token by token")
+        log_ratios, log_f, penalty = logps - self._at(micro, scores.mixed, logps), None, self.experiment.penalty
+        if penalty.mixes_whole_vocabulary and scores.log_normalizers is not None:
+            log_f = self._at(micro, scores.log_normalizers, logps)
+        loss = sampled_penalty(estimator, self.terms, log_ratios, ratios, log_f, penalty.score_clip)
+        return loss, sampled_charge(self.terms, log_ratios, ratios, log_f)
 
     def _old_logps(self, micro: GroupMicro, logps: Tensor) -> Tensor:
         """(B, T) of the policy that sampled; on the first inner iteration that is the policy now, which is kept."""
@@ -401,12 +404,12 @@ def notes(experiment: Experiment) -> list[str]:
     """Sentences that a reader of a run must see: what it does otherwise than its names suggest."""
     if not experiment.penalized:
         return ["beta is 0: no reference is loaded, and no distance to one is measured while training"]
-    found, penalty = [], experiment.penalty
+    found, penalty = [f"objective at rest: {objective(experiment)}", *deviations(experiment)], experiment.penalty
     left_out = [r.name for r, weight in zip(experiment.references, experiment.weights) if weight == 0]
     if left_out:
         found.append(f"weight 0, never loaded: {', '.join(left_out)}")
     if penalty.states is States.reference:
-        found.append("the penalty is the forward KL on stored reference samples; distances are measured at the end")
+        found.append("the penalty is measured on stored reference samples; distances are measured at the end")
     elif experiment.estimator is Estimator.k3 and penalty.score_order != 1:
         found.append(
             f"estimator k3 as a loss term descends the FORWARD KL to the mixed reference, not the divergence that "

@@ -68,8 +68,8 @@ class OnlineSettings(Algorithm):
     micro_tokens: int = 16384
     inner_iterations: int = 1
     baseline: str = "group_mean"
-    advantage_scale: str = "group"
-    loss_reduction: str = "grpo"
+    advantage_scale: str = "none"
+    loss_reduction: str = "dapo"
     importance: str = "token"
     clip_low: float = 0.2
     clip_high: float = 0.2
@@ -87,8 +87,6 @@ class GrpoSettings(OnlineSettings):
 class DistillSettings(OnlineSettings):
     module: ClassVar[str] = "multiref_cli.algorithms.distill"
     title: ClassVar[str] = "Online: distillation"
-
-    advantage_scale: str = "none"
 
 
 @dataclass(frozen=True)

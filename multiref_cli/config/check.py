@@ -130,7 +130,8 @@ def _check_placement(experiment: "Experiment", given: str) -> None:
     _require(
         not exact or given == policy_device,
         f"estimator=exact compares policy and references over the whole vocabulary, so they share a device: leave "
-        f"hardware.reference_device unset (given {given}), or use estimator=k2",
+        f"hardware.reference_device unset (given {given}), or use regularizer.estimator="
+        f"{'reward' if experiment.penalty.level is Level.sequence else 'k2'}",
     )
 
 
@@ -167,24 +168,27 @@ def _check_references(experiment: "Experiment") -> None:
 
 def _check_regularizer(experiment: "Experiment") -> None:
     r, online = experiment.penalty, experiment.algorithm.online
+    own, estimator = experiment.policy.tokenizer, experiment.estimator or r.estimator
+    other = [x.name for x in experiment.references if x.tokenizer is not None and x.tokenizer != own]
     if r.level is Level.token:
-        own = experiment.policy.tokenizer
-        other = [x.name for x in experiment.references if x.tokenizer is not None and x.tokenizer != own]
         _require(not other, f"level=token cannot mix in {other[:1]}, which has its own tokenizer; use level=sequence")
         _require(r.ctro is None and not r.arwc, "ctro and arwc act on whole responses; use level=sequence")
-    if r.level is Level.sequence and r.estimator is not None and not r.estimator.in_reward:
-        additive = r.estimator is Estimator.exact and r.to_go and r.mean_order == r.score_order == 0
+    elif estimator is not None and not estimator.in_reward:
+        additive = estimator is Estimator.exact and r.to_go is not False and r.mean_order == r.score_order == 0
         _require(
             additive,
-            f"regularizer.estimator={r.estimator.name} works token by token; use level=token, or estimator=reward (of "
-            "order 0 the penalty is additive over tokens: there estimator=exact with to_go=true is level=sequence too)",
+            f"regularizer.estimator={estimator.name} works token by token; use level=token, or estimator=reward (of "
+            "order 0 the penalty is additive over tokens: there estimator=exact, with to_go, is level=sequence too)",
+        )
+        _require(
+            not other, f"estimator=exact cannot ask {other[:1]}, which has its own tokenizer; use estimator=reward"
         )
     _require(online or not r.to_go, "regularizer.to_go belongs to the online job: offline nothing is left to go")
     if r.to_go and experiment.estimator is not None:
         _require(
-            not experiment.estimator.in_reward and r.states is States.policy,
+            experiment.in_loss,
             f"regularizer.to_go completes a loss term; estimator={experiment.estimator.name} charges whole responses "
-            "already, and stored responses have no tokens to choose: leave it false",
+            "already, and stored responses have no tokens to choose: leave it null",
         )
     if online:
         _require(

@@ -89,7 +89,7 @@ class Regularizer:
     states: States = States.policy
     score_clip: float = 10.0
     ratio_clip: Optional[float] = None
-    to_go: bool = False
+    to_go: Optional[bool] = None
     ctro: Optional[Ctro] = None
     arwc: bool = False
     multi_loss: bool = False
@@ -129,5 +129,9 @@ class Regularizer:
 
     @property
     def usual_estimator(self) -> Estimator:
-        """The online estimator where none is named: in the reward at sequence level, exact at token level."""
-        return Estimator.reward if self.level is Level.sequence else Estimator.exact
+        """The online estimator where none is named: exact where the penalty is a sum over tokens, else in the reward.
+
+        At level sequence only the reverse KL of whole responses is such a sum.
+        """
+        additive = self.level is Level.token or self.mean_order == self.score_order == 0
+        return Estimator.exact if additive else Estimator.reward

@@ -265,10 +265,33 @@ class Experiment:
 
     @property
     def estimator(self) -> Estimator | None:
-        """The online estimator, as given or the usual one of its level; None where nothing is estimated."""
+        """The online estimator, as given or the usual one; None where nothing is estimated.
+
+        A reference with a tokenizer of its own scores whole responses only: the penalty is then usually in the reward.
+        """
         if not (self.algorithm.online and self.regularized):
             return None
-        return self.penalty.estimator or self.penalty.usual_estimator
+        foreign = any(one.tokenizer not in (None, self.policy.tokenizer) for one in self.active_references)
+        usual = Estimator.reward if foreign else self.penalty.usual_estimator
+        return self.penalty.estimator or usual
+
+    @property
+    def in_loss(self) -> bool:
+        """Whether the online penalty is a loss term at each token of the policy's responses."""
+        on_policy = self.estimator is not None and self.penalty.states is States.policy
+        return on_policy and self.estimator is not None and not self.estimator.in_reward
+
+    @property
+    def to_go(self) -> bool:
+        """Whether a token is charged for what its response has still to pay: every loss term unless it says no."""
+        return self.in_loss and self.penalty.to_go is not False
+
+    @property
+    def estimator_name(self) -> str | None:
+        """The online estimator, and that it takes states as given where it does; None where nothing is estimated."""
+        if self.estimator is None:
+            return None
+        return self.estimator.name + (", states given" if self.in_loss and not self.to_go else "")
 
     @property
     def reads_samples(self) -> bool:
@@ -308,12 +331,16 @@ class Experiment:
 
     @property
     def penalty_name(self) -> str:
-        """The regularizer's name, with the online estimator where it is not the usual one of its level."""
+        """The regularizer's name, with the online estimator where it is not the usual one, and states taken as given.
+
+        The alias of a file stands for all that the file says.
+        """
         parts = [self.penalty.title]
-        if self.estimator is not None and self.estimator is not self.penalty.usual_estimator:
-            parts.append(self.estimator.name)
-        if self.estimator is not None and self.penalty.to_go:
-            parts.append("to_go")
+        if parts == [self.penalty.derived_name]:
+            if self.estimator is not None and self.estimator is not self.penalty.usual_estimator:
+                parts.append(self.estimator.name)
+            if self.in_loss and not self.to_go:
+                parts.append("states_given")
         return "-".join(parts)
 
     @property
@@ -358,6 +385,8 @@ class Experiment:
         kept["hardware"] = {key: self.plain["hardware"][key] for key in _HARDWARE_WITH_EFFECT}
         if self.regularizer is not None and "regularizer" in kept:
             kept["regularizer"] = {key: value for key, value in kept["regularizer"].items() if key != "name"}
+            if self.estimator is not None:  # as they are used, whether named or left to their defaults
+                kept["regularizer"] |= {"estimator": self.estimator.name, "to_go": self.to_go}
         if self.references and "alpha" not in without:
             kept["alpha"] = self.weights
         return kept

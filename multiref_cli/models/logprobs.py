@@ -18,7 +18,7 @@ from multiref_cli.config.regularizer import Mix, Term
 from multiref_cli.models.decoder import Head, head_of, hidden_states
 from multiref_cli.models.packing import Packed
 from multiref_cli.objectives.divergence import amari_divergence
-from multiref_cli.objectives.mixing import power_mean
+from multiref_cli.objectives.mixing import mix_factor, power_mean
 from multiref_cli.types import LanguageModel
 
 # Elements over the vocabulary that may be alive at once (64 MB on CPU, 1 GB on GPU): fewer rows make the matrix product
@@ -109,12 +109,15 @@ def token_divergence(
     temperature: float = 1.0,
     entropy: bool = False,
     vocabulary: int | None = None,
+    normalized: bool = True,
 ) -> TokenDivergence:
     """The exact per-token divergence from K references, summed over the whole vocabulary, in one pass.
 
-    Each term adds its weight times sum_i alpha_i D_A(pi_i(.|s) || pi(.|s)) where mean and score have the same order A,
-    which is F^A D_A(M / F || pi) and what does not depend on the policy; D_A(M / F || pi) with the normalized mixed
-    reference where the orders differ. Gradient: that of this sum, states taken as given.
+    Where mean and score have the same order A a term adds its weight times sum_i alpha_i D_A(pi_i(.|s) || pi(.|s)),
+    which is F^A D_A(M / F || pi) and a rest that depends on the state alone. The rest moves no token at s, but a token
+    that leads to s pays for it: `normalized` leaves it out (M / F is the reference, as sampled estimators have it),
+    else it is charged, and at A = 0 the sum over tokens is that of Theorem 5.1 of arXiv 2502.01203. Where the orders
+    differ it is D_A(M / F || pi), or D_A(M || pi). Gradient: that of this sum, states taken as given.
 
     Args:
         model: the policy.
@@ -124,6 +127,7 @@ def token_divergence(
         temperature: logits of policy and references are divided by it.
         entropy: also the policy's entropy.
         vocabulary: ids of the tokenizer, shared by all.
+        normalized: whether the mixed reference is divided by its sum over the vocabulary.
 
     Returns:
         Results of shape (B, T), references or terms first where there are several of them.
@@ -134,7 +138,7 @@ def token_divergence(
         """Of some rows, logits (N, V): each result (N,), the references' log-probs (N, K), the terms' log F (N, R)."""
         targets, logps = packed.targets[rows], logits.log_softmax(-1)
         reference_logps = _reference_chunk(constants, rows, temperature)
-        found = [_term_divergence(term, reference_logps, logps) for term in terms]
+        found = [_term_divergence(term, reference_logps, logps, normalized) for term in terms]
         divergence = sum((one for one, _ in found[1:]), found[0][0])
         picked = torch.stack([_pick(one, targets) for one in reference_logps], -1)
         entropies = (_entropy(logps),) if entropy else ()
@@ -155,15 +159,18 @@ def token_divergence(
     )
 
 
-def _term_divergence(term: Term, reference_logps: Tensor, logps: Tensor) -> tuple[Tensor, Tensor]:
+def _term_divergence(term: Term, reference_logps: Tensor, logps: Tensor, normalized: bool) -> tuple[Tensor, Tensor]:
     """(K, C, V) and (C, V) -> one term's divergence (C,) and the log F (C,) of its mixed reference."""
     mixed, log_normalizers = _mixed(reference_logps, term.mix)
-    if term.mix.order == term.score_order:
+    if normalized:
+        divergence = amari_divergence(mixed - log_normalizers[:, None], logps, term.score_order)
+        divergence = mix_factor(term, log_normalizers) * divergence
+    elif term.mix.order == term.score_order:
         pairs = zip(term.mix.weights, reference_logps)
         parts = [weight * amari_divergence(one, logps, term.score_order) for weight, one in pairs]
         divergence = sum(parts[1:], parts[0])
     else:
-        divergence = amari_divergence(mixed - log_normalizers[:, None], logps, term.score_order)
+        divergence = amari_divergence(mixed, logps, term.score_order)
     return (divergence if term.weight == 1 else term.weight * divergence), log_normalizers
 
 

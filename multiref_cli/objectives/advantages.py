@@ -10,16 +10,18 @@ SCALES = ("group", "batch", "none")
 _EPSILON = 1e-4
 
 
-def advantages(rewards: Tensor, baseline: str = "group_mean", scale: str = "group") -> Tensor:
+def advantages(rewards: Tensor, baseline: str = "group_mean", scale: str = "none") -> Tensor:
     """Reward minus baseline, over scale, for every response of every group.
 
     group_mean     r - mean of the group (GRPO, arXiv 2402.03300); its gradient is (G - 1) / G times the unbiased one
     leave_one_out  r - mean of the others (RLOO, arXiv 2402.14740); unbiased
     none           r
 
-    scaled by the standard deviation (with G - 1) of the group or of the whole batch, or not at all. A standard
-    deviation depends on the response itself, so it biases the gradient, and it multiplies a penalty that is part of the
-    reward as well: beta then acts relative to the spread of the rewards. A group of equal rewards gets zeros.
+    scaled by the standard deviation (with G - 1) of the group or of the whole batch, or not at all. A penalty that is
+    part of the reward is divided along with it: reward and penalty keep their proportion, and the policy rests where it
+    would without a scale. A penalty that is a loss term is not divided: beside it the reward counts 1 / sigma, so that
+    beta acts as beta sigma(prompt), which vanishes as a prompt is solved; for a reward of 0 or 1 the objective is then
+    2 arcsin sqrt(p) - beta D, p the success rate. A group of equal rewards gets zeros.
 
     Args:
         rewards: (P, G) of P prompts, penalty included where the estimator puts it there.

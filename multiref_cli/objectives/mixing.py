@@ -72,6 +72,23 @@ def log_mixed(
     return mixed if log_normalizers is None else mixed - log_normalizers
 
 
+def mix_factor(term: Term, log_normalizers: Tensor) -> Tensor:
+    """F_t^A, by which the pull of sum_i alpha_i D_A(pi_i || pi) at a state exceeds that of D_A(M / F || pi).
+
+    sum_i alpha_i D_A(pi_i || pi) = F^A D_A(M / F || pi) + (F^A - 1) / (A (A - 1)), M the mean of the same order A.
+    Where the orders of mean and score differ there is no such sum: 1.
+
+    Args:
+        term: one summand of a penalty.
+        log_normalizers: (...) log F_t in nats.
+
+    Returns:
+        (...) the factor; 1 everywhere for A = 0 and A = 1.
+    """
+    same = term.mix.order == term.score_order and term.score_order not in (0, 1)
+    return torch.exp(term.score_order * log_normalizers) if same else torch.ones_like(log_normalizers)
+
+
 def token_power_mean(logps: Tensor, log_normalizers: Tensor, weights: Tensor, order: float) -> Tensor:
     """Log of the token-level mixed reference, log M_A(y_t | y_<t) - log F_t with F_t = sum_v M_A(v | y_<t).
 

@@ -1,16 +1,22 @@
-"""Estimators of the online penalty, each with the gradient that it really descends.
+"""Estimators of the online penalty, each with the gradient that it really descends and the objective where it rests.
 
 x = log pi - log M is the log ratio of the policy to the mixed reference, A the score order, rho the importance ratio of
 the policy to the one that sampled. All on responses sampled from the policy; M normalized where tokens are mixed.
 
-| estimator  | where                  | value                           | gradient on-policy                  |
-|------------|------------------------|---------------------------------|-------------------------------------|
-| `reward`   | reward, whole response | s_A(x); E is KL(pi‖M) for A = 0 | of D_A(M‖pi), exact for every A     |
-| `exact`    | loss, every token      | sum over the vocabulary: D_A    | of D_A at each state, states given  |
-| `k2`       | loss, every token      | integral of s_A; x²/2 for A = 0 | of D_A at each state, states given  |
-| `k3`       | loss, every token      | e^-x - 1 + x; E is KL(pi‖M)     | of KL(M‖pi), FORWARD KL, whatever A |
-| `k3_ratio` | loss, every token      | rho f_A(e^-x); E is D_A         | of D_A at each state, states given  |
-| `clipped`  | reward, whole response | s_A(x clipped to [-tau, tau])   | of D_A, biased where |x| > tau      |
+| estimator  | where                  | value                         | gradient on-policy       | objective at rest |
+|------------|------------------------|-------------------------------|--------------------------|-------------------|
+| `reward`   | reward, whole response | s_A(x); E is KL(pi‖M) at 0    | of D_A(M‖pi), exact      | over responses    |
+| `exact`    | loss, every token      | sum over the vocabulary: D_A  | of D_A at each state     | token level (*)   |
+| `k2`       | loss, every token      | integral of s_A; x²/2 at 0    | of D_A at each state     | token level (*)   |
+| `k3`       | loss, every token      | e^-x - 1 + x; E is KL(pi‖M)   | of KL(M‖pi), FORWARD KL  | none but at A = 1 |
+| `k3_ratio` | loss, every token      | rho f_A(e^-x); E is D_A       | of D_A at each state     | token level (*)   |
+| `clipped`  | reward, whole response | s_A(x clipped to [-tau, tau]) | biased where |x| > tau   | biased likewise   |
+
+(*) with `penalty_to_go`. Without it the states are taken as given: a token is not charged for the states that it leads
+to, and the policy rests at the optimum of no objective (theory/estimators.py has the regrets). Token level means
+E[r - beta sum_t F_t^A D_A(M_t‖pi_t)]; `exact` of order 0 with M not normalized (level sequence) rests at the optimum of
+Theorem 5.1 of arXiv 2502.01203, as `reward` does. F_t^A is `mixing.mix_factor`. A scale of the advantages moves what is
+a loss, see `advantages`.
 
 `reward` is `total_score` of objectives/divergence.py with weight -beta in the reward, no gradient wanted:
 grad of E_pi[r] - beta sum_i alpha_i D_A(pi_i‖pi) = E_pi[ grad log pi(y) (r(y) - beta s_A(log u(y))) ].
@@ -19,9 +25,9 @@ estimators, and `k3_ratio` is the importance-weighted k3 that TRL calls bias cor
 function that GRPO descends, here under the divergence whose gradient it has. On the policy that sampled, `k2` and
 `k3_ratio` have the same gradient sample by sample, s_A(x) grad log pi; they differ in value and off that policy.
 
-"States given": with a loss at each token, a token is not charged for the states that it leads to; for A = 0 the sum
-over tokens has KL(pi‖M) as its value, but not all of its gradient. `penalty_to_go` is the rest. `reward` charges the
-whole response and is complete.
+Off the policy that sampled (later inner iterations) the states and what follows a token are those of that policy, and
+each token is corrected for itself, as PPO does: `exact` and `k3_ratio` then descend sum_s d_old(s) [D_A(s) + E_pi[G]],
+G the penalty to go along the old policy's continuations and held fixed. `k2` and `k3` have no correction of their own.
 """
 
 import math
@@ -30,8 +36,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from multiref_cli.config.regularizer import Term
+from multiref_cli.config.regularizer import Estimator, Term
 from multiref_cli.objectives.divergence import score, score_integral
+from multiref_cli.objectives.mixing import mix_factor
 
 
 def clipped_penalty(terms: Sequence[Term], policy_logps: Tensor, mixed_logps: Tensor, threshold: float) -> Tensor:
@@ -128,6 +135,51 @@ def k3_ratio(log_ratio: Tensor, ratios: Tensor, order: float = 0.0) -> Tensor:
     return ratios * value
 
 
+def sampled_penalty(
+    estimator: Estimator,
+    terms: Sequence[Term],
+    log_ratios: Tensor,
+    ratios: Tensor,
+    log_normalizers: Tensor | None = None,
+    clip: float = 0.0,
+) -> Tensor:
+    """The penalty as a loss term on the sampled tokens, summed over the terms.
+
+    Args:
+        estimator: k2, k3 or k3_ratio.
+        terms: R summands.
+        log_ratios: (R, B, T) log pi - log M of every term in nats, differentiable.
+        ratios: (B, T) importance ratios of the single tokens, differentiable.
+        log_normalizers: (R, B, T) log F_t where M is normalized by it; None: it is not.
+        clip: of the score that k2 integrates.
+
+    Returns:
+        (B, T) the penalty.
+    """
+
+    def one(log_ratio: Tensor, order: float) -> Tensor:
+        if estimator is Estimator.k2:
+            return k2(log_ratio, order, clip)
+        return k3(log_ratio) if estimator is Estimator.k3 else k3_ratio(log_ratio, ratios, order)
+
+    return _summed(terms, [one(x, term.score_order) for term, x in zip(terms, log_ratios)], log_normalizers)
+
+
+def sampled_charge(
+    terms: Sequence[Term], log_ratios: Tensor, ratios: Tensor, log_normalizers: Tensor | None = None
+) -> Tensor:
+    """Unbiased estimates of each token's divergence, whatever the loss term is; (B, T), arguments as above."""
+    found = [k3_ratio(x, ratios, term.score_order) for term, x in zip(terms, log_ratios)]
+    return _summed(terms, found, log_normalizers).detach()
+
+
+def _summed(terms: Sequence[Term], values: Sequence[Tensor], log_normalizers: Tensor | None) -> Tensor:
+    parts = [term.weight * value for term, value in zip(terms, values)]
+    if log_normalizers is not None:
+        parts = [mix_factor(term, log_f) * part for term, log_f, part in zip(terms, log_normalizers, parts)]
+    return sum(parts[1:], parts[0])
+
+
 def penalty_to_go(penalty: Tensor, mask: Tensor, group_size: int) -> Tensor:
     """What a response has still to pay after each token, sum_{t' > t} D_t', over what the others of its group have.
 
@@ -135,8 +187,7 @@ def penalty_to_go(penalty: Tensor, mask: Tensor, group_size: int) -> Tensor:
     E[sum_t D_t] is whole with beta E[ sum_t (G_t - b_t) grad log pi(y_t | s_t) ] beside it, G_t this sum (arXiv
     2504.10637 for one reference); b_t, the mean over the group's other responses at the same place, depends on no
     token of this one. For A = 0 and sum_i alpha_i KL(pi || pi_i), additive over tokens, it is the gradient of the
-    sequence-level objective of arXiv 2502.01203, Theorem 5.1. On the policy that sampled; off it the ratios correct
-    each token alone.
+    sequence-level objective of arXiv 2502.01203, Theorem 5.1. On the policy that sampled; off it see above.
 
     Args:
         penalty: (B, T) D_t in nats or an unbiased estimate of it, groups one after the other; no gradient is wanted.

@@ -12,7 +12,9 @@ def importance_ratios(logps: Tensor, old_logps: Tensor, mask: Tensor, level: str
     """How much more likely the policy now finds what it sampled then.
 
     token     rho_t = exp(log pi - log pi_old), one for each token
-    sequence  exp(mean over the response's tokens of log pi - log pi_old), one a response (GSPO, arXiv 2507.18071)
+    sequence  exp(mean over the response's tokens of log pi - log pi_old), one value a response, whose gradient each
+              token has for itself (GSPO-token, arXiv 2507.18071, Eq. 14): the same gradient as GSPO's where a response
+              has one advantage, and a meaning where its tokens have their own
 
     Args:
         logps: (B, T) of the policy now, differentiable.
@@ -21,7 +23,7 @@ def importance_ratios(logps: Tensor, old_logps: Tensor, mask: Tensor, level: str
         level: token or sequence.
 
     Returns:
-        (B, T) or (B, 1), differentiable; 1 where masked.
+        (B, T), differentiable; at level token 1 where masked.
 
     Raises:
         ValueError: an unknown level.
@@ -30,7 +32,7 @@ def importance_ratios(logps: Tensor, old_logps: Tensor, mask: Tensor, level: str
         raise ValueError(f"importance is {level!r}; allowed: {', '.join(LEVELS)}")
     difference = torch.where(mask, logps - old_logps, torch.zeros_like(logps))
     if level == "sequence":
-        difference = masked_mean(difference, mask, 1)[:, None]
+        difference = masked_mean(difference, mask, 1)[:, None].detach() + (difference - difference.detach())
     return torch.exp(difference)
 
 
@@ -42,13 +44,13 @@ def clipped_surrogate(
     On the policy that sampled (rho = 1) the gradient is -A grad log pi, the policy gradient.
 
     Args:
-        ratios: (B, T) or (B, 1) importance ratios, differentiable.
+        ratios: (B, T) importance ratios, differentiable.
         advantages: (B,), or (B, T) where tokens of a response have their own.
         clip_low: how far below 1 a ratio still counts; usual 0.2.
         clip_high: how far above 1; usual 0.2 to 0.28.
 
     Returns:
-        The loss, (B, T) or (B, 1), and bool of the same shape: where the clip stops the gradient.
+        (B, T) the loss, and (B, T) bool: where the clip stops the gradient.
     """
     advantages = advantages if advantages.ndim == 2 else advantages[:, None]
     clipped = ratios.clamp(1.0 - clip_low, 1.0 + clip_high)

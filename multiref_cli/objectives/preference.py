@@ -19,7 +19,7 @@ def implicit_reward(policy_logps: Tensor, mixed_logps: Tensor, beta: float, orde
         mixed_logps: (...) or any shape that broadcasts, log M(y) in nats; a leading K for one reward a reference.
         beta: weight of the divergence in units of reward per nat; usual 0.01 to 1.
         order: A of the score; 0 reverse KL, 1 forward KL.
-        clip: nats beyond which the score goes on linearly, see `score`; usual 10; 0 turns it off.
+        clip: |A x| in nats beyond which the score goes on linearly, see `score`; usual 10; 0 turns it off.
 
     Returns:
         (...) implicit reward, in units of reward.

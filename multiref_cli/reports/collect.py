@@ -198,7 +198,7 @@ class Condition:
     @property
     def estimator(self) -> str:
         """How the online penalty was estimated; offline losses have none."""
-        return self.experiment.estimator.name if self.experiment.estimator else "–"
+        return self.experiment.estimator_name or "–"
 
     @cached_property
     def setting(self) -> tuple[Any, ...]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from multiref_cli.config.objective import deviations, objective
 from multiref_cli.errors import RequestError
 from multiref_cli.reports import figures
 from multiref_cli.reports.collect import Condition, Run, alpha_text, conditions, read_run, write_csv
@@ -144,6 +145,9 @@ def _what(condition: Condition) -> str:
             f"at level `{condition.level}`{estimator}; β = {condition.beta:g}; "
             f"references {weights} (α = {alpha_text(run.weights)})."
         )
+        if condition.experiment.penalized:
+            facts += [f"{one}." for one in (f"Objective at rest: {objective(condition.experiment)}",
+                                            *deviations(condition.experiment))]  # fmt: skip
     return " ".join(facts)
 
 

@@ -182,7 +182,7 @@ def _one_difference(first: Condition, second: Condition) -> str | None:
 
 def _objective(condition: Condition) -> dict[str, Any]:
     """What a regularizer is, its name aside and how it is estimated."""
-    aside = ("name", "level", "estimator")
+    aside = ("name", "level", "estimator", "to_go")
     return {key: value for key, value in to_plain(condition.regularizer).items() if key not in aside}
 
 

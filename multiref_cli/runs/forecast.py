@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from multiref_cli.algorithms.base import Job, module_of
+from multiref_cli.config.objective import deviations, objective
 from multiref_cli.config.schema import Experiment
 from multiref_cli.data.chat import completion_mask
 from multiref_cli.errors import HubUnreachable
@@ -84,11 +85,13 @@ def _reference_rows(job: Job) -> list[list[Any]]:
     active, penalty = experiment.active_references, experiment.penalty
     mixed = ", ".join(f"{w:g} {r.name}" for r, w in zip(active, experiment.active_weights))
     # Offline the penalty is the loss itself: nothing of it is estimated.
-    how = f", estimator {experiment.estimator.name}" if experiment.estimator else ""
+    how = f", estimator {experiment.estimator_name}" if experiment.estimator else ""
     rows = [
         ["mixed reference", f"order {penalty.mean_order:g} at level {penalty.level.name}: {mixed}"],
         ["penalty", f"score order {penalty.score_order:g}{how}, beta {experiment.beta:g}"],
     ]
+    if experiment.penalized:
+        rows.append(["objective at rest", "; ".join([objective(experiment), *deviations(experiment)])])
     if experiment.algorithm.reads_store:
         rows.append(["reference passes", f"{len(active)} x {2 * len(job.data.train)} responses, once per machine"])
     return rows

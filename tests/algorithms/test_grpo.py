@@ -101,8 +101,10 @@ def token(estimator: str, **more) -> dict:
     return {"level": schema.Level.token, "estimator": schema.Estimator[estimator], **more}
 
 
+REWARD = {"estimator": schema.Estimator.reward}
 ALL = {
-    "reward": {},
+    "reward": REWARD,
+    "exact_sequence": {},
     "clipped": {"estimator": schema.Estimator.clipped},
     "fkl": {"mean_order": 1, "score_order": 1},
     "reward_token": token("reward"),
@@ -144,7 +146,7 @@ def test_passes_and_shared_prompts_do_not_change_the_step(name, reduction):
 
 def test_distances_and_disagreement_by_enumeration():
     """kl/<reference>, kl/mixed and disagreement equal means over the sampled responses, read off full softmaxes."""
-    for regularizer in (token("k2"), token("exact"), {}):
+    for regularizer in (token("k2"), token("exact"), REWARD, {}):
         algorithm = algorithm_of(config_of(regularizer=regularizer))
         metrics, _, _ = take_step(algorithm, 0)
         window, sums, gaps = algorithm.window, [], []
@@ -157,7 +159,7 @@ def test_distances_and_disagreement_by_enumeration():
                 mixed = 0.4 * logps[1] + 0.6 * logps[2]
                 log_f = mixed.logsumexp(-1)
                 gaps.append(-log_f)
-                target = mixed if regularizer == {} else mixed - log_f[:, None]
+                target = mixed if "level" not in regularizer else mixed - log_f[:, None]
                 picked = torch.cat([logps, target[None]]).gather(-1, torch.tensor(ids).expand(4, -1)[..., None])
                 sums.append(picked[..., 0].sum(-1))
         policy, first, second, target = torch.stack(sums).T
@@ -227,22 +229,41 @@ def test_beta_zero_says_that_no_reference_is_loaded():
     algorithm = algorithm_of(config_of(beta=0.0), penalized=False)
     metrics, _, _ = take_step(algorithm, 0)
     assert not metrics.keys() & WITH_REFERENCES
-    assert notes(algorithm.experiment) == [
-        "beta is 0: no reference is loaded, and no distance to one is measured while training"
-    ]
+    told = ["beta is 0: no reference is loaded, and no distance to one is measured while training"]
+    assert notes(algorithm.experiment) == told
 
 
 def test_reverse_kl_with_k3_is_called_by_its_name():
-    """One note; not under the forward KL, whose gradient k3 has."""
-    (told,) = notes(config_of(regularizer=token("k3")))
-    assert "FORWARD KL" in told and "rkl_token" in told
-    assert notes(config_of(regularizer=token("k3", mean_order=1, score_order=1))) == []
-    assert notes(config_of(regularizer=token("k2"))) == []
+    """A note beside the objective; not under the forward KL, whose gradient k3 has."""
+    objective, told = notes(config_of(regularizer=token("k3")))
+    assert "no objective's optimum: k3" in objective and "FORWARD KL" in told and "rkl_token" in told
+    (objective,) = notes(config_of(regularizer=token("k3", mean_order=1, score_order=1)))
+    assert objective == "objective at rest: E[r] − β E[Σₜ KL(M[1]/F‖π)], token level"
+    assert len(notes(config_of(regularizer=token("k2")))) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "regularizer", "words"),
+    [
+        ({"advantage_scale": "group"}, token("exact"), "vanishes as a prompt is solved"),
+        ({"advantage_scale": "batch"}, token("k2"), "standard deviation of the step's rewards"),
+        ({"loss_reduction": "grpo"}, token("exact"), "short responses weigh more"),
+        ({"inner_iterations": 2}, token("exact"), "correct each token for itself"),
+        ({"inner_iterations": 2}, token("k2"), "do not correct the penalty"),
+        ({"advantage_scale": "group"}, REWARD, None),
+        ({"loss_reduction": "grpo"}, REWARD, None),
+        ({}, token("exact", to_go=False), "no objective's optimum: KL(π‖M[0]/F) at each state, states taken as given"),
+    ],
+)
+def test_what_moves_a_run_from_its_objective_is_said(settings, regularizer, words):
+    """A scale of advantages beside a loss term, weights by length, iterations off the policy, states given."""
+    said = " ".join(notes(config_of(settings, regularizer)))
+    assert words in said if words else said.count("objective at rest") == 1 and "length" not in said
 
 
 def test_penalty_in_the_reward_by_hand():
     """Advantages are those of reward - beta (log pi - sum_i alpha_i log pi_i) of whole responses."""
-    algorithm = algorithm_of(config_of({"advantage_scale": "none"}))
+    algorithm = algorithm_of(config_of(regularizer=REWARD))
     algorithm.batch(0)
     window = algorithm.window
     mixed = 0.4 * window.scores.sums[0] + 0.6 * window.scores.sums[1]
@@ -295,7 +316,7 @@ def test_stored_reference_samples_give_the_forward_kl(reduction):
 
 def test_an_engine_with_other_rounding_is_not_believed():
     """Where the engine's log-probs are not the trainer's, the penalty is computed from the trainer's own."""
-    exact, other = algorithm_of(config_of()), algorithm_of(config_of())
+    exact, other = (algorithm_of(config_of(regularizer=REWARD)) for _ in range(2))
     generate = other.parts.engine.generate
 
     def distorted(*arguments):
@@ -317,7 +338,7 @@ def test_references_with_another_tokenizer_read_the_text():
 
         chat_template, eos_token_id, eos_token = None, None, None
 
-    foreign, config = tiny(2), config_of()
+    foreign, config = tiny(2), config_of(regularizer=REWARD)
     own = copy.deepcopy(foreign)
     with torch.no_grad():
         foreign.model.embed_tokens.weight[permutation] = own.model.embed_tokens.weight.clone()

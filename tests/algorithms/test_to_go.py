@@ -92,14 +92,23 @@ ONLINE = ["algorithm=grpo", "steps=1", "reward=toy_verifier"]
 
 
 def test_its_name_and_what_is_refused():
-    token = compose([*ONLINE, "regularizer=rkl_token", "regularizer.to_go=true"])
-    assert token.condition == "grpo-rkl_token-to_go-a0.5-b0.1"
-    assert token.hash != compose([*ONLINE, "regularizer=rkl_token"]).hash
+    token, habit = (compose([*ONLINE, "regularizer=rkl_token", f"regularizer.to_go={on}"]) for on in ("true", "false"))
+    assert (token.condition, token.estimator_name) == ("grpo-rkl_token-a0.5-b0.1", "exact")
+    assert habit.condition == "grpo-rkl_token-states_given-a0.5-b0.1"
+    assert habit.estimator_name == "exact, states given"
+    assert token.hash == compose([*ONLINE, "regularizer=rkl_token"]).hash != habit.hash
     sequence = compose([*ONLINE, "regularizer=rkl", "regularizer.estimator=exact", "regularizer.to_go=true"])
-    assert sequence.condition == "grpo-rkl-exact-to_go-a0.5-b0.1"
+    assert sequence.condition == "grpo-rkl-a0.5-b0.1"
+    assert sequence.hash == compose([*ONLINE, "regularizer=rkl"]).hash
+    assert (
+        compose([*ONLINE, "regularizer=rkl", "regularizer.estimator=reward"]).condition == "grpo-rkl-reward-a0.5-b0.1"
+    )
+    paper = compose([*ONLINE, "regularizer=rkl_paper"])
+    assert (paper.condition, paper.estimator_name) == ("grpo-rkl_paper-a0.5-b0.1", "k3, states given")
     for overrides, words in [
-        (["regularizer=rkl", "regularizer.to_go=true"], "charges whole responses already"),
-        (["regularizer=rkl", "regularizer.estimator=exact"], "to_go=true"),
+        (["regularizer=fkl", "regularizer.to_go=true"], "charges whole responses already"),
+        (["regularizer=rkl", "regularizer.to_go=false", "regularizer.estimator=exact"], "works token by token"),
+        (["regularizer=rkl", "regularizer.to_go=false"], "works token by token"),
         (["regularizer=fkl", "regularizer.estimator=exact", "regularizer.to_go=true"], "level=token"),
         (["regularizer=mrpo", "regularizer.estimator=exact", "regularizer.to_go=true"], "level=token"),
     ]:

@@ -48,12 +48,8 @@ def test_the_schema_says_what_the_file_says(group):
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_an_algorithm_says_what_its_file_says(name):
     written, own = shown("algorithm", name), defaults(ALGORITHMS[name])
-    # Not of the schema: what a file chooses for its own algorithm.
-    chosen = {"loss_reduction"} if name == "distill" else set()
     assert set(own) - {"name"} <= set(written)
-    assert {key: written[key] for key in own if key not in chosen} == {
-        key: own[key] for key in own if key not in chosen
-    }
+    assert {key: written[key] for key in own} == own
 
 
 def test_a_file_of_ones_own_gets_the_shipped_defaults(tmp_path, monkeypatch):

@@ -122,17 +122,25 @@ def test_nothing_to_score_gives_zeros(make_model):
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_divergence_equals_the_plain_sum(make_model, order):
-    """sum_i alpha_i D_A(pi_i || pi), log F, entropy and reference values, with the gradient of plain autograd."""
+@pytest.mark.parametrize("normalized", [False, True])
+def test_divergence_equals_the_plain_sum(make_model, order, normalized):
+    """sum_i alpha_i D_A(pi_i || pi), log F, entropy and reference values, with the gradient of plain autograd.
+
+    Normalized: the same gradient, and the sum less its least value, which the normalized mixed reference has.
+    """
     model, references = make_model("qwen2"), [make_model("llama", 1), make_model("gpt2", 2)]
     packed, weights = pack(PROMPTS, COMPLETIONS, 0, False), (0.3, 0.7)
-    result = token_divergence(model, references, [Term(order, Mix(order, weights))], packed, entropy=True)
+    terms = [Term(order, Mix(order, weights))]
+    result = token_divergence(model, references, terms, packed, entropy=True, normalized=normalized)
     given = gradients(model, result.divergence.sum() + result.logps.sum() + result.entropy.sum())
     policy = plain_distributions(model)
     frozen = torch.stack([plain_distributions(r).detach() for r in references])
     divergence = sum(w * amari_divergence(p, policy, order) for w, p in zip(weights, frozen, strict=True))
     entropy = -(policy.exp() * policy).sum(-1)
     expected = gradients(model, divergence.sum() + policy.gather(1, targets()[:, None]).sum() + entropy.sum())
+    best = power_mean(frozen, torch.tensor(weights), order).log_softmax(-1)
+    least = sum(w * amari_divergence(p, best, order) for w, p in zip(weights, frozen, strict=True))
+    divergence = divergence - least if normalized else divergence
     torch.testing.assert_close(result.divergence[packed.mask], divergence, rtol=1e-5, atol=1e-5)
     assert_same_gradients(given, expected)
     log_f = power_mean(frozen, torch.tensor(weights), order).logsumexp(-1)
@@ -146,12 +154,13 @@ def test_divergence_of_another_order_than_the_mean(make_model):
     """Harmonic mean with a reverse-KL score: KL(policy || normalized mixed reference)."""
     model, references = make_model("qwen2"), [make_model("llama", 1), make_model("llama", 2)]
     packed = pack(PROMPTS, COMPLETIONS, 0, False)
-    result = token_divergence(model, references, [Term(0.0, Mix(-1.0, (0.5, 0.5)))], packed)
-    frozen = torch.stack([plain_distributions(r).detach() for r in references])
-    mixed = power_mean(frozen, torch.tensor([0.5, 0.5]), -1.0).log_softmax(-1)
+    terms, frozen = [Term(0.0, Mix(-1.0, (0.5, 0.5)))], torch.stack([plain_distributions(r) for r in references])
+    mixed = power_mean(frozen.detach(), torch.tensor([0.5, 0.5]), -1.0)
     policy = plain_distributions(model)
-    expected = (policy.exp() * (policy - mixed)).sum(-1)
-    torch.testing.assert_close(result.divergence[packed.mask], expected, rtol=1e-5, atol=1e-5)
+    for normalized, target in ((True, mixed.log_softmax(-1)), (False, mixed)):
+        result = token_divergence(model, references, terms, packed, normalized=normalized)
+        expected = (policy.exp() * (policy - target)).sum(-1)
+        torch.testing.assert_close(result.divergence[packed.mask], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_divergence_from_itself_is_zero(make_model):

@@ -10,7 +10,7 @@ REWARDS = torch.tensor([[1.0, 0.0, 0.0, 1.0], [2.0, 2.0, 2.0, 2.0]])
 
 def test_group_mean_over_group_deviation_by_hand():
     """Rewards 1 0 0 1: mean 1/2, deviation sqrt(1/3) with G - 1 = 3; the second group is all zeros."""
-    given = advantages(REWARDS)
+    given = advantages(REWARDS, scale="group")
     unit = 0.5 / ((1 / 3) ** 0.5 + 1e-4)
     torch.testing.assert_close(given[0], torch.tensor([unit, -unit, -unit, unit]))
     assert given[1].tolist() == [0.0] * 4

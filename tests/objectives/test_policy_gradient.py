@@ -17,7 +17,7 @@ def test_ratios_by_hand():
     token = importance_ratios(logps, old, MASK)
     torch.testing.assert_close(token[0], torch.tensor([math.exp(0.2), math.exp(0.4), 1.0]))
     sequence = importance_ratios(logps, old, MASK, "sequence")
-    torch.testing.assert_close(sequence, torch.tensor([[math.exp(0.3)], [1.0]]))
+    torch.testing.assert_close(sequence, torch.tensor([[math.exp(0.3)] * 3, [1.0] * 3]))
 
 
 @pytest.mark.parametrize("level", ["token", "sequence"])
@@ -26,10 +26,31 @@ def test_on_policy_gradient_is_the_policy_gradient(level):
     logps = torch.full((2, 3), -1.0).requires_grad_()
     ratios = importance_ratios(logps, logps.detach(), MASK, level)
     loss, stopped = clipped_surrogate(ratios, torch.tensor([2.0, -3.0]))
-    (loss.expand(2, 3) * MASK).sum().backward()
+    (loss * MASK).sum().backward()
     expected = -torch.tensor([[2.0], [-3.0]]) * MASK
     torch.testing.assert_close(logps.grad, expected.float())
     assert not stopped.any()
+
+
+def test_sequence_ratios_with_one_advantage_have_the_gradient_of_gspo_as_printed():
+    """Off the policy that sampled: one ratio a response, differentiated through the mean (GSPO), and token by token."""
+    logps = torch.tensor([[-1.0, -0.6, -9.0], [-0.8, -1.3, -1.1]]).requires_grad_()
+    old, advantage = torch.full((2, 3), -1.0), torch.tensor([2.0, -3.0])
+    mean = (torch.where(MASK, logps - old, 0.0).sum(1) / MASK.sum(1))[:, None].exp()
+    printed, _ = clipped_surrogate(mean, advantage, 0.5, 0.5)
+    (expected,) = torch.autograd.grad((printed.expand(2, 3) * MASK).sum(), logps)
+    ours, _ = clipped_surrogate(importance_ratios(logps, old, MASK, "sequence"), advantage, 0.5, 0.5)
+    (given,) = torch.autograd.grad((ours * MASK).sum(), logps)
+    torch.testing.assert_close(given, expected)
+
+
+def test_sequence_ratios_give_each_token_its_own_advantage():
+    """On the policy that sampled the gradient of a token is minus its own advantage, not the response's mean."""
+    logps = torch.full((2, 3), -1.0).requires_grad_()
+    own = torch.tensor([[1.0, -2.0, 5.0], [0.5, 3.0, -1.0]])
+    loss, _ = clipped_surrogate(importance_ratios(logps, logps.detach(), MASK, "sequence"), own)
+    (given,) = torch.autograd.grad((loss * MASK).sum(), logps)
+    torch.testing.assert_close(given, -own * MASK)
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,8 @@ def test_an_override_that_changes_the_numbers_changes_the_name(overrides, name):
 
 
 def test_two_names_of_the_same_numbers_are_one_result():
-    paper, own = compose(["regularizer=rkl_paper"]), compose(["regularizer=rkl_token", "regularizer.estimator=k3"])
+    numbers = ["regularizer=rkl_token", "regularizer.estimator=k3", "regularizer.to_go=false"]
+    paper, own = compose(["regularizer=rkl_paper"]), compose(numbers)
     assert (paper.regularizer.title, own.regularizer.title) == ("rkl_paper", "rkl_token")
     assert paper.hash == own.hash
 

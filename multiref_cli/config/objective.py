@@ -1,0 +1,102 @@
+"""Which objective a run really has: what its expected update vanishes at, said from its settings alone.
+
+M[A] is the mean of order A of the references, F its sum over the vocabulary at a state, D[A] Amari's divergence.
+"""
+
+from multiref_cli.config.algorithms import OnlineSettings
+from multiref_cli.config.regularizer import Estimator, Level, Regularizer, States
+from multiref_cli.config.schema import Experiment
+
+_THEOREMS = {0.0: ", Theorem 5.1 of arXiv 2502.01203", 1.0: ", Theorem 6.1 of arXiv 2502.01203"}
+
+
+def objective(experiment: Experiment) -> str:
+    """One sentence: the objective whose optimum a run with these settings rests at, or that there is none.
+
+    Args:
+        experiment: with a penalty, beta above 0.
+    """
+    penalty, estimator = experiment.penalty, experiment.estimator
+    if estimator is None:
+        return _offline(penalty)
+    reward = "E[r] " if experiment.algorithm.rewarded else ""
+    given = "" if experiment.to_go else ", states taken as given"
+    if penalty.states is States.reference:
+        return f"{reward}− β Σ α KL(πᵢ‖π), the forward KL on responses of the references" + _THEOREMS[1.0]
+    if estimator.in_reward:
+        found = reward + _over_responses(penalty)
+        return found + (
+            f", biased where |log ratio| > {_ratio_clip(penalty)}" if estimator is Estimator.clipped else ""
+        )
+    if estimator is Estimator.k3 and penalty.score_order != 1:
+        return "no objective's optimum: k3 as a loss term descends the forward KL at each state" + given
+    if not experiment.to_go:
+        return f"no objective's optimum: {_divergence(penalty)} at each state{given}"
+    if penalty.level is Level.sequence:
+        return reward + _over_responses(penalty)
+    return f"{reward}− β E[Σₜ {_divergence(penalty)}], token level"
+
+
+def deviations(experiment: Experiment) -> list[str]:
+    """Settings beside the penalty that move a run away from `objective`, a sentence each."""
+    settings, found = experiment.algorithm, list[str]()
+    if not isinstance(settings, OnlineSettings):
+        return found
+    if experiment.in_loss and settings.rewarded and settings.advantage_scale != "none":
+        group = settings.advantage_scale == "group"
+        spread = "prompt's rewards, which vanishes as a prompt is solved" if group else "step's rewards"
+        found.append(
+            f"advantage_scale={settings.advantage_scale} divides the reward and not the penalty: beta acts as beta "
+            f"times the standard deviation of the {spread}"
+        )
+    if settings.loss_reduction == "grpo" and (experiment.in_loss or settings.baseline == "none"):
+        found.append("loss_reduction=grpo divides each response by its length: short responses weigh more")
+    if settings.inner_iterations > 1:
+        found.append(
+            "further inner iterations read states and continuations of the policy that sampled; importance ratios "
+            + ("correct each token for itself" if _corrected(experiment) else "do not correct the penalty")
+        )
+    return found
+
+
+def _corrected(experiment: Experiment) -> bool:
+    return not experiment.in_loss or experiment.estimator in (Estimator.exact, Estimator.k3_ratio)
+
+
+def _offline(penalty: Regularizer) -> str:
+    if penalty.multi_loss:
+        return "Σ α of one preference loss a reference: the likelihood of no single reward"
+    if penalty.ctro is not None or penalty.arwc:
+        return "the likelihood of no reward: the references differ from pair to pair (CTRO, ARWC)"
+    return f"the likelihood of the reward whose optimum is the policy, E[r] {_over_responses(penalty)}"
+
+
+def _over_responses(penalty: Regularizer) -> str:
+    order = float(penalty.score_order)
+    if penalty.mean_order != order or penalty.level is Level.token:
+        return f"− β {_name(order, _mix(penalty))} of whole responses"
+    return f"− β Σ α {_name(order, 'πᵢ')} of whole responses{_THEOREMS.get(order, '')}"
+
+
+def _divergence(penalty: Regularizer) -> str:
+    order = float(penalty.score_order)
+    if penalty.level is Level.sequence:
+        return f"Σ α {_name(order, 'πᵢ')}"
+    factor = "Fᴬ " if penalty.normalized and penalty.mean_order == order and order not in (0, 1) else ""
+    return factor + _name(order, _mix(penalty))
+
+
+def _mix(penalty: Regularizer) -> str:
+    mean = f"M[{penalty.mean_order:g}]"
+    return f"{mean}/F" if penalty.mixes_whole_vocabulary else mean
+
+
+def _name(order: float, reference: str) -> str:
+    """D_A(reference‖π), the KL divergences by their names."""
+    if order == 0:
+        return f"KL(π‖{reference})"
+    return f"KL({reference}‖π)" if order == 1 else f"D[{order:g}]({reference}‖π)"
+
+
+def _ratio_clip(penalty: Regularizer) -> str:
+    return f"{penalty.ratio_clip:g} nats" if penalty.ratio_clip else "a threshold found on each batch"
