@@ -122,10 +122,12 @@ def _check_placement(experiment: "Experiment", given: str) -> None:
     policy_device = experiment.hardware.device_name
     exact = experiment.estimator is Estimator.exact
     visiting = given.split(":")[0] == "cpu" and not policy_device.startswith("cpu")
+    by_token = exact or experiment.penalty.level is Level.token
     _require(
-        not (visiting and (exact or experiment.penalty.level is Level.token)),
-        "hardware.reference_device=cpu lets references visit the GPU one at a time, but level=token mixes all of them "
-        "at every token: leave it unset or use level=sequence",
+        not (visiting and by_token),
+        "hardware.reference_device=cpu lets references visit the GPU one at a time, but "
+        f"{'estimator=exact asks' if exact else 'level=token mixes'} all of them at every token: leave it unset, or use "
+        "level=sequence with regularizer.estimator=reward",
     )
     _require(
         not exact or given == policy_device,

@@ -190,4 +190,6 @@ def test_references_go_only_where_they_can_be_mixed(monkeypatch):
     token = ["experiment=online_toy", "regularizer=rkl_token"]
     assert "level=sequence" in refused(*token, "hardware.reference_device=cpu")
     assert "estimator=k2" in refused(*token, "hardware.reference_device=cuda:1")
-    check(compose(["experiment=online_toy", "regularizer=rkl", "hardware.reference_device=cpu"]))
+    assert "estimator=reward" in refused("experiment=online_toy", "regularizer=rkl", "hardware.reference_device=cpu")
+    in_reward = ["regularizer=rkl", "regularizer.estimator=reward"]
+    check(compose(["experiment=online_toy", *in_reward, "hardware.reference_device=cpu"]))
