@@ -126,8 +126,8 @@ def _check_placement(experiment: "Experiment", given: str) -> None:
     _require(
         not (visiting and by_token),
         "hardware.reference_device=cpu lets references visit the GPU one at a time, but "
-        f"{'estimator=exact asks' if exact else 'level=token mixes'} all of them at every token: leave it unset, or use "
-        "level=sequence with regularizer.estimator=reward",
+        f"{'estimator=exact asks' if exact else 'level=token mixes'} all of them at every token: leave it unset, or "
+        "use level=sequence with regularizer.estimator=reward",
     )
     _require(
         not exact or given == policy_device,
