@@ -26,8 +26,8 @@ TORCH_RANGE := torch>=2.9,<3
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 # Puts the committed results $(1) between their marks in the README.
-update_readme = $(BIN)/python -c "from pathlib import Path; from multiref_cli.reports.published import update_readme; \
-  update_readme(Path('README.md'), Path('$(1)'), '$(1)', ['toy_gold', 'reward_model', 'toy_verifier', 'kl/mixed'])"
+update_readme = $(BIN)/python -c "from pathlib import Path; from multiref_cli.reports import published; \
+  published.update_readme(Path('README.md'), Path('$(1)'), '$(1)', published.README_METRICS)"
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test reproduce publish lint bench clean

@@ -156,10 +156,10 @@ class StoreReader(Protocol):
 
 
 class PairJudge(Protocol):
-    """What an algorithm of preference pairs holds besides: its row names the metric."""
+    """What an algorithm of preference pairs holds besides."""
 
-    def pair_accuracies(self, job: Job, model: LanguageModel, progress: Progress) -> np.ndarray:
-        """(N,) 1 where the model prefers the chosen response of a held-out pair, one half at a tie, else 0."""
+    def measure_pairs(self, job: Job, model: LanguageModel, progress: Progress) -> dict[str, np.ndarray]:
+        """Metric -> (N,) 1 where the model prefers the chosen response of a held-out pair, 1/2 at a tie, else 0."""
 
 
 def module_of(experiment: Experiment) -> Any:

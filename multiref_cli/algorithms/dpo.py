@@ -32,6 +32,7 @@ from multiref_cli.types import LanguageModel, Tokenizer
 
 # How far the first loss may be from its expectation: bfloat16 log-probabilities of long responses are nats apart.
 _START_TOLERANCE = {True: 1e-3, False: 0.2}
+PAIR_METRICS = ("preference_accuracy", "ranking_accuracy", "ranking_accuracy_per_token")
 
 
 def load(data: Data, tokenizer: Tokenizer) -> Split[Pair]:
@@ -44,14 +45,29 @@ def assemble(job: Job, progress: Progress) -> Trainee:
     stored = stored_pairs(job, job.data.train, progress)
     model = load_policy(job)
     objective = Dpo(job.experiment, job.data.train, stored, sharing_width(model))
-    start = _own_reference(job)
+    start, told = _own_reference(job), notes(job.experiment)
     if start is None:
-        return Trainee(
-            model,
-            objective,
-            ["the policy's start is none of the active references, so the loss before the first step is not known"],
-        )
-    return Trainee(model, objective, check_start=lambda progress: objective.check_start(model, start, progress))
+        unknown = "the policy's start is none of the active references, so the loss before the first step is not known"
+        return Trainee(model, objective, [unknown, *told])
+    return Trainee(model, objective, told, lambda progress: objective.check_start(model, start, progress))
+
+
+def notes(experiment: Experiment) -> list[str]:
+    """Sentences that a reader of a run must see: where its loss sees other references than its evaluation measures."""
+    penalty = experiment.penalty
+    if len(experiment.active_references) == 1:
+        return []
+    seen = ["references that CTRO has clipped"] * (penalty.ctro is not None)
+    seen += ["weights that ARWC makes from each pair in place of alpha"] * penalty.arwc
+    seen += ["one reference at a time, no mix of them"] * penalty.multi_loss
+    if not seen:
+        return []
+    mix = "the mixed reference" if penalty.multi_loss else "the mix in the loss"
+    return [
+        f"{penalty.title}: the loss sees {' and '.join(seen)}; log_ratio/mixed, reward_margin, accuracy and "
+        f"preference_accuracy are read against {mix}, while kl/mixed, the weighted KL and J are measured with the "
+        "references as they are and the alpha given"
+    ]
 
 
 def fill_store(job: Job, progress: Progress) -> None:
@@ -73,10 +89,10 @@ def fill_normalizers(job: Job, mixes: Iterable[Mix], progress: Progress) -> None
         job.open_store().normalizers_of(references, pair_sequences(pairs), wanted, progress)
 
 
-def pair_accuracies(job: Job, model: LanguageModel, progress: Progress) -> np.ndarray:
-    """(N,) 1 where the implicit reward of the chosen response is the higher one, one half at a tie, held-out pairs."""
+def measure_pairs(job: Job, model: LanguageModel, progress: Progress) -> dict[str, np.ndarray]:
+    """Metric -> (N,) of the held-out pairs, see `Dpo.measure`."""
     stored = stored_pairs(job, job.data.held_out, progress)
-    return Dpo(job.experiment, job.data.held_out, stored, sharing_width(model)).accuracies(model)
+    return Dpo(job.experiment, job.data.held_out, stored, sharing_width(model)).measure(model)
 
 
 def mean_tokens(job: Job) -> float:
@@ -253,14 +269,21 @@ class Dpo:
         return losses.sum() / batch_pairs, self._metrics(policy.detach(), mixed, references)
 
     @torch.no_grad()
-    def accuracies(self, model: LanguageModel) -> np.ndarray:
-        """(N,) 1 where the chosen response has the higher implicit reward, one half at a tie, pairs in order."""
-        found = np.zeros(len(self.pairs))
+    def measure(self, model: LanguageModel) -> dict[str, np.ndarray]:
+        """Metric -> (N,) 1 where the chosen response is the higher one, one half at a tie, else 0; pairs in order.
+
+        preference_accuracy by the implicit reward, hence against this run's own references, alpha and loss: the same
+        policy has another one under others. ranking_accuracy by log pi, and ranking_accuracy_per_token by its mean
+        over tokens, need no reference (arXiv 2405.19534).
+        """
+        found = {name: np.zeros(len(self.pairs)) for name in PAIR_METRICS}
         device = next(model.parameters()).device
         for rows in self._parts(list(range(len(self.pairs)))):
-            logps = self._logps(model, self._pack(rows).to(device)).cpu()
-            chosen, rejected = self._implicit_reward(logps.reshape(-1, 2).T, self.stored.mixed[:, :, rows])
-            found[rows] = wins(chosen.numpy(), rejected.numpy())
+            logps = self._logps(model, self._pack(rows).to(device)).cpu().reshape(-1, 2).T
+            reward = self._implicit_reward(logps, self.stored.mixed[:, :, rows])
+            per_token = logps / self.lengths[:, rows].clamp(min=1)
+            for name, (chosen, rejected) in zip(PAIR_METRICS, (reward, logps, per_token)):
+                found[name][rows] = wins(chosen.numpy(), rejected.numpy())
         return found
 
     def check_start(self, model: LanguageModel, start: int, progress: Progress) -> None:
@@ -298,9 +321,10 @@ class Dpo:
         averages, reward = Averages(), self._implicit_reward(policy, mixed)
         averages.add("reward_margin", reward[0] - reward[1])
         averages.add("accuracy", (reward[0] > reward[1]).double())
-        averages.add("kl/mixed", policy - mixed[0])
+        # On the data's responses a mean log ratio is no divergence: log_ratio/mixed is to the mix that the loss saw.
+        averages.add("log_ratio/mixed", policy - mixed[0])
         for name, reference in zip(self.stored.names, references):
-            averages.add(f"kl/{name}", policy - reference)
+            averages.add(f"log_ratio/{name}", policy - reference)
         averages.add("score_clip_fraction", is_clipped(self.terms, policy, mixed, self.penalty.score_clip).double())
         averages.add("logps/chosen", policy[0])
         averages.add("logps/rejected", policy[1])

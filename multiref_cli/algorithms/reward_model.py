@@ -39,8 +39,8 @@ def assemble(job: Job, progress: Progress) -> Trainee:
     return Trainee(model, RewardModel(experiment, job.data.train))
 
 
-def pair_accuracies(job: Job, model: LanguageModel, progress: Progress) -> np.ndarray:
-    """(N,) 1 where the model scores the chosen response of a held-out pair above the rejected one, 1/2 at a tie.
+def measure_pairs(job: Job, model: LanguageModel, progress: Progress) -> dict[str, np.ndarray]:
+    """held_out_accuracy: (N,) 1 where the model scores the chosen response of a pair above the other, 1/2 at a tie.
 
     Raises:
         RunError: their mean is below algorithm.minimum_accuracy.
@@ -48,7 +48,7 @@ def pair_accuracies(job: Job, model: LanguageModel, progress: Progress) -> np.nd
     settings = cast(RewardModelSettings, job.experiment.algorithm)
     found = accuracies(model, job.data.held_out, settings.batch_pairs)
     refuse_weak(float(found.mean()), settings.minimum_accuracy)
-    return found
+    return {"held_out_accuracy": found}
 
 
 def refuse_weak(accuracy: float, minimum: float) -> None:

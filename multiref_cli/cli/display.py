@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 # Piped, a table is as wide as its rows: who reads a file or a log has no 80 columns to fit into.
 _console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 240)
 # Figures worth a place in the live panel, in this order, whatever else a step logs.
-_SHOWN = ("loss", "reward", "reward_margin", "accuracy", "kl/mixed", "entropy", "length", "tokens_per_second")
+_SHOWN = (
+    *("loss", "reward", "reward_margin", "accuracy", "kl/mixed", "log_ratio/mixed"),
+    *("entropy", "length", "tokens_per_second"),
+)
 
 
 def line(text: str) -> None:

@@ -21,7 +21,7 @@ class Algorithm:
         online: whether it samples from the policy.
         rewarded: whether it needs a reward.
         reads_store: whether it trains on stored log-probabilities of its references.
-        accuracy: metric of its held-out preference pairs; None where its rows are no pairs.
+        measures_pairs: whether its rows are preference pairs, which it judges held out (`base.PairJudge`).
         writes: whether what it trains writes responses.
     """
 
@@ -31,7 +31,7 @@ class Algorithm:
     online: ClassVar[bool] = False
     rewarded: ClassVar[bool] = False
     reads_store: ClassVar[bool] = False
-    accuracy: ClassVar[Optional[str]] = None
+    measures_pairs: ClassVar[bool] = False
     writes: ClassVar[bool] = True
 
     name: str = MISSING
@@ -48,7 +48,7 @@ class DpoSettings(Algorithm):
     title: ClassVar[str] = "Offline: DPO"
     regularized: ClassVar[bool] = True
     reads_store: ClassVar[bool] = True
-    accuracy: ClassVar[Optional[str]] = "preference_accuracy"
+    measures_pairs: ClassVar[bool] = True
 
     loss: str = "sigmoid"
     label_smoothing: float = 0.0
@@ -102,7 +102,7 @@ class SftSettings(Algorithm):
 class RewardModelSettings(Algorithm):
     module: ClassVar[str] = "multiref_cli.algorithms.reward_model"
     title: ClassVar[str] = "Reward model"
-    accuracy: ClassVar[Optional[str]] = "held_out_accuracy"
+    measures_pairs: ClassVar[bool] = True
     writes: ClassVar[bool] = False
 
     batch_pairs: int = 32

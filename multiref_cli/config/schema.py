@@ -86,6 +86,7 @@ class RewardTerm:
 class Reward:
     name: str = MISSING
     terms: dict[str, RewardTerm] = field(default_factory=dict)
+    correct_at: Optional[float] = None
     timeout_seconds: float = 10.0
 
 

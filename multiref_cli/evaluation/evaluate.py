@@ -10,6 +10,7 @@ from torch import Tensor
 
 from multiref_cli.config.schema import Evaluation, Experiment, Level
 from multiref_cli.data.prompts import Prompt
+from multiref_cli.evaluation.measures import avg_at_k, length_controlled_wins, pass_at_k
 from multiref_cli.evaluation.statistics import bootstrap_interval, wins
 from multiref_cli.models.logprobs import score_references, token_logps
 from multiref_cli.models.packing import Packed, micro_batches, pack
@@ -25,6 +26,8 @@ from multiref_cli.types import Device, LanguageModel, Tokenizer
 
 # A scorer gives one number a sample; its name is that of the metric.
 Scorer = Callable[[list[Sample]], list[float]]
+# The scorer that is a Bradley-Terry model: a difference of two of its scores is a log odds.
+REWARD_MODEL = "reward_model"
 # References that stay in memory during an evaluation; of more, one at a time, where their mean allows it.
 _RESIDENT = 2
 
@@ -90,21 +93,34 @@ class Evaluator:
             "truncated": _per_prompt(completions, lambda c: not c.finished),
         }
         scores = self._score(completions, progress)
-        values |= scores
+        means = {name: table.mean(1) for name, table in scores.items()}
+        values |= means | self._attempts(scores)
         values |= self._distances(policy, engine, completions, progress)
-        values |= self._objectives(values, scores)
-        values |= self._win_rates(scores, progress)
+        values |= self._objectives(values, means)
+        values |= self._win_rates(scores, completions, progress)
         bootstrap = self.settings.bootstrap
         metrics = {name: summary(np.asarray(v, dtype=float), bootstrap) for name, v in values.items()}
         return metrics, self._rows(completions, values)
 
     def _score(self, completions: list[list[Completion]], progress: Progress) -> dict[str, np.ndarray]:
+        """Scorer -> (P, S) scores of S responses a prompt."""
         scores = {}
         samples = self.samples(completions)
         for name, scorer in self.scorers.items():
             progress.advance(f"evaluate: {name}", 0, len(samples))
-            scores[name] = np.asarray(scorer(samples), dtype=float).reshape(len(completions), -1).mean(1)
+            scores[name] = np.asarray(scorer(samples), dtype=float).reshape(len(completions), -1)
         return scores
+
+    def _attempts(self, scores: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """pass@k for k = 2, 4, ... and S, and avg@S of a reward that says from which score a response is right."""
+        reward, count = self.experiment.reward, self.settings.samples_per_prompt
+        if reward is None or reward.correct_at is None or reward.name not in scores or count < 2:
+            return {}
+        table = scores[reward.name]
+        correct = (table >= reward.correct_at).sum(1)
+        powers = {2**i for i in range(1, count.bit_length()) if 2**i < count}
+        found = {f"pass@{k}/{reward.name}": pass_at_k(correct, count, k) for k in sorted({*powers, count})}
+        return found | {f"avg@{count}/{reward.name}": avg_at_k(table, count)}
 
     def samples(self, completions: list[list[Completion]]) -> list[Sample]:
         """Responses as the scorers read them, prompt-major."""
@@ -215,19 +231,30 @@ class Evaluator:
         penalty = sum(w * values[f"kl/{name}"] for name, w in zip(names, self.experiment.weights))
         return {f"objective/{name}": score - self.experiment.beta * penalty for name, score in scores.items()}
 
-    def _win_rates(self, scores: dict[str, np.ndarray], progress: Progress) -> dict[str, np.ndarray]:
-        """Share of prompts on which the policy's score is above a reference's, ties counting half; its score too."""
+    def _win_rates(
+        self, scores: dict[str, np.ndarray], completions: list[list[Completion]], progress: Progress
+    ) -> dict[str, np.ndarray]:
+        """Share of prompts on which the policy's score is above a reference's, ties counting half; its score too.
+
+        By a Bradley-Terry reward model also win_rate_lc, what is left of the preference at equal lengths, pairing the
+        responses of a prompt in order.
+        """
         if self.reference_samples is None or not scores:
             return {}
-        found = {}
+        found, lengths = {}, _lengths(completions)
         for reference in self.references:
             if reference.name in self.foreign:  # its samples would have to come from a prompt in its own tokens
                 continue
-            samples = self.samples(self.reference_samples(reference))
+            others = self.reference_samples(reference)
+            samples = self.samples(others)
             for name, scorer in self.scorers.items():
-                theirs = np.asarray(scorer(samples), dtype=float).reshape(len(self.prompts), -1).mean(1)
-                found[f"win_rate/{name}/{reference.name}"] = wins(scores[name], theirs)
-                found[f"reference/{name}/{reference.name}"] = theirs
+                theirs = np.asarray(scorer(samples), dtype=float).reshape(len(self.prompts), -1)
+                found[f"win_rate/{name}/{reference.name}"] = wins(scores[name].mean(1), theirs.mean(1))
+                found[f"reference/{name}/{reference.name}"] = theirs.mean(1)
+                if name == REWARD_MODEL:
+                    preferences = (1 + np.tanh((scores[name] - theirs) / 2)) / 2  # the sigmoid
+                    rates = length_controlled_wins(preferences, lengths - _lengths(others))
+                    found |= {} if rates is None else {f"win_rate_lc/{name}/{reference.name}": rates}
         return found
 
     def _rows(self, completions: list[list[Completion]], values: dict[str, np.ndarray]) -> list[dict[str, Any]]:
@@ -267,3 +294,8 @@ def _sums(tokens: list[Tensor]) -> Tensor:
 
 def _per_prompt(completions: list[list[Completion]], value: Callable[[Completion], float]) -> np.ndarray:
     return np.array([np.mean([float(value(c)) for c in group]) for group in completions])
+
+
+def _lengths(completions: list[list[Completion]]) -> np.ndarray:
+    """(P, S) tokens of every response."""
+    return np.array([[float(len(one.ids)) for one in group] for group in completions])

@@ -46,36 +46,39 @@ def avg_at_k(scores: np.ndarray, k: int) -> np.ndarray:
     return table.mean(1)
 
 
-def length_controlled_win_rate(preferences: np.ndarray, length_differences: np.ndarray) -> float:
-    """Return the win rate that is left when both responses are equally long.
+def length_controlled_wins(preferences: np.ndarray, length_differences: np.ndarray) -> np.ndarray | None:
+    """Return the win rate that is left when both responses are equally long, as one value a prompt with that mean.
 
     Equation: P(win) = sigmoid(a + b tanh(d / sd(d))), a and b by maximum likelihood; the rate is sigmoid(a)
     (Dubois et al. 2024, arXiv 2404.04475, without their terms for the prompt's difficulty; d is not centered, so
-    that 0 means equal length).
+    that 0 means equal length). Each prompt's value is the rate plus P times its influence on it, so that the values'
+    spread gives the rate's standard error (the sandwich estimate, prompts as the unit). At equal lengths they are the
+    plain preferences.
 
     Args:
-        preferences: (N,) probability that the policy's response is preferred, sigmoid of the difference of a
+        preferences: (P, S) probability that the policy's response is preferred, sigmoid of the difference of a
             Bradley-Terry reward, or 0 and 1.
-        length_differences: (N,) length of the policy's response minus the other's, in tokens.
+        length_differences: (P, S) length of the policy's response minus the other's, in tokens.
 
     Returns:
-        Between 0 and 1.
-
-    Raises:
-        ValueError: no finite maximum: length or the constant tells wins from losses without an error.
+        (P,) values; None where there is no finite maximum: length or the constant tells wins from losses without an
+        error.
     """
     wins, differences = (np.asarray(x, dtype=np.float64) for x in (preferences, length_differences))
     spread = float(differences.std())
     columns = [np.ones_like(wins)] + ([np.tanh(differences / spread)] if spread > 0 else [])
-    design, coefficients = np.stack(columns, 1), np.zeros(len(columns))
+    rows = np.stack(columns, -1)
+    design, target, coefficients = rows.reshape(-1, len(columns)), wins.reshape(-1), np.zeros(len(columns))
     for _ in range(100):
         chance = 1 / (1 + np.exp(-design @ coefficients))
         curvature = design.T @ (design * (chance * (1 - chance))[:, None])
         if np.linalg.cond(curvature) > 1e12 or np.abs(coefficients).max() > 30:
-            break
-        step = np.linalg.solve(curvature, design.T @ (wins - chance))
+            return None
+        step = np.linalg.solve(curvature, design.T @ (target - chance))
         # Newton overshoots where the chances are near 0 or 1.
         coefficients = coefficients + step * min(1.0, 2.0 / max(float(np.abs(step).max()), 1e-300))
         if np.abs(step).max() < 1e-10:
-            return float(1 / (1 + math.exp(-coefficients[0])))
-    raise ValueError("wins and losses are told apart without an error: the logistic fit has no finite maximum")
+            rate = 1 / (1 + math.exp(-coefficients[0]))
+            pulls = (rows * (target - chance).reshape(wins.shape)[..., None]).sum(1)
+            return rate + rate * (1 - rate) * len(wins) * np.linalg.solve(curvature, pulls.T)[0]
+    return None

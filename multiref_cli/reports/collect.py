@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import yaml
 
+from multiref_cli.config.canonical import identity
 from multiref_cli.config.plain import digest
 from multiref_cli.config.regularizer import Regularizer
-from multiref_cli.config.schema import Experiment, experiment_of
+from multiref_cli.config.schema import Experiment, Level, experiment_of
 from multiref_cli.errors import RequestError
 from multiref_cli.evaluation.crossed import BySeed, Estimate, estimate
 from multiref_cli.evaluation.statistics import Interval
@@ -23,7 +24,9 @@ from multiref_cli.files import read_json, read_lines, write_text
 # Told by a condition's label already, so never needed to tell two labels apart.
 _IN_LABEL = ("regularizer.name", "regularizer.mean_order", "alpha", "beta", "algorithm.name")
 
-KL_WEIGHTED, CENTERED = "kl/weighted", "/centered"
+KL_WEIGHTED, CENTERED, STANDARDIZED = "kl/weighted", "/centered", "/standardized"
+
+MIXES = ("kl/mixed", "kl/token_mix", "kl/token_mix_unnormalized")
 
 # libyaml's loader where PyYAML was built with it: ten times faster, and a sweep has hundreds of files.
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -65,6 +68,19 @@ class Run:
         """Alpha, one weight a reference; empty without references."""
         return self.experiment.weights
 
+    @property
+    def mix(self) -> str:
+        """What its `kl/mixed` is called beside other runs: under one name different quantities would be taken for one.
+
+        A mix that is normalized token by token lacks the references' disagreement -log F. Without a penalty alpha
+        plays no part, so neither does a mix: then the name is empty.
+        """
+        if not self.experiment.penalized:
+            return ""
+        if self.experiment.penalty.level is Level.sequence:
+            return "kl/mixed"
+        return "kl/token_mix" if self.experiment.penalty.normalized else "kl/token_mix_unnormalized"
+
     def value(self, metric: str) -> float | None:
         """Mean of a metric, or of one that follows from others (see `_combination`); None where it was not measured."""
         parts = self._combination(metric)
@@ -73,40 +89,60 @@ class Run:
         return float(sum(measured)) if measured and len(measured) == len(parts) else None
 
     def per_prompt(self, metric: str) -> np.ndarray | None:
-        """(P,) values of a metric from evaluation.jsonl; None where it has none, or others than results.json."""
-        parts = self._combination(metric)
-        if not parts or not self.evaluation or any(row.get(name) is None for row in self.evaluation for name in parts):
+        """(P,) values of a metric, one a line of `lines`; None where it has none, or others than results.json."""
+        parts, rows = self._combination(metric), self.lines(metric)
+        if not rows:
             return None
-        columns = {name: np.array([row[name] for row in self.evaluation], dtype=np.float64) for name in parts}
+        columns = {name: np.array([row[name] for row in rows], dtype=np.float64) for name in parts}
         values = np.sum([c * columns[name] for name, c in parts.items()], axis=0)
         mean = self.value(metric)
         return values if mean is not None and np.isclose(values.mean(), mean, rtol=1e-6, atol=1e-9) else None
 
+    def lines(self, metric: str) -> list[dict[str, Any]]:
+        """The lines that hold a metric: prompts of evaluation.jsonl or held-out pairs of pairs.jsonl; else none."""
+        parts = self._combination(metric)
+        for rows in (self.evaluation, self.pairs):
+            if parts and rows and all(row.get(name) is not None for row in rows for name in parts):
+                return rows
+        return []
+
     @cached_property
     def evaluation(self) -> list[dict[str, Any]]:
         """The lines of evaluation.jsonl: `prompt`, and the mean of every metric over its responses."""
-        path = self.folder / "evaluation.jsonl"
-        # Responses may hold U+2028, at which str.splitlines would split.
-        return [json.loads(line) for line in path.read_bytes().split(b"\n") if line] if path.is_file() else []
+        return _json_lines(self.folder / "evaluation.jsonl")
+
+    @cached_property
+    def pairs(self) -> list[dict[str, Any]]:
+        """The lines of pairs.jsonl: the number of a held-out pair's `row` in the data, and how it was judged."""
+        return _json_lines(self.folder / "pairs.jsonl")
 
     def _combination(self, metric: str) -> dict[str, float]:
         """What a metric is a weighted sum of: itself, or measured ones; empty where it has no meaning here.
 
-        kl/weighted is sum_i alpha_i kl_i, the charge of Theorem 5.1 (arXiv 2502.01203); <score>/centered is the score
-        minus that of the untrained policy on the same prompts.
+        kl/weighted is sum_i alpha_i kl_i, the charge of Theorem 5.1 (arXiv 2502.01203), where alpha plays a part;
+        <score>/centered is the score minus that of the untrained policy on the same prompts, <score>/standardized the
+        same in standard deviations of the untrained policy's scores over prompts.
         """
         if metric == KL_WEIGHTED:
-            return {f"kl/{name}": weight for name, weight in zip(self.references, self.weights) if weight > 0}
-        if metric.endswith(CENTERED):
-            name = metric.removesuffix(CENTERED)
-            start = self.experiment.start
-            return {name: 1.0, f"reference/{name}/{start}": -1.0} if start else {}
+            weighted = zip(self.references, self.weights if self.experiment.penalized else [])
+            return {f"kl/{name}": weight for name, weight in weighted if weight > 0}
+        name, _, form = metric.rpartition("/")
+        start = f"reference/{name}/{self.experiment.start}"
+        if f"/{form}" == CENTERED:
+            return {name: 1.0, start: -1.0}
+        if f"/{form}" == STANDARDIZED:
+            before = [float(row[start]) for row in self.evaluation if row.get(start) is not None]
+            spread = float(np.std(before, ddof=1)) if len(before) > 1 else 0.0
+            return {name: 1 / spread, start: -1 / spread} if spread > 0 else {}
+        if metric in MIXES:
+            return {"kl/mixed": 1.0} if metric == self.mix else {}
         return {metric: 1.0}
 
     def curve(self, metric: str) -> tuple[list[int], list[float]]:
-        """Steps and values of a training metric, from metrics.jsonl."""
-        rows = [(r["step"], r[metric]) for r in self.history if r.get(metric) is not None and "step" in r]
-        return [step for step, _ in rows], [value for _, value in rows]
+        """Steps and values of a training metric, or one that follows from others, from metrics.jsonl."""
+        parts = self._combination(metric)
+        known = [r for r in self.history if parts and "step" in r and all(r.get(name) is not None for name in parts)]
+        return [r["step"] for r in known], [sum(c * r[name] for name, c in parts.items()) for r in known]
 
     @cached_property
     def history(self) -> list[dict[str, Any]]:
@@ -120,10 +156,12 @@ class Condition:
 
     Attributes:
         runs: by seed, ascending.
+        names: of the regularizers under which it was asked for; several, where they are the same run.
         suffix: what tells it from others that would be called the same, such as `learning_rate=0.001`.
     """
 
     runs: list[Run]
+    names: tuple[str, ...] = ()
     suffix: str = ""
 
     @property
@@ -222,7 +260,7 @@ class Condition:
         runs = [run for run in self.runs if run.seed in means]
         scores = {run.seed: run.per_prompt(metric) for run in runs}
         complete = {seed: values for seed, values in scores.items() if values is not None}
-        same = len({tuple(row["prompt"] for row in run.evaluation) for run in runs}) == 1
+        same = len({tuple(row.get("prompt", row.get("row")) for row in run.lines(metric)) for run in runs}) == 1
         return complete if same and len(complete) == len(runs) else means
 
     def estimate(self, metric: str, confidence: float = 0.95) -> Estimate | None:
@@ -249,30 +287,34 @@ def read_run(folder: Path) -> Run:
     return Run(folder, experiment_of(content), results, read_json(folder / "manifest.json") or {})
 
 
-def conditions(runs: Iterable[Run]) -> list[Condition]:
+def conditions(runs: Iterable[Run], asked: Mapping[str, Sequence[str]] | None = None) -> list[Condition]:
     """Group runs into conditions with labels that tell them apart, in the order in which they were first seen.
 
-    A run that was read twice (from two sweeps that share it, or repeated) counts once a seed, the first one found.
+    A run that was read twice (from two sweeps that share it, repeated, or trained under two names of one thing) counts
+    once a seed, the first one found.
+
+    Args:
+        runs: finished runs.
+        asked: condition's hash -> names of the regularizers under which a plan holds it.
     """
     groups: dict[str, dict[int, Run]] = {}
+    names: dict[str, dict[str, None]] = {}
     for run in runs:
-        groups.setdefault(run.experiment.condition_hash, {}).setdefault(run.seed, run)
-    found = [Condition([group[seed] for seed in sorted(group)]) for group in groups.values()]
+        key = identity(run.experiment)
+        groups.setdefault(key, {}).setdefault(run.seed, run)
+        own = [run.experiment.penalty.title] if run.experiment.penalized else []
+        more = (asked or {}).get(run.experiment.condition_hash, ())
+        names.setdefault(key, {}).update(dict.fromkeys([*own, *more]))
+    found = [Condition([group[seed] for seed in sorted(group)], tuple(names[key])) for key, group in groups.items()]
     _tell_apart(found)
     return found
 
 
-def scorers(found: Sequence[Condition]) -> list[str]:
-    """Names of what responses were scored by, the gold reward last: those with an objective, else known names."""
-    names = {name for condition in found for run in condition.runs for name in run.metrics}
-    scored = [name.removeprefix("objective/") for name in names if name.startswith("objective/")]
-    scored = scored or [name for name in ("reward", "gold", "accuracy", "preference_accuracy") if name in names]
-    return sorted(scored, key=lambda name: ("gold" in name, name))
-
-
 def write_csv(found: Sequence[Condition], path: Path) -> None:
     """Write results.csv: one row a run, its condition's settings and the mean of every metric."""
-    metrics = sorted({name for condition in found for run in condition.runs for name in run.metrics})
+    runs = [run for condition in found for run in condition.runs]
+    named = {name for run in runs for name in run.metrics} - set(MIXES)
+    metrics = sorted(named | {run.mix for run in runs if run.mix and "kl/mixed" in run.metrics})
     with io.StringIO(newline="") as file:
         writer = csv.writer(file)
         writer.writerow([*CSV_SETTINGS, *metrics])
@@ -289,7 +331,7 @@ def write_csv(found: Sequence[Condition], path: Path) -> None:
                 f"{c.beta:g}",
             ]
             for run in c.runs:
-                means = [(run.metrics.get(name) or {}).get("mean") for name in metrics]
+                means = [run.value(name) for name in metrics]
                 writer.writerow([*same, run.seed, run.results["config_hash"], *("" if m is None else m for m in means)])
         write_text(path, file.getvalue())
 
@@ -304,6 +346,11 @@ def alpha_text(weights: Sequence[float]) -> str:
     if not weights:
         return "–"
     return f"{weights[0]:g}" if len(weights) == 2 else "[" + ", ".join(f"{w:g}" for w in weights) + "]"
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    # Responses may hold U+2028, at which str.splitlines would split.
+    return [json.loads(line) for line in path.read_bytes().split(b"\n") if line] if path.is_file() else []
 
 
 def _tell_apart(found: Sequence[Condition]) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 
 from multiref_cli.evaluation.statistics import student_t_quantile
 from multiref_cli.reports import style
-from multiref_cli.reports.collect import Condition
+from multiref_cli.reports.collect import KL_WEIGHTED, Condition
 from multiref_cli.reports.verdicts import Series, series
 from multiref_cli.types import Axes, Figure
 
@@ -17,7 +17,8 @@ _CURVES = (
     ("loss", "loss"),
     ("reward_margin", "reward margin"),
     ("accuracy", "accuracy on training pairs"),
-    ("kl/mixed", "KL to the mixed reference (nats)"),
+    (KL_WEIGHTED, "Σ α KL (nats a response)"),
+    ("log_ratio/mixed", "mean log ratio to the mix, data's responses"),
     ("disagreement", "disagreement −log F (nats)"),
     ("entropy", "entropy (nats)"),
     ("penalty", "penalty"),

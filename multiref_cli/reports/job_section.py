@@ -8,8 +8,10 @@ from typing import Any
 from multiref_cli.evaluation.crossed import estimate
 from multiref_cli.evaluation.statistics import Interval
 from multiref_cli.reports import figures
-from multiref_cli.reports.collect import CENTERED, KL_WEIGHTED, Condition, alpha_text, scorers
+from multiref_cli.reports import metrics as measured
+from multiref_cli.reports.collect import Condition, alpha_text
 from multiref_cli.reports.markup import slug
+from multiref_cli.reports.metrics import heading, scorers
 from multiref_cli.reports.page import Page, format_cell
 from multiref_cli.reports.verdicts import Verdict, compare_job, series
 
@@ -84,18 +86,6 @@ def reference_value(condition: Condition, metric: str, reference: str) -> Interv
     return None
 
 
-def centered(found: Sequence[Condition]) -> list[str]:
-    """Scores whose zero is arbitrary, those of a trained reward model, as differences to the untrained start."""
-    names = [f"{name}{CENTERED}" for name in scorers(found) if name == "reward_model"]
-    return [name for name in names if any(condition.values(name) for condition in found)]
-
-
-def distances(found: Sequence[Condition]) -> list[str]:
-    """The KL to every reference and their sum weighted by alpha: one meaning at every level."""
-    names = dict.fromkeys(f"kl/{name}" for condition in found for name in condition.first.references)
-    return [name for name in (*names, KL_WEIGHTED) if any(condition.values(name) for condition in found)]
-
-
 def plus_minus(interval: Interval | None) -> str:
     """mean ± half width, rounded to what the interval supports; the mean alone where there is no interval."""
     if interval is None:
@@ -150,51 +140,44 @@ def _setting(found: Sequence[Condition]) -> str:
 
 
 def _add_results(page: Page, found: list[Condition], stem: str) -> None:
-    names = scorers(found)
-    objectives = [f"objective/{name}" for name in names]
-    others = [*centered(found), *objectives, "preference_accuracy", *distances(found), "length"]
-    metrics = [name for name in (*names, *others) if any(condition.values(name) for condition in found)]
-    mixes = list(dict.fromkeys(mix for c in found if c.values("kl/mixed") and (mix := _mix(c))))
-    headers = ["condition", "level, estimator", "seeds", *map(heading, metrics), *mixes]
-    rows: list[list[Any]] = []
-    untrained = _untrained(found, names)
-    for label, values in untrained:
-        rows.append([label, "–", "–", *values, *["–"] * (len(metrics) - len(names) + len(mixes))])
+    """Tables of scores, of held-out pairs, of objectives and distances."""
+    names = measured.scores(found)
+    untrained = _untrained(found, scorers(found))
+    extra: list[list[Any]] = [
+        [label, "–", "–", *(values.get(name, "–") for name in names)] for label, values in untrained
+    ]
+    last = f"Untrained models: {CONFIDENCE:.0%} interval over prompts." if untrained else ""
+    _add_table(page, found, names, f"{stem}-results".strip("-"), last, extra)
+    _add_names(page, found)
+    _add_table(page, found, measured.rankings(found), f"{stem}-pairs".strip("-"))
+    others = [*measured.objectives(found), *measured.distances(found), *measured.mixes(found)]
+    _add_table(page, found, others, f"{stem}-distances".strip("-"))
+
+
+def _add_names(page: Page, found: Sequence[Condition]) -> None:
+    """Conditions that were asked for under several names, each with all of them."""
+    several = [c for c in in_order(found) if len(c.names) > 1]
+    if several:
+        page.text(
+            "With one reference these regularizers are the same run, bit for bit; it was trained once:\n\n"
+            + "\n".join(f"- {c.label}: {', '.join(f'`{name}`' for name in c.names)}" for c in several)
+        )
+
+
+def _add_table(
+    page: Page, found: list[Condition], metrics: list[str], name: str, last: str = "", extra: Sequence[list[Any]] = ()
+) -> None:
+    """One row a condition; nothing where nothing was measured."""
+    if not metrics:
+        return
+    headers = ["condition", "level, estimator", "seeds", *map(heading, metrics)]
+    rows = list(extra)
     for condition in in_order(found):
-        cells = [plus_minus(condition.interval(name)) for name in metrics]
-        cells += [plus_minus(condition.interval("kl/mixed")) if _mix(condition) == mix else "–" for mix in mixes]
         how = condition.level + ("" if condition.estimator == "–" else f", {condition.estimator}")
+        cells = [plus_minus(condition.interval(metric)) for metric in metrics]
         rows.append([condition.label, how, len(condition.runs), *cells])
-    caption = f"Means over seeds. {populations(found, [*metrics, *(['kl/mixed'] if mixes else [])])}"
-    if any(name in objectives for name in metrics):
-        caption += " J = score − β Σ α KL(π‖πᵢ), the objective that reverse KL maximizes, whatever the regularizer."
-    if KL_WEIGHTED in metrics:
-        caption += " Σ α KL is the charge of that objective, the same quantity at every level and for every estimator."
-    if centered(found):
-        caption += " A reward model's zero is arbitrary: its score above the start is the difference to the policy "
-        caption += "before training on the same prompts."
-    if untrained:
-        caption += f" Untrained models: {CONFIDENCE:.0%} interval over prompts."
-    page.table(headers, rows, caption, name=f"{stem}-results".strip("-"))
-
-
-def heading(metric: str) -> str:
-    """What a column with a metric is called."""
-    if metric == KL_WEIGHTED:
-        return "Σ α KL"
-    if metric.endswith(CENTERED):
-        return f"{metric.removesuffix(CENTERED)} above the start"
-    return metric.replace("objective/", "J, ").replace("kl/", "KL to ")
-
-
-def _mix(condition: Condition) -> str:
-    """What kl/mixed measures the distance to: under one name these would be taken for one quantity."""
-    penalty = condition.regularizer
-    if penalty is None or not condition.regularized:
-        return ""
-    if condition.level == "token":
-        return "KL to the " + ("normalized token mix" if penalty.normalized else "token mix, not normalized")
-    return "KL to the mixed reference"
+    parts = ["Means over seeds.", populations(found, metrics), measured.meaning(metrics), last]
+    page.table(headers, rows, " ".join(part for part in parts if part), name=name)
 
 
 def populations(found: Sequence[Condition], metrics: Sequence[str]) -> str:
@@ -222,16 +205,16 @@ _POPULATION = {
 }
 
 
-def _untrained(found: Sequence[Condition], names: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """Rows for the references themselves; the one that training starts from is named as the start."""
+def _untrained(found: Sequence[Condition], names: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
+    """Scores of the references themselves; the one that training starts from is named as the start."""
     first, rows = found[0], []
     experiment = first.experiment
     for reference in first.first.references:
-        values = [reference_value(first, name, reference) for name in names]
-        if any(value is not None for value in values):
+        values = {name: reference_value(first, name, reference) for name in names}
+        if any(value is not None for value in values.values()):
             path = next(r.path for r in experiment.references if r.name == reference)
             start = ", the start" if path == experiment.policy.path else ""
-            rows.append((f"{reference}, untrained{start}", [plus_minus(value) for value in values]))
+            rows.append((f"{reference}, untrained{start}", {name: plus_minus(value) for name, value in values.items()}))
     return rows
 
 

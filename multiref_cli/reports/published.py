@@ -10,16 +10,10 @@ from typing import Any
 from multiref_cli.errors import RequestError
 from multiref_cli.evaluation.crossed import BySeed, estimate, welch
 from multiref_cli.evaluation.statistics import Interval, holm, student_t_quantile
-from multiref_cli.reports.collect import Condition, scorers
-from multiref_cli.reports.job_section import (
-    centered,
-    distances,
-    in_order,
-    job_name,
-    jobs,
-    plus_minus,
-    reference_value,
-)
+from multiref_cli.reports import metrics as names_of
+from multiref_cli.reports.collect import CENTERED, Condition
+from multiref_cli.reports.job_section import in_order, job_name, jobs, plus_minus, reference_value
+from multiref_cli.reports.metrics import heading, scorers
 from multiref_cli.reports.verdicts import compare_job
 
 COLUMNS = (
@@ -28,6 +22,8 @@ COLUMNS = (
 )
 # What files of earlier versions lack: there intervals are over seeds alone, with n - 1 degrees of freedom.
 ADDED_COLUMNS = ("prompts", "degrees")
+# Columns of the README's tables, where a job has them.
+README_METRICS = ("toy_gold", "reward_model", "reward_model/standardized", "toy_verifier", "kl/weighted")
 BEGIN, END = "<!-- results: made by multiref from {path}; do not edit -->", "<!-- results end -->"
 
 
@@ -110,8 +106,9 @@ def measured(found: Sequence[Condition]) -> Iterator[Measured]:
     """What is worth committing of finished conditions: scores, objectives, distances; and untrained models."""
     for group in jobs(found):
         names = scorers(group)
-        objectives = [f"objective/{name}" for name in names]
-        metrics = [*names, *centered(group), *objectives, "kl/mixed", *distances(group), "preference_accuracy"]
+        metrics = [*names_of.scores(group), *(f"{name}{CENTERED}" for name in names_of.centered(group))]
+        metrics += [*names_of.objectives(group), *names_of.distances(group), *names_of.mixes(group)]
+        metrics += names_of.rankings(group)
         first = group[0]
         for reference in first.first.references:
             for name in names:
@@ -253,7 +250,7 @@ def readme_table(rows: Sequence[Row], metrics: Sequence[str] = ()) -> str:
     for job in dict.fromkeys(row.job for row in rows):
         own = [row for row in rows if row.job == job]
         shown = [m for m in (metrics or dict.fromkeys(r.metric for r in own)) if any(r.metric == m for r in own)]
-        names = [metric.replace("objective/", "J, ").replace("kl/mixed", "KL to mixed") for metric in shown]
+        names = [heading(metric) for metric in shown]
         parts.append(f"**{job}**")
         lines = ["| condition | level, estimator | seeds | " + " | ".join(names) + " |"]
         lines.append("|---|---|---:|" + "---:|" * len(names))

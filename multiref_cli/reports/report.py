@@ -40,7 +40,11 @@ def write_report(folders: Sequence[Path], out: Path | None = None, against: Path
     sweeps = [folder for folder in folders if (folder / "sweep.yaml").is_file()]
     if len(folders) == 1 and not sweeps and out is None and against is None:
         return write_run_report(folders[0])
-    found = conditions(runs)
+    asked: dict[str, list[str]] = {}
+    for sweep in sweeps:
+        for point in Ledger(sweep).planned():
+            asked.setdefault(point["condition_id"], []).extend(point.get("names", ()))
+    found = conditions(runs, asked)
     for sweep in sweeps:
         write_csv(conditions(read_run(folder) for folder in Ledger(sweep).run_folders()), sweep / "results.csv")
     target = out or folders[0] / "report"

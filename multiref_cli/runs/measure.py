@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import OrderedDict
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from multiref_cli.config import schema
 from multiref_cli.data.chat import end_ids
 from multiref_cli.data.prompts import Prompt
 from multiref_cli.errors import RequestError
-from multiref_cli.evaluation.evaluate import Evaluator, Scorer, summary
+from multiref_cli.evaluation.evaluate import REWARD_MODEL, Evaluator, Scorer, summary
 from multiref_cli.files import read_json
 from multiref_cli.models.load import load_reward_model, load_tokenizer
 from multiref_cli.references.base import Reference
@@ -28,24 +29,43 @@ from multiref_cli.types import LanguageModel
 _SCORES: OrderedDict[str, list[float]] = OrderedDict()
 _KEPT_SCORES = 16
 
-# Metrics, rows of evaluation.jsonl, sentences for the report.
-Outcome = tuple[dict[str, dict[str, float]], list[dict[str, Any]], list[str]]
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was measured of a trained model.
+
+    Attributes:
+        metrics: name -> mean, ci_low, ci_high, n.
+        samples: rows of evaluation.jsonl, one a prompt.
+        pairs: rows of pairs.jsonl, one a held-out pair.
+        notes: sentences for the report.
+    """
+
+    metrics: dict[str, dict[str, float]]
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    pairs: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def measure(job: Job, model: LanguageModel, progress: Progress) -> Outcome:
-    """Measure a trained model: held-out accuracy of pairs, then samples of held-out prompts."""
+    """Measure a trained model: held-out preference pairs, then samples of held-out prompts."""
     settings, algorithm = job.experiment.evaluation, job.experiment.algorithm
     metrics: dict[str, dict[str, float]] = {}
-    if algorithm.accuracy is not None and job.data.held_out:
+    pairs: list[dict[str, Any]] = []
+    if algorithm.measures_pairs and job.data.held_out:
         progress.advance("evaluate: held-out pairs", 0, len(job.data.held_out))
-        accuracies = module_of(job.experiment).pair_accuracies(job, model, progress)
-        metrics[algorithm.accuracy] = summary(accuracies, settings.bootstrap)
+        judged = module_of(job.experiment).measure_pairs(job, model, progress)
+        metrics = {name: summary(values, settings.bootstrap) for name, values in judged.items()}
+        pairs = [
+            {"row": pair.row, **{name: float(values[i]) for name, values in judged.items()}}
+            for i, pair in enumerate(job.data.held_out)
+        ]
     if settings.prompts == 0 or not algorithm.writes:
-        return metrics, [], []
+        return Outcome(metrics, pairs=pairs)
     evaluator, notes = build_evaluator(job)
     engine = TransformersEngine(model, 0, settings.batch_size, job.vocabulary)
     found, samples = evaluator.evaluate(model, engine, progress)
-    return metrics | found, samples, notes
+    return Outcome(metrics | found, samples, pairs, notes)
 
 
 def measure_folder(job: Job, policy_folder: Path, progress: Progress) -> Outcome:
@@ -104,7 +124,7 @@ def _reference_samples(job: Job, evaluator: Evaluator, reference: Reference) -> 
 def _scorers(job: Job) -> tuple[dict[str, Scorer], list[str]]:
     experiment, scorers, notes = job.experiment, dict[str, Scorer](), list[str]()
     if experiment.evaluation.scorer is not None:
-        scorers["reward_model"], note = _reward_model(job, experiment.evaluation.scorer)
+        scorers[REWARD_MODEL], note = _reward_model(job, experiment.evaluation.scorer)
         notes.append(note)
     if experiment.evaluation.gold and experiment.reward is not None:
         reward = build_reward(experiment.reward)

@@ -171,11 +171,12 @@ def _write_outcome(
     job: Job, run: RunDir, outcome: Outcome, training_notes: list[str], run_hash: str, **more: Any
 ) -> None:
     """Write what an evaluation found: the samples, results.json (with what else it should hold), the final status."""
-    metrics, samples, notes = outcome
-    write_lines(run.path / "evaluation.jsonl", samples)
-    notes = [*training_notes, *notes]
+    write_lines(run.path / "evaluation.jsonl", outcome.samples)
+    if outcome.pairs:
+        write_lines(run.path / "pairs.jsonl", outcome.pairs)
+    notes = [*training_notes, *outcome.notes]
     more |= {"notes": notes, "training_notes": training_notes}
-    run.write_results(metrics, run_hash, job.asked.seed, job.asked.condition, **more)
+    run.write_results(outcome.metrics, run_hash, job.asked.seed, job.asked.condition, **more)
     run.write_status("done", job.total_steps, job.total_steps)
 
 

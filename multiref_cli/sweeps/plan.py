@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from multiref_cli.config.canonical import canonical
 from multiref_cli.config.check import check
 from multiref_cli.config.compose import compose, expand_axes
 from multiref_cli.config.plain import digest
@@ -18,7 +19,10 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 @dataclass(frozen=True)
 class Point:
-    """One run of a sweep: `id` is its config's hash, `condition_id` the hash without the seed."""
+    """One run of a sweep: `id` is its config's hash, `condition_id` the hash without the seed.
+
+    `names` are those of the regularizers under which it was asked for: several, where they are the same run.
+    """
 
     id: str
     name: str
@@ -28,6 +32,7 @@ class Point:
     role: str
     overrides: tuple[str, ...]
     passes: tuple[str, ...]
+    names: tuple[str, ...]
     experiment: Experiment = field(repr=False)
 
     def line(self) -> dict[str, Any]:
@@ -69,7 +74,7 @@ class Plan:
 
 
 def make_plan(request: Request) -> Plan:
-    """Expand a request; a point that several grids name is in the plan once.
+    """Expand a request; a point that several grids name, or one grid under several names, is in the plan once.
 
     Args:
         request: grids in override syntax, seeds, and whether the single-reference baselines belong to it.
@@ -82,16 +87,24 @@ def make_plan(request: Request) -> Plan:
     """
     composer = _Composer()
     conditions: dict[str, tuple[Experiment, tuple[str, ...]]] = {}
+    names: dict[str, dict[str, None]] = {}
     for overrides in condition_overrides(request):
         experiment = composer.compose(overrides)
         baselines = _baselines(experiment, overrides) if request.baselines else ()
         for one, given in [(experiment, overrides), *baselines]:
-            one = canonical(one)
-            conditions.setdefault(one.result_hash, (one, given))
+            plain = canonical(one)
+            conditions.setdefault(plain.result_hash, (plain, given))
+            if one.penalized:
+                names.setdefault(plain.result_hash, {})[one.penalty.title] = None
     _check_parts(experiment for experiment, _ in conditions.values())
     needed = {identity: _passes(experiment) for identity, (experiment, _) in conditions.items()}
     points = [
-        _point(replace(experiment, seed=seed), overrides, tuple(one.id for one in needed[identity]))
+        _point(
+            replace(experiment, seed=seed),
+            overrides,
+            tuple(one.id for one in needed[identity]),
+            tuple(names.get(identity, ())),
+        )
         for seed in request.seeds
         for identity, (experiment, overrides) in conditions.items()
     ]
@@ -116,17 +129,6 @@ def condition_overrides(request: Request) -> list[tuple[str, ...]]:
         for values in itertools.product(*axes.values()):
             found[(*fixed, *(f"{key}={value}" for key, value in zip(axes, values)))] = None
     return list(found)
-
-
-def canonical(experiment: Experiment) -> Experiment:
-    """Give a single-reference condition one name whatever mean it was asked under: every mean of one is that one."""
-    if experiment.role != "single":
-        return experiment
-    penalty = experiment.penalty
-    if penalty.ctro is not None or penalty.arwc or penalty.multi_loss or penalty.mean_order == penalty.score_order:
-        return experiment
-    alone = replace(penalty, mean_order=penalty.score_order)
-    return replace(experiment, regularizer=replace(alone, name=alone.derived_name))
 
 
 class _Composer:
@@ -195,7 +197,9 @@ def _alone(experiment: Experiment, index: int) -> Experiment:
     return replace(experiment, alpha=[float(i == index) for i in range(len(experiment.references))])
 
 
-def _point(experiment: Experiment, overrides: tuple[str, ...], passes: tuple[str, ...]) -> Point:
+def _point(
+    experiment: Experiment, overrides: tuple[str, ...], passes: tuple[str, ...], names: tuple[str, ...]
+) -> Point:
     return Point(
         id=experiment.hash,
         name=f"{experiment.condition}-{experiment.replicate}-{experiment.hash[:6]}",
@@ -205,6 +209,7 @@ def _point(experiment: Experiment, overrides: tuple[str, ...], passes: tuple[str
         role=experiment.role,
         overrides=(*(o for o in overrides if key_of(o) != "seed"), f"seed={experiment.seed}"),
         passes=passes,
+        names=names,
         experiment=experiment,
     )
 

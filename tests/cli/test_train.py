@@ -12,7 +12,7 @@ from multiref_cli.reports.collect import read_run
 
 FILES = (
     "config.yaml overrides.txt manifest.json status.json metrics.jsonl samples.jsonl results.json evaluation.jsonl "
-    "report logs checkpoints policy"
+    "pairs.jsonl report logs checkpoints policy"
 )
 
 
@@ -27,16 +27,25 @@ def test_every_regularizer_trains_evaluates_and_reports(place, multiref, offline
     folder = Path("out")
     assert sorted(p.name for p in folder.iterdir()) == sorted(FILES.split())
     results = read_json(folder / "results.json")
-    wanted = {"preference_accuracy", "toy_gold", "reward_model", "kl/first", "kl/second", "kl/mixed", "length"}
+    wanted = {
+        "preference_accuracy",
+        "ranking_accuracy",
+        "win_rate_lc/reward_model/first",
+        "toy_gold",
+        "reward_model",
+        "kl/first",
+        "kl/second",
+        "kl/mixed",
+        "length",
+    }
     wanted |= {"win_rate/toy_gold/first", "win_rate/reward_model/second", "objective/toy_gold"}
     assert wanted <= set(results["metrics"])
     for value in results["metrics"].values():
         assert value["ci_low"] <= value["mean"] <= value["ci_high"]
     rows = figures(folder)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
-    assert {"loss", "reward_margin", "accuracy", "kl/first", "kl/second", "kl/mixed", "score_clip_fraction"} <= set(
-        rows[0]
-    )
+    ratios = {f"log_ratio/{name}" for name in ("first", "second", "mixed")}
+    assert {"loss", "reward_margin", "accuracy", *ratios, "score_clip_fraction"} <= set(rows[0])
     assert all(math.isfinite(row["loss"]) for row in rows)
     assert read_json(folder / "status.json")["state"] == "done"
     assert (folder / "report" / "index.html").is_file()

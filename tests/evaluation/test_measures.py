@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from multiref_cli.evaluation.measures import avg_at_k, length_controlled_win_rate, pass_at_k
+from multiref_cli.evaluation.measures import avg_at_k, length_controlled_wins, pass_at_k
 
 
 def test_pass_at_k_by_hand() -> None:
@@ -35,14 +35,29 @@ def test_avg_at_k_is_the_mean_over_subsets() -> None:
         avg_at_k(np.array([scores]), 5)
 
 
-def test_length_controlled_win_rate() -> None:
+def test_length_controlled_wins() -> None:
     # Differences 10 and -10 have the standard deviation 10. Probabilities that follow the model are fitted exactly.
-    differences = np.array([10.0, -10.0])
+    differences = np.array([[10.0], [-10.0]])
     chances = 1 / (1 + np.exp(-(0.4 + 1.5 * np.tanh(differences / 10))))
-    assert length_controlled_win_rate(chances, differences) == pytest.approx(1 / (1 + math.exp(-0.4)))
+    assert length_controlled_wins(chances, differences) == pytest.approx([1 / (1 + math.exp(-0.4))] * 2)
     # All of the advantage is length: the longer one wins at .9, so the two of equal length are even.
-    assert length_controlled_win_rate(np.array([0.9, 0.1]), differences) == pytest.approx(0.5)
-    # Equal lengths: the plain win rate.
-    assert length_controlled_win_rate(np.array([1.0, 1.0, 0.0, 1.0]), np.zeros(4)) == pytest.approx(0.75)
-    with pytest.raises(ValueError, match="no finite maximum"):
-        length_controlled_win_rate(np.array([1.0, 0.0]), differences)
+    assert length_controlled_wins(np.array([[0.9], [0.1]]), differences).mean() == pytest.approx(0.5)
+    # Equal lengths: the plain preferences.
+    wins = np.array([[1.0, 1.0], [0.0, 1.0]])
+    assert length_controlled_wins(wins, np.zeros((2, 2))) == pytest.approx([1, 0.5])
+    assert length_controlled_wins(np.array([[1.0], [0.0]]), differences) is None
+
+
+def test_length_controlled_wins_have_the_mean_and_spread_of_the_rate() -> None:
+    """Their mean is the fitted rate; their standard error that of the rate over new sets of prompts."""
+    rates, errors = [], []
+    generator = np.random.default_rng(0)
+    for _ in range(300):
+        lengths = generator.normal(3, 10, (200, 2))
+        chance = 1 / (1 + np.exp(-(0.3 + 0.8 * np.tanh(lengths / 10) + generator.normal(0, 1, (200, 1)))))
+        values = length_controlled_wins(chance, lengths)
+        rates.append(values.mean())
+        errors.append(values.std(ddof=1) / math.sqrt(200))
+    # Averaged over prompts that differ by a standard deviation of 1 in log odds, sigmoid(.3) is less than .574.
+    assert 0.55 < np.mean(rates) < 0.574
+    assert np.mean(errors) == pytest.approx(np.std(rates), rel=0.1)

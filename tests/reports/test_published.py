@@ -39,8 +39,9 @@ def test_rows_survive_the_file(found, tmp_path: Path) -> None:
     for old, new in zip(rows, again):
         assert new.interval == pytest.approx(old.interval, rel=1e-5)
         assert (new.commit, new.command) == ("0123456789ab", "make reproduce") and "2 cores" in new.hardware
-    # 2 untrained models x 2 scorers; 13 conditions x (2 scorers, one centered, 2 objectives, KL to 2, weighted, mixed).
-    assert len(rows) == 4 + 13 * 9
+    # 2 untrained models x 2 scorers; 13 conditions x (2 scorers, length, one centered, 2 objectives, KL to 2, weighted,
+    # mixed).
+    assert len(rows) == 4 + 13 * 10
 
 
 def test_the_same_results_are_within(found) -> None:
@@ -102,7 +103,7 @@ def test_report_says_what_agrees(offline: Ledger, found, tmp_path: Path, undrawn
     write_rows(rows_of(found), tmp_path / "results.csv")
     index = write_report([offline.path], tmp_path / "out", tmp_path / "results.csv")
     text = (index.parent / "report.md").read_text()
-    assert "## Against committed results" in text and "121 of 121 means agree" in text
+    assert "## Against committed results" in text and "134 of 134 means agree" in text
     assert (tmp_path / "out" / "summary.csv").read_text() == (tmp_path / "results.csv").read_text()
 
 

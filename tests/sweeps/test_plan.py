@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from multiref_cli.config.canonical import canonical
 from multiref_cli.config.compose import compose
 from multiref_cli.config.folders import options
 from multiref_cli.errors import RequestError
-from multiref_cli.sweeps.plan import canonical, make_plan
+from multiref_cli.sweeps.plan import make_plan
 from multiref_cli.sweeps.request import parse_request
 
 BASE = ["experiment=offline_toy"]
@@ -67,9 +68,22 @@ def test_a_file_is_an_alias_of_its_numbers() -> None:
 def test_alone_is_alone_under_every_mean() -> None:
     experiment = compose([*BASE, "regularizer=mrpo", "alpha=1"])
     assert canonical(experiment) == compose([*BASE, "regularizer=rkl", "alpha=1"])
-    for kept in ("regularizer=mrpo_ctro", "regularizer=multi_dpo", "regularizer=fkl"):
-        experiment = compose([*BASE, kept, "alpha=1"])
+    for kept in (["regularizer=fkl", "alpha=1"], ["regularizer=mrpo_ctro"], ["regularizer=multi_dpo"]):
+        experiment = compose([*BASE, *kept])
         assert canonical(experiment) == experiment
+
+
+def test_one_run_under_several_names_is_planned_once() -> None:
+    """Five regularizers at one alpha and their baselines: with one reference all five are plain reverse KL."""
+    names = ("rkl", "mrpo", "mrpo_ctro", "mrpo_arwc", "multi_dpo")
+    plan = _plan(f"regularizer={','.join(names)}", "alpha=0.4")
+    assert plan.count("grid") == 5 and plan.count("single") == 2
+    assert {point.names for point in plan.points if point.role == "single"} == {names}
+    assert [point.names for point in plan.points if point.role == "grid"] == [(name,) for name in names]
+    assert all(set(point.line()["names"]) == set(point.names) for point in plan.points)
+    plan = _plan("regularizer=mrpo,rkl,multi_dpo", "alpha=1", "baselines=false")
+    (point,) = plan.points
+    assert (point.condition, point.names) == ("dpo-rkl-single_instruct-b1", ("mrpo", "rkl", "multi_dpo"))
 
 
 def test_a_corner_of_the_grid_is_the_baseline() -> None:
