@@ -12,8 +12,9 @@ import yaml
 from multiref_cli.errors import RequestError
 from multiref_cli.evaluation.crossed import compare
 from multiref_cli.evaluation.statistics import t_interval
-from multiref_cli.reports.collect import Condition, conditions, read_run, scorers
+from multiref_cli.reports.collect import Condition, conditions, read_run
 from multiref_cli.reports.job_section import jobs, plus_minus
+from multiref_cli.reports.metrics import scorers
 from multiref_cli.reports.report import write_report, write_run_report
 from multiref_cli.reports.verdicts import compare_job, series
 from multiref_cli.sweeps.ledger import Ledger, expand_folders
