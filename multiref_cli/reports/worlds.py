@@ -12,8 +12,9 @@ from multiref_cli.errors import RequestError
 from multiref_cli.evaluation.crossed import estimate
 from multiref_cli.evaluation.statistics import Interval, holm, student_t_cdf
 from multiref_cli.files import write_text
-from multiref_cli.reports.collect import Condition, scorers
+from multiref_cli.reports.collect import Condition
 from multiref_cli.reports.job_section import job_without_world, jobs, plus_minus
+from multiref_cli.reports.metrics import scorers
 from multiref_cli.reports.page import Page
 from multiref_cli.reports.verdicts import Verdict, compare_job
 
