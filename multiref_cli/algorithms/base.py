@@ -12,6 +12,7 @@ from torch import Tensor
 from multiref_cli.config.schema import Data, Experiment, Model
 from multiref_cli.data.rows import Split
 from multiref_cli.models.load import load_causal_lm, new_causal_lm
+from multiref_cli.models.precision import Precision
 from multiref_cli.references.base import Reference, references_of
 from multiref_cli.references.store import ReferenceStore, Scoring
 from multiref_cli.references.tokens import first_difference
@@ -53,6 +54,11 @@ class Job:
         return self.experiment.hardware.device_name
 
     @property
+    def precision(self) -> Precision:
+        """How the policy computes."""
+        return Precision(self.experiment.precision, self.device)
+
+    @property
     def reference_device(self) -> str:
         """Torch device of the references."""
         return self.experiment.hardware.reference_device or self.device
@@ -66,7 +72,7 @@ class Job:
         """
         experiment = self.experiment
         wanted = experiment.active_references if active else experiment.references
-        return references_of(wanted, self.reference_device, experiment.hardware.dtype_name(), together)
+        return references_of(wanted, self.reference_device, experiment.reference_type, together)
 
     def foreign_tokenizer(self, reference: Reference) -> Any:
         """The reference's tokenizer where the policy's ids mean something else to it, else None."""
@@ -175,7 +181,7 @@ def load_policy(job: Job, path: str | None = None) -> LanguageModel:
         path: a trained policy's folder to load in place of the configured start.
     """
     policy, device = job.experiment.policy, job.device
-    dtype = job.experiment.hardware.dtype_name(policy.dtype)
+    dtype = job.precision.parameters(adapted=bool(policy.lora or policy.adapter))
     if path is not None:
         return load_causal_lm(Model(path=path), device, dtype)
     torch.manual_seed(derive(job.experiment.seed, "initialization"))

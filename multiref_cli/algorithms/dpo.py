@@ -20,6 +20,7 @@ from multiref_cli.models.decoder import sharing_width
 from multiref_cli.models.files import fingerprint
 from multiref_cli.models.logprobs import token_logps
 from multiref_cli.models.packing import Packed, micro_batches, pack, row_length, sharing_pays
+from multiref_cli.models.precision import product_type
 from multiref_cli.objectives.divergence import is_clipped, total_score
 from multiref_cli.objectives.mixing import log_mixed
 from multiref_cli.objectives.mrpo import TrustRegion, adjusted_references
@@ -301,7 +302,7 @@ class Dpo:
         expected = float(self.loss_of(self.stored.references[start][:, rows], rows, len(rows))[0])
         with torch.no_grad():
             actual = sum(float(self.loss(model, micro)[0]) for micro in self.batch(0).micros)
-        tolerance = _START_TOLERANCE[next(model.parameters()).dtype == torch.float32] * max(1.0, abs(expected))
+        tolerance = _START_TOLERANCE[product_type(next(model.parameters())) == torch.float32] * max(1.0, abs(expected))
         exact = " (ln 2)" if abs(expected - math.log(2)) < 1e-9 else ""
         progress.note(f"loss before the first step: {actual:.6f}, expected {expected:.6f}{exact}")
         if abs(actual - expected) > tolerance:

@@ -34,7 +34,7 @@ def assemble(job: Job, progress: Progress) -> Trainee:
     """Load the trunk, with a new score head where it has none."""
     experiment = job.experiment
     torch.manual_seed(derive(experiment.seed, "initialization"))
-    dtype = experiment.hardware.dtype_name(experiment.policy.dtype)
+    dtype = job.precision.parameters(adapted=bool(experiment.policy.lora or experiment.policy.adapter))
     model = load_reward_model(experiment.policy, job.device, dtype, trainable=True)
     return Trainee(model, RewardModel(experiment, job.data.train))
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from multiref_cli.config.algorithms import DpoSettings, OnlineSettings
 from multiref_cli.config.regularizer import Estimator, Level, States
+from multiref_cli.config.schema import PRECISIONS
 from multiref_cli.config.weights import weights_of
 from multiref_cli.errors import RequestError
 
@@ -72,6 +73,8 @@ def _check_numbers(experiment: "Experiment") -> None:
     _choice("evaluation.split", experiment.evaluation.split, ("held_out", "train"))
     _choice("rollout.engine", experiment.rollout.engine, ("transformers", "vllm"))
     _choice("hardware.dtype", experiment.hardware.dtype, ("auto", "float32", "bfloat16"))
+    _choice("hardware.precision", experiment.hardware.precision, ("auto", *PRECISIONS))
+    _choice("policy.dtype", experiment.policy.dtype or "float32", ("float32", "bfloat16"))
 
 
 def _check_preferences(settings: DpoSettings, beta: float) -> None:

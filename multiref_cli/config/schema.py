@@ -152,11 +152,16 @@ class Tracking:
     tags: list[str] = field(default_factory=list)
 
 
+# Ways to train, and the type of the trained parameters in each (models.precision); `auto` is one of the first two.
+PRECISIONS = {"float32": "float32", "bf16_mixed": "float32", "bf16_master": "bfloat16", "bf16": "bfloat16"}
+
+
 @dataclass(frozen=True)
 class Hardware:
     device: str = "auto"
     reference_device: Optional[str] = None
     dtype: str = "auto"
+    precision: str = "auto"
     threads: Optional[int] = None
     cache_dir: Optional[str] = None
     checkpoint_every: int = 50
@@ -174,7 +179,7 @@ class Hardware:
         return "cuda" if torch.cuda.is_available() else "cpu"
 
     def dtype_name(self, given: str | None = None) -> str:
-        """Parameter type of a model: its own, else hardware.dtype, else bfloat16 on GPU and float32 elsewhere."""
+        """Parameter type of a frozen model: its own, else hardware.dtype, else bfloat16 on GPU, float32 elsewhere."""
         if given:
             return given
         if self.dtype != "auto":
@@ -198,7 +203,7 @@ class RunSettings:
 TOY = "toy:"
 # Parts that can change without changing a result: where it runs, where it is written, how it is watched.
 _WITHOUT_EFFECT = ("run", "tracking", "hardware")
-_HARDWARE_WITH_EFFECT = ("dtype",)
+_HARDWARE_WITH_EFFECT = ("dtype", "precision")
 
 
 @dataclass(frozen=True)
@@ -253,6 +258,21 @@ class Experiment:
     def terms(self) -> tuple[Term, ...]:
         """The summands of the penalty towards the active references; empty where there is none."""
         return self.penalty.terms(self.active_weights) if self.regularized else ()
+
+    @property
+    def precision(self) -> str:
+        """How the policy is trained, one of PRECISIONS."""
+        if self.hardware.precision != "auto":
+            return self.hardware.precision
+        return "bf16_mixed" if self.hardware.dtype_name(self.policy.dtype) == "bfloat16" else "float32"
+
+    @property
+    def reference_type(self) -> str:
+        """What references that name no type compute in: hardware.dtype, but as the policy does where a score is
+        exponential in the log-ratio, so that the rounding of both is the same."""
+        exponential = any(term.score_order != 0 for term in self.terms)
+        mixed = exponential and self.precision == "bf16_mixed"
+        return "bf16_mixed" if mixed else self.hardware.dtype_name()
 
     @property
     def regularized(self) -> bool:

@@ -13,6 +13,7 @@ from multiref_cli.files import sync_folder, sync_tree
 from multiref_cli.models.decoder import check_head, unwrap
 from multiref_cli.models.files import resolve, safetensors_header, weight_files
 from multiref_cli.models.lora import merged
+from multiref_cli.models.precision import parameter_type
 from multiref_cli.types import Device, LanguageModel, Tokenizer
 
 _PROBE = "The answer is 42."
@@ -241,10 +242,11 @@ def _open(kind: Any, model: Model, dtype: str | None, may_miss: bool, **settings
 def _dtype(name: str | None) -> Any:
     import torch
 
+    name = parameter_type(name or "float32")
     allowed = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-    if (name or "float32") not in allowed:
+    if name not in allowed:
         raise RequestError(f"dtype is {name!r}; allowed: {', '.join(allowed)}.")
-    return allowed[name or "float32"]
+    return allowed[name]
 
 
 def _lora(model: Model) -> Any:

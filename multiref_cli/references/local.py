@@ -14,6 +14,7 @@ from multiref_cli.models.files import fingerprint
 from multiref_cli.models.load import load_causal_lm, load_tokenizer
 from multiref_cli.models.logprobs import token_logps
 from multiref_cli.models.packing import Packed
+from multiref_cli.models.precision import Precision
 from multiref_cli.rollouts.engine import Completion, Sampling
 from multiref_cli.rollouts.transformers_engine import TransformersEngine
 from multiref_cli.types import Device
@@ -38,6 +39,7 @@ class LocalReference:
             opener: opens the model; None: from its own folder.
         """
         self.spec, self.name, self.device, self.dtype = spec, spec.name, device, spec.dtype or dtype
+        self.precision = Precision(self.dtype, str(device))
         self._opener = opener or (lambda: load_causal_lm(spec, device, self.dtype))
         self._model: Any = None
 
@@ -70,7 +72,8 @@ class LocalReference:
     def token_logps(self, rows: Packed, temperature: float = 1.0, vocabulary: int | None = None) -> Tensor:
         """(B, T) log-probabilities of the completion tokens, on the model's device."""
         device = next(self.module.parameters()).device
-        return token_logps(self.model, rows.to(device), temperature, vocabulary=vocabulary).logps
+        with self.precision.autocast():
+            return token_logps(self.model, rows.to(device), temperature, vocabulary=vocabulary).logps
 
     def generate(
         self,
@@ -82,7 +85,9 @@ class LocalReference:
         vocabulary: int | None = None,
     ) -> list[list[Completion]]:
         """[P][G] responses, drawn by the engine that policies are sampled with."""
-        return TransformersEngine(self.model, 0, batch_size, vocabulary).generate(prompts, group_size, sampling, seeds)
+        engine = TransformersEngine(self.model, 0, batch_size, vocabulary)
+        with self.precision.autocast():
+            return engine.generate(prompts, group_size, sampling, seeds)
 
     @contextmanager
     def visiting(self, device: Device) -> Iterator[None]:

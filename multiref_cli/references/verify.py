@@ -18,7 +18,7 @@ from multiref_cli.references.rows import stored_rows
 from multiref_cli.tracking.progress import Progress
 
 # How far a token's value may be from the stored one, in nats: other batches round in another order.
-_TOLERANCE = {"float64": 1e-6, "float32": 1e-3, "bfloat16": 0.5, "float16": 0.1}
+_TOLERANCE = {"float64": 1e-6, "float32": 1e-3, "bfloat16": 0.5, "float16": 0.1, "bf16_mixed": 0.5}
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from multiref_cli.models.precision import product_type
 from multiref_cli.types import LanguageModel
 
 _FAMILIES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
@@ -34,18 +35,24 @@ def supports(model: LanguageModel) -> bool:
 
 
 class Weights:
-    """The model's tensors by name, read once per generation; projections fused where the model is small."""
+    """The model's tensors by name, read once per generation; projections fused where the model is small.
+
+    Under autocast they are copies in its type: every token reads all of them, and half as many bytes are read.
+    """
 
     def __init__(self, model: LanguageModel):
         """Reads a model that `supports` accepts."""
+        kind = product_type(model.model.embed_tokens.weight)
         config, body = model.config, model.model
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.epsilon = config.rms_norm_eps
-        self.embedding, self.norm, self.head = body.embed_tokens.weight, body.norm.weight, model.lm_head
+        self.embedding, self.norm = body.embed_tokens.weight.to(kind), body.norm.weight.to(kind)
+        tied = model.lm_head.weight is body.embed_tokens.weight
+        self.head = self.embedding if tied else model.lm_head.weight.to(kind)
         self.rotary = body.rotary_emb
         fuse = sum(p.numel() for p in model.parameters()) < _FUSE_BELOW
-        self.layers = [_Layer(layer, fuse) for layer in body.layers]
+        self.layers = [_Layer(layer, fuse, kind) for layer in body.layers]
 
     def rotations(self, length: int) -> tuple[Tensor, Tensor]:
         """cos and signed sin (length, D) of positions 0..length-1; the sign turns rotate-half into a roll."""
@@ -56,21 +63,27 @@ class Weights:
 
 
 class _Layer:
-    def __init__(self, layer: Any, fuse: bool):
+    def __init__(self, layer: Any, fuse: bool, kind: torch.dtype):
         attention, mlp = layer.self_attn, layer.mlp
-        self.input_norm, self.middle_norm = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
-        self.projections = _group([attention.q_proj, attention.k_proj, attention.v_proj], fuse)
-        self.gates = _group([mlp.gate_proj, mlp.up_proj], fuse)
-        self.output, self.down = attention.o_proj, mlp.down_proj
-        self.query_norm = getattr(getattr(attention, "q_norm", None), "weight", None)
-        self.key_norm = getattr(getattr(attention, "k_norm", None), "weight", None)
+        self.input_norm = layer.input_layernorm.weight.to(kind)
+        self.middle_norm = layer.post_attention_layernorm.weight.to(kind)
+        self.projections = _group([attention.q_proj, attention.k_proj, attention.v_proj], fuse, kind)
+        self.gates = _group([mlp.gate_proj, mlp.up_proj], fuse, kind)
+        self.output, self.down = _cast(attention.o_proj, kind), _cast(mlp.down_proj, kind)
+        norms = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
+        self.query_norm, self.key_norm = (None if one is None else one.weight.to(kind) for one in norms)
 
 
-def _group(linears: list[nn.Linear], fuse: bool) -> list[tuple[Tensor, Tensor | None]]:
+def _cast(linear: nn.Linear, kind: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias in a type."""
+    return linear.weight.to(kind), None if linear.bias is None else linear.bias.to(kind)
+
+
+def _group(linears: list[nn.Linear], fuse: bool, kind: torch.dtype) -> list[tuple[Tensor, Tensor | None]]:
     if not fuse:
-        return [(linear.weight, linear.bias) for linear in linears]
-    bias = None if linears[0].bias is None else torch.cat([linear.bias for linear in linears])
-    return [(torch.cat([linear.weight for linear in linears]), bias)]
+        return [_cast(linear, kind) for linear in linears]
+    bias = None if linears[0].bias is None else torch.cat([linear.bias for linear in linears]).to(kind)
+    return [(torch.cat([linear.weight for linear in linears]).to(kind), bias)]
 
 
 def _project(x: Tensor, group: list[tuple[Tensor, Tensor | None]]) -> Tensor:
@@ -230,12 +243,12 @@ class LeanSession:
         return x if self.slots is None else x[self.slots]
 
     def _after_attention(self, layer: _Layer, x: Tensor, mixed: Tensor) -> Tensor:
-        x = x + F.linear(mixed, layer.output.weight, layer.output.bias)
+        x = x + F.linear(mixed, *layer.output)
         gate, up = _project(_norm(x, layer.middle_norm, self.weights.epsilon), layer.gates).chunk(2, -1)
-        return x + F.linear(F.silu(gate) * up, layer.down.weight, layer.down.bias)
+        return x + F.linear(F.silu(gate) * up, *layer.down)
 
     def _head(self, x: Tensor) -> Tensor:
-        return F.linear(_norm(x, self.weights.norm, self.weights.epsilon), self.weights.head.weight)
+        return F.linear(_norm(x, self.weights.norm, self.weights.epsilon), self.weights.head)
 
     def _replay(self, tokens: Tensor) -> Tensor:
         """The step as a CUDA graph, captured anew whenever rows have left; every address in it is static."""

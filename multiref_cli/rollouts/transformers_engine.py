@@ -1,12 +1,14 @@
 """Rollouts from the very model in training: prompt computed once a group, static KV memory, own sampler."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from multiref_cli.errors import RequestError
+from multiref_cli.models.precision import product_type
 from multiref_cli.rollouts import lean, static_cache
 from multiref_cli.rollouts.engine import Completion, Sampling
 from multiref_cli.rollouts.sampling import draw, uniforms
@@ -65,7 +67,6 @@ class TransformersEngine:
             RequestError: `cuda_graphs` without the lean decoder or without an NVIDIA GPU.
         """
         self.model, self.pad_id, self.batch_size, self.vocabulary = model, pad_id, batch_size, vocabulary
-        self.exact_logps = next(model.parameters()).dtype in (torch.float32, torch.float64)
         self.lean = lean_decoder and lean.supports(model)
         self.cuda_graphs = cuda_graphs
         if cuda_graphs and not (self.lean and next(model.parameters()).is_cuda):
@@ -73,6 +74,11 @@ class TransformersEngine:
                 "rollout.options.cuda_graphs=true needs an NVIDIA GPU and a Llama, Qwen2 or Qwen3 policy without an "
                 "adapter: set it to false."
             )
+
+    @property
+    def exact_logps(self) -> bool:
+        """Whether a completion's log-probs are the trainer's own, rounding of float32 aside."""
+        return product_type(next(self.model.parameters())) in (torch.float32, torch.float64)
 
     def generate(
         self, prompts: Sequence[Sequence[int]], group_size: int, sampling: Sampling, seeds: list[int]
@@ -87,10 +93,16 @@ class TransformersEngine:
         self.model.eval()
         try:
             with torch.inference_mode():
-                chunks = self.chunks(prompts, group_size)
-                return decode_chunks(chunks, prompts, group_size, sampling, seeds, self.opener(), self.vocabulary)
+                chunks, opener = self.chunks(prompts, group_size), self.opener()
+                with self._own_types():
+                    return decode_chunks(chunks, prompts, group_size, sampling, seeds, opener, self.vocabulary)
         finally:
             self.model.train(training)
+
+    def _own_types(self) -> AbstractContextManager[None]:
+        """Without autocast for the lean decoder, whose weights are in its type already."""
+        kind = next(self.model.parameters()).device.type
+        return torch.autocast(kind, enabled=False) if self.lean else nullcontext()
 
     def opener(self) -> Opener:
         """A function (prompts, group size, new tokens) -> session, over the weights as they are now."""

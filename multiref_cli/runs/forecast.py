@@ -9,6 +9,7 @@ from multiref_cli.config.schema import Experiment
 from multiref_cli.data.chat import completion_mask
 from multiref_cli.errors import HubUnreachable
 from multiref_cli.models.load import parameter_count
+from multiref_cli.models.precision import parameter_type
 from multiref_cli.runs.run import open_job
 from multiref_cli.tracking.progress import Silent, duration
 from multiref_cli.world.worlds import missing
@@ -54,7 +55,7 @@ def forecast(experiment: Experiment) -> Forecast:
         ["condition", experiment.condition],
         ["config hash", experiment.hash],
         ["run folder", str(experiment.folder)],
-        ["device, dtype", f"{experiment.hardware.device_name}, {experiment.hardware.dtype_name()}"],
+        ["device, precision", f"{experiment.hardware.device_name}, {experiment.precision}"],
     ]
     unmade = missing(experiment)
     if unmade:
@@ -136,10 +137,11 @@ def cost(job: Job) -> Cost | None:
         stored = _FORWARD * references * (len(job.data.train) + len(job.data.held_out)) * each
     measured = sum(sizes[id(one)] for one in (*everyone, *scorer))
     evaluation = _FORWARD * (2 * policy + measured) * _evaluated_tokens(job)
-    bytes_each = 2 if experiment.hardware.dtype_name() == "bfloat16" else 4
     trained = 0.02 if experiment.policy.lora else 1.0
     resident = max(references if experiment.algorithm.online else 0, measured)
-    memory = bytes_each * (policy * (1 + 3 * trained) + resident)
+    frozen = 4 if parameter_type(experiment.reference_type) == "float32" else 2
+    base, each_trained = job.precision.bytes_of(adapted=bool(experiment.policy.lora))
+    memory = policy * (base + each_trained * trained) + frozen * resident
     return Cost(training / speed, evaluation / speed, stored / speed, memory)
 
 

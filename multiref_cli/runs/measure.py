@@ -49,6 +49,11 @@ class Outcome:
 
 def measure(job: Job, model: LanguageModel, progress: Progress) -> Outcome:
     """Measure a trained model: held-out preference pairs, then samples of held-out prompts."""
+    with job.precision.autocast():
+        return _measure(job, model, progress)
+
+
+def _measure(job: Job, model: LanguageModel, progress: Progress) -> Outcome:
     settings, algorithm = job.experiment.evaluation, job.experiment.algorithm
     metrics: dict[str, dict[str, float]] = {}
     pairs: list[dict[str, Any]] = []

@@ -14,6 +14,7 @@ from multiref_cli.errors import RequestError, RunError
 from multiref_cli.files import read_json, write_lines
 from multiref_cli.models.files import fingerprint
 from multiref_cli.models.load import save_policy
+from multiref_cli.models.precision import lost_share
 from multiref_cli.runs.job import check_parts, prepare, set_up_torch
 from multiref_cli.runs.measure import Outcome, measure, measure_folder
 from multiref_cli.seeding import seed_everything
@@ -24,6 +25,7 @@ from multiref_cli.tracking.wandb import open_mirror
 from multiref_cli.training.checkpoint import discard_checkpoints
 from multiref_cli.training.loop import Loop
 from multiref_cli.training.optimizer import Optimizers
+from multiref_cli.types import LanguageModel
 from multiref_cli.world.worlds import localized
 
 # Writes the report of a run folder and returns its first page.
@@ -160,11 +162,22 @@ def _execute(job: Job, run: RunDir, progress: Heartbeat) -> None:
         progress.note(job.data.report.summary())
     seed_everything(job.experiment.seed)
     trainee = module_of(job.experiment).assemble(job, progress)
-    optimizers = Optimizers(trainee.model, job.experiment.optimizer, job.total_steps)
-    Loop(run, trainee, optimizers, job.experiment.hardware, identity(job)).fit(progress)
+    experiment, precision = job.experiment, job.precision
+    optimizers = Optimizers(trainee.model, experiment.optimizer, job.total_steps, precision.masters)
+    trainee.notes.extend(_precision_notes(trainee.model, experiment))
+    Loop(run, trainee, optimizers, experiment.hardware, identity(job), precision).fit(progress)
     save_policy(trainee.model, job.tokenizer, run.path / "policy")
     _write_outcome(job, run, measure(job, trainee.model, progress), trainee.notes, job.asked.hash)
     discard_checkpoints(run.path / "checkpoints")
+
+
+def _precision_notes(model: LanguageModel, experiment: Experiment) -> list[str]:
+    """What a report must say of a training in bfloat16 alone."""
+    if experiment.precision != "bf16":
+        return []
+    rate = experiment.optimizer.learning_rate
+    share = lost_share(model, rate)
+    return [f"trained in bfloat16 alone: a step of the learning rate {rate:g} is lost in {share:.1%} of the weights"]
 
 
 def _write_outcome(

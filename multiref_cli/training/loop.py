@@ -13,6 +13,7 @@ import torch
 from multiref_cli.algorithms.base import Batch, Stateful, Trainee
 from multiref_cli.config import schema
 from multiref_cli.errors import RunError
+from multiref_cli.models.precision import FLOAT32, Precision
 from multiref_cli.tracking.metrics import Averages
 from multiref_cli.tracking.progress import Progress
 from multiref_cli.tracking.run_dir import RunDir
@@ -34,6 +35,7 @@ class Loop:
         optimizers: Optimizers,
         hardware: schema.Hardware,
         identity: Mapping[str, Any],
+        precision: Precision = FLOAT32,
     ) -> None:
         """Takes everything ready-made.
 
@@ -43,9 +45,11 @@ class Loop:
             optimizers: of the model.
             hardware: how often to log and to checkpoint.
             identity: what must not change across a resume; kept in every checkpoint.
+            precision: that the model computes in.
         """
         self.run, self.trainee, self.optimizers, self.hardware = run, trainee, optimizers, hardware
         self.model, self.objective, self.identity = trainee.model, trainee.objective, dict(identity)
+        self.precision = precision
         self.step = 0
 
     def fit(self, progress: Progress) -> None:
@@ -58,7 +62,8 @@ class Loop:
         total = self.optimizers.total
         self._restore()
         if self.step == 0 and self.trainee.check_start is not None:
-            self.trainee.check_start(progress)
+            with self.precision.autocast():
+                self.trainee.check_start(progress)
         self.model.train()
         with _stop_requests() as stop_requested:
             while self.step < total:
@@ -77,11 +82,13 @@ class Loop:
 
     def _one_step(self) -> dict[str, float]:
         started = time.perf_counter()
-        batch = self.objective.batch(self.step)
+        with self.precision.autocast():
+            batch = self.objective.batch(self.step)
         averages, loss = Averages(), 0.0
         ready = time.perf_counter()
         for micro in batch.micros:
-            share, values = self.objective.loss(self.model, micro)
+            with self.precision.autocast():
+                share, values = self.objective.loss(self.model, micro)
             share.backward()
             averages.update(values)
             loss += float(share.detach())

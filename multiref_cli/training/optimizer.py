@@ -31,10 +31,20 @@ def schedule(step: int, total: int, settings: schema.Optimizer) -> float:
 class Optimizers:
     """AdamW, or Muon for hidden matrices beside AdamW for the rest, behind one step."""
 
-    def __init__(self, model: LanguageModel, settings: schema.Optimizer, total: int) -> None:
+    def __init__(self, model: LanguageModel, settings: schema.Optimizer, total: int, masters: bool = False) -> None:
+        """Takes the parameters that have a gradient.
+
+        Args:
+            model: to train.
+            settings: of the config.
+            total: optimizer steps of the run.
+            masters: update a float32 copy of every parameter, with float32 moments, and round it after each step.
+        """
         self.settings, self.total = settings, total
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        muon = _hidden_matrices(model) if settings.name == "muon" else []
+        self.trained = [p for p in model.parameters() if p.requires_grad]
+        self.parameters = [nn.Parameter(p.detach().float().clone()) for p in self.trained] if masters else self.trained
+        copies = {id(p): copy for p, copy in zip(self.trained, self.parameters)}
+        muon = [copies[id(p)] for p in _hidden_matrices(model)] if settings.name == "muon" else []
         chosen = {id(p) for p in muon}
         rest = [p for p in self.parameters if id(p) not in chosen]
         groups = [
@@ -55,6 +65,7 @@ class Optimizers:
         Returns:
             `gradient_norm` (before clipping) and `learning_rate`.
         """
+        self._take_gradients()
         limit = self.settings.max_gradient_norm or math.inf
         norm = float(nn.utils.clip_grad_norm_(self.parameters, limit))
         multiplier = schedule(step, self.total, self.settings)
@@ -63,18 +74,43 @@ class Optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = peak * multiplier
                 optimizer.step()
+            self._give_weights()
         for optimizer, _ in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         return {"gradient_norm": norm, "learning_rate": self.optimizers[0][1] * multiplier}
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """States of the optimizers, in order."""
-        return [optimizer.state_dict() for optimizer, _ in self.optimizers]
+        """States of the optimizers, in order, and the float32 copies of the weights where there are any."""
+        copies = [{"masters": [p.detach() for p in self.parameters]}] if self._masters else []
+        return [optimizer.state_dict() for optimizer, _ in self.optimizers] + copies
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
         """Restore what `state_dict` gave."""
         for (optimizer, _), state in zip(self.optimizers, states):
             optimizer.load_state_dict(state)
+        if self._masters:
+            with torch.no_grad():
+                for copy, saved in zip(self.parameters, states[-1]["masters"]):
+                    copy.copy_(saved)
+
+    @property
+    def _masters(self) -> bool:
+        return self.parameters is not self.trained
+
+    @torch.no_grad()
+    def _take_gradients(self) -> None:
+        """Move the gradients of the trained parameters to their copies."""
+        if self._masters:
+            for copy, parameter in zip(self.parameters, self.trained):
+                copy.grad = None if parameter.grad is None else parameter.grad.float()
+                parameter.grad = None
+
+    @torch.no_grad()
+    def _give_weights(self) -> None:
+        """Round the copies into the trained parameters."""
+        if self._masters:
+            for copy, parameter in zip(self.parameters, self.trained):
+                parameter.copy_(copy)
 
 
 def _hidden_matrices(model: LanguageModel) -> list[nn.Parameter]:

@@ -1,0 +1,88 @@
+"""How a model computes while it is trained: the type of its parameters, of its matrix products, of its master copy.
+
+An AdamW step of 1e-6 is lost to rounding in almost every bfloat16 weight, so bfloat16 parameters alone do not train:
+either the parameters are float32 and the products run in bfloat16 (autocast), or the optimizer keeps a float32 copy.
+"""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+
+from multiref_cli.config.schema import PRECISIONS
+from multiref_cli.types import LanguageModel
+
+# Relative spacing of bfloat16 numbers just above a power of two: 8 bits of significand, one of them implied.
+_SPACING = 2.0**-7
+
+
+def parameter_type(name: str) -> str:
+    """The parameter type of a model that is said to compute in a precision or in a plain type."""
+    return PRECISIONS.get(name, name)
+
+
+@dataclass(frozen=True)
+class Precision:
+    """One of PRECISIONS (or a plain type, for a frozen model) on a device.
+
+    Attributes:
+        name: float32; bf16_mixed: float32 parameters, bfloat16 products; bf16_master: bfloat16 parameters and a
+            float32 copy in the optimizer; bf16: bfloat16 throughout.
+        device: torch device of the model.
+    """
+
+    name: str = "float32"
+    device: str = "cpu"
+
+    def parameters(self, adapted: bool) -> str:
+        """Type of the policy's parameters; a frozen base (`adapted`) is never updated, so bfloat16 holds it as well."""
+        return "bfloat16" if adapted and self.name != "float32" else PRECISIONS[self.name]
+
+    def bytes_of(self, adapted: bool) -> tuple[int, int]:
+        """Bytes of a parameter, and what training adds for one: gradient, two moments, the float32 copy."""
+        held = 2 if self.parameters(adapted) == "bfloat16" else 4
+        added = {"float32": 12, "bf16_mixed": 12, "bf16_master": 14, "bf16": 6}[self.name]
+        return held, added
+
+    @property
+    def masters(self) -> bool:
+        """Whether the optimizer updates a float32 copy of the parameters."""
+        return self.name == "bf16_master"
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Around everything that computes with the model, the backward pass aside.
+
+        Entered anew for each step: the casts of the parameters are kept until the context ends.
+        """
+        kind = torch.device(self.device).type
+        return torch.autocast(kind, dtype=torch.bfloat16, enabled=self.name == "bf16_mixed")
+
+
+FLOAT32 = Precision()
+
+
+def product_type(tensor: torch.Tensor) -> torch.dtype:
+    """The type that matrix products with a parameter have here: autocast's where it is on, else its own."""
+    kind = tensor.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
+
+
+def lost_share(model: LanguageModel, step: float) -> float:
+    """Share of the trained bfloat16 weights that a change of `step` leaves as they are: it is less than half of their
+    spacing.
+
+    Args:
+        model: to train.
+        step: size of a weight's change; AdamW's is at most about its learning rate.
+
+    Returns:
+        0 to 1; 0 where nothing that is trained is bfloat16.
+    """
+    lost = total = 0
+    for weight in model.parameters():
+        if weight.requires_grad and weight.dtype == torch.bfloat16:
+            size = weight.detach().float().abs()
+            spacing = torch.exp2(size.clamp(min=torch.finfo(torch.float32).tiny).log2().floor()) * _SPACING
+            lost += int((step < spacing / 2).sum())
+            total += size.numel()
+    return lost / total if total else 0.0
