@@ -47,12 +47,11 @@ class Completion:
 
 
 class Engine(Protocol):
-    """Whatever turns prompts into completions.
+    """Whatever turns prompts into completions."""
 
-    `exact_logps` says whether its log-probs are the trainer's own up to float32 rounding.
-    """
-
-    exact_logps: bool
+    @property
+    def exact_logps(self) -> bool:
+        """Whether its log-probs are the trainer's own up to float32 rounding."""
 
     def generate(
         self, prompts: Sequence[Sequence[int]], group_size: int, sampling: Sampling, seeds: list[int]
