@@ -11,6 +11,7 @@ from torch import Tensor
 
 from multiref_cli.config.schema import Data, Experiment, Model
 from multiref_cli.data.rows import Split
+from multiref_cli.data.template import rendering_of
 from multiref_cli.models.load import load_causal_lm, new_causal_lm
 from multiref_cli.references.base import Reference, references_of
 from multiref_cli.references.store import ReferenceStore, Scoring
@@ -66,7 +67,8 @@ class Job:
         """
         experiment = self.experiment
         wanted = experiment.active_references if active else experiment.references
-        return references_of(wanted, self.reference_device, experiment.hardware.dtype_name(), together)
+        dtype, rendering = experiment.hardware.dtype_name(), rendering_of(experiment.data)
+        return references_of(wanted, self.reference_device, dtype, together, rendering)
 
     def foreign_tokenizer(self, reference: Reference) -> Any:
         """The reference's tokenizer where the policy's ids mean something else to it, else None."""

@@ -31,7 +31,7 @@ from multiref_cli.algorithms.window import (
 from multiref_cli.config.algorithms import OnlineSettings
 from multiref_cli.config.objective import deviations, objective
 from multiref_cli.config.schema import Estimator, Experiment, States
-from multiref_cli.data.chat import end_ids
+from multiref_cli.data.chat import end_ids, shape_of
 from multiref_cli.data.prompts import Prompt
 from multiref_cli.models.decoder import honours_shared_prompts
 from multiref_cli.models.logprobs import token_divergence, token_logps
@@ -79,6 +79,7 @@ def assemble_online(job: Job, reward: Callable[[list[Sample]], RewardBatch] | No
         engine=build_engine(experiment.rollout, model, 0, experiment.policy.path, job.vocabulary),
         reward=reward,
         vocabulary=job.vocabulary,
+        opening=shape_of(job.tokenizer).opening,
         may_share=honours_shared_prompts(model),
     )
     if experiment.reads_samples:
@@ -149,6 +150,7 @@ class Parts:
         references: frozen models; None without a penalty, or where the penalty is on stored samples.
         stored: for `states: reference`, for each reference its stored responses, prompt number -> [S] token ids.
         vocabulary: ids shared by policy and references; None: the whole head.
+        opening: what the generation prompt writes of every response, see `data.chat.Shape`.
         may_share: whether every model gives the same hidden states when responses share their prompt's row.
     """
 
@@ -161,6 +163,7 @@ class Parts:
     references: LiveReferences | None = None
     stored: list[dict[int, list[list[int]]]] = field(default_factory=list)
     vocabulary: int | None = None
+    opening: str = ""
     may_share: bool = True
 
 
@@ -286,7 +289,8 @@ class Online:
     def _sample(self, prompt: Prompt, one: Completion) -> Sample:
         ids = one.ids[:-1] if one.finished else one.ids
         text = str(self.parts.tokenizer.decode(ids, skip_special_tokens=True))
-        return Sample(prompt.messages, text, prompt.answer, prompt.extra, one.finished, prompt.row)
+        told = (prompt.answer, prompt.extra, one.finished, prompt.row, self.parts.opening)
+        return Sample(prompt.messages, text, *told)
 
     def _score(self, samples: list[Sample], shape: torch.Size) -> ReferenceScores | None:
         """What the references say of every response, put together from the passes; None where the loss asks them."""

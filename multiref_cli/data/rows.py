@@ -57,6 +57,7 @@ class RowReport:
         truncated: completions that lost their end to max_completion_tokens, and with it their end token.
         duplicates: prompts that another row already has, where a data set of prompts is made of preference pairs.
         shared_prompts: prompts of a given held-out file or split that are also among the training prompts.
+        columns: of the first row.
     """
 
     total: int = 0
@@ -65,6 +66,7 @@ class RowReport:
     truncated: int = 0
     duplicates: int = 0
     shared_prompts: int = 0
+    columns: list[str] = field(default_factory=list)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -292,8 +294,17 @@ def load_split(
     if report.problems and data.bad_rows is BadRows.refuse:
         raise RequestError(f"data.path={data.path} has bad rows and data.bad_rows=refuse: {report.summary()}.")
     if not train:
-        raise RequestError(f"data.path={data.path} has no usable training row: {report.summary()}.")
+        raise RequestError(f"data.path={data.path} has no usable training row: {report.summary()}.{_hint(report)}")
     return Split(train, held_out, report, sha256)
+
+
+def _hint(report: RowReport) -> str:
+    """How columns are named, where rows lack one and it might be there under another name."""
+    lacking = [reason.removeprefix("missing ") for reason in report.counts if reason.startswith("missing ")]
+    if not lacking or not report.columns:
+        return ""
+    there = ", ".join(report.columns)
+    return f" The columns of the first row are {there}: say which one it is with data.columns.{lacking[0]}=COLUMN."
 
 
 def _training_rows(data: Data) -> Rows:
@@ -324,6 +335,7 @@ def _check_source(data: Data) -> None:
 def _parse_rows(source: Rows, parse: Callable[[int, dict[str, Any]], T]) -> tuple[list[T], RowReport]:
     report, kept = RowReport(total=len(source), problems=list(source.problems)), []
     for number, row in source:
+        report.columns = report.columns or list(map(str, row))
         try:
             kept.append(parse(number, row))
         except BadRow as problem:

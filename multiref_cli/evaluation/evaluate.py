@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from multiref_cli.config.schema import Evaluation, Experiment, Level
+from multiref_cli.data.chat import shape_of
 from multiref_cli.data.prompts import Prompt
 from multiref_cli.evaluation.statistics import bootstrap_interval, wins
 from multiref_cli.models.logprobs import score_references, token_logps
@@ -108,7 +109,7 @@ class Evaluator:
 
     def samples(self, completions: list[list[Completion]]) -> list[Sample]:
         """Responses as the scorers read them, prompt-major."""
-        ends = set(self.end_ids)
+        ends, opening = set(self.end_ids), shape_of(self.tokenizer).opening
         rows = []
         for prompt, group in zip(self.prompts, completions):
             for one in group:
@@ -122,6 +123,7 @@ class Evaluator:
                         extra=prompt.extra,
                         finished=one.finished,
                         row=prompt.row,
+                        opening=opening,
                     )
                 )
         return rows
@@ -135,7 +137,7 @@ class Evaluator:
         flat = [one for group in completions for one in group]
         each = len(flat) // len(self.prompts)
         sequences = [
-            Sequence(tuple(self.prompts[i // each].ids), tuple(one.ids), sample.messages, sample.completion)
+            Sequence(tuple(self.prompts[i // each].ids), tuple(one.ids), sample.messages, sample.whole)
             for i, (one, sample) in enumerate(zip(flat, self.samples(completions)))
         ]
         if engine.exact_logps:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from multiref_cli.config.schema import Lora, Model, Policy
+from multiref_cli.data.template import Rendering, attach
 from multiref_cli.errors import RequestError
-from multiref_cli.files import sync_folder, sync_tree
+from multiref_cli.files import read_object, sync_folder, sync_tree
 from multiref_cli.models.decoder import check_head, unwrap
 from multiref_cli.models.files import resolve, safetensors_header, weight_files
 from multiref_cli.models.lora import merged
@@ -18,7 +19,7 @@ from multiref_cli.types import Device, LanguageModel, Tokenizer
 _PROBE = "The answer is 42."
 
 
-def load_tokenizer(model: Model) -> Any:
+def load_tokenizer(model: Model, rendering: Rendering | None = None) -> Any:
     """Open the tokenizer of a model and check that it makes tokens.
 
     Where config.json says `qwen2`, AutoTokenizer ignores a tokenizer.json of another kind and returns empty or unknown
@@ -26,9 +27,10 @@ def load_tokenizer(model: Model) -> Any:
 
     Args:
         model: a schema.Model; its `tokenizer` path, else its own path.
+        rendering: what its chat template is told; None: the defaults.
 
     Returns:
-        A transformers tokenizer that has a pad token (eos where it brought none) and pads on the right.
+        A transformers tokenizer as it was saved, with what the model stops at attached (see `data.template.attach`).
 
     Raises:
         RequestError: a path that leads nowhere, no tokenizer there, or one that turns text into nothing.
@@ -46,13 +48,26 @@ def load_tokenizer(model: Model) -> Any:
             raise RequestError(f"{path} has no tokenizer that can be opened ({_first_line(error)}).") from error
         ids = tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
         if ids and ids == (expected or ids):
-            if tokenizer.pad_token_id is None:
-                tokenizer.pad_token = tokenizer.eos_token
-            tokenizer.padding_side = "right"
+            attach(tokenizer, rendering or Rendering(), _ends(model, folder))
             return tokenizer
     raise RequestError(
         f"the tokenizer of {path} turns {_PROBE!r} into no tokens: give another one with tokenizer=PATH."
     )
+
+
+def _ends(model: Model, tokenizer_folder: Path) -> list[int]:
+    """The ids that the model's own settings end at: Llama 3 and Phi-3 name some there that no template writes."""
+    folders = [tokenizer_folder]
+    if model.tokenizer:
+        folders.insert(0, resolve(model.path, model.revision, weights=False))
+    found: list[int] = []
+    for folder in folders:
+        for name in ("generation_config.json", "config.json"):
+            ends = (read_object(folder / name) or {}).get("eos_token_id")
+            found += [i for i in (ends if isinstance(ends, list) else [ends]) if type(i) is int]
+            if ends is not None:  # config.json counts where there are no generation settings
+                break
+    return found
 
 
 def load_causal_lm(model: Model, device: Device = "cpu", dtype: str | None = None, trainable: bool = False) -> Any:

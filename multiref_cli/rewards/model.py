@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multiref_cli.data.chat import Message, conversation_ids
+from multiref_cli.data.chat import after_end_ids, conversation_ids
+from multiref_cli.data.template import Rendering, attach
 from multiref_cli.errors import RequestError, RunError
 from multiref_cli.models.decoder import unwrap
 from multiref_cli.rewards.sample import Sample, in_process
@@ -106,14 +107,9 @@ class RewardModelScorer:
 
     def encode(self, sample: Sample) -> list[int]:
         """The ids of a conversation as this reward model reads them."""
-        if self.whole_template and self.tokenizer.chat_template and sample.finished:
-            turns: list[Message] = [*sample.messages, {"role": "assistant", "content": sample.completion}]
-            text = self.tokenizer.apply_chat_template(turns, tokenize=False)
-            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        else:
-            ids = conversation_ids(self.tokenizer, sample.messages, sample.completion)
-            ids = ids if sample.finished else ids[:-1]
-        return list(ids[: self.max_tokens])
+        prompt, (completion,) = conversation_ids(self.tokenizer, sample.messages, [sample.whole], sample.finished)
+        after = after_end_ids(self.tokenizer) if self.whole_template and sample.finished else []
+        return [*prompt, *completion, *after][: self.max_tokens]
 
     __call__ = score
 
@@ -128,6 +124,8 @@ def reward_model(
     max_tokens: int | None = None,
     batch_tokens: int = 16384,
     whole_template: bool = False,
+    date: str = Rendering.date,
+    chat_template_kwargs: dict[str, Any] | None = None,
 ) -> list[float]:
     """A trained reward model as a reward function; the model is opened once and kept.
 
@@ -140,11 +138,14 @@ def reward_model(
         max_tokens: see RewardModelScorer.
         batch_tokens: see RewardModelScorer.
         whole_template: see RewardModelScorer.
+        date: what its chat template takes for today.
+        chat_template_kwargs: further variables for its chat template.
 
     Returns:
         (B,) scores.
     """
     model, tokenizer = _open(path, revision, dtype, device)
+    attach(tokenizer, Rendering(date, dict(chat_template_kwargs or {})))
     return RewardModelScorer(model, tokenizer, max_tokens, batch_tokens, whole_template).score(samples)
 
 

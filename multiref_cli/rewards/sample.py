@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-Message = dict[str, str]
+Message = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,7 @@ class Sample:
         extra: the other columns of the prompt's row.
         finished: whether the response ended by itself, before the length cap.
         row: number of the prompt's row in its source, for messages.
+        opening: what the prompt has written of the response already, such as `<think>` of a thinking template.
     """
 
     messages: list[Message]
@@ -26,6 +27,12 @@ class Sample:
     extra: dict[str, Any] = field(default_factory=dict)
     finished: bool = True
     row: int | None = None
+    opening: str = ""
+
+    @property
+    def whole(self) -> str:
+        """The assistant's turn from its beginning."""
+        return self.opening + self.completion
 
     @property
     def prompt(self) -> str:

@@ -9,6 +9,7 @@ from multiref_cli.algorithms.base import Job, module_of
 from multiref_cli.config.schema import Experiment
 from multiref_cli.data.prompts import load_prompts
 from multiref_cli.data.rows import Split
+from multiref_cli.data.template import rendering_of
 from multiref_cli.errors import RequestError
 from multiref_cli.models.load import load_tokenizer, require_peft
 from multiref_cli.references.tokens import check_compatible
@@ -31,13 +32,14 @@ def prepare(asked: Experiment, local: Experiment) -> Job:
     Raises:
         RequestError: data, tokenizers or references that do not fit; nothing was written.
     """
-    tokenizer = load_tokenizer(local.policy)
+    rendering = rendering_of(local.data)
+    tokenizer = load_tokenizer(local.policy, rendering)
     data = load_data(local, tokenizer)
     if not data.train:
         raise RequestError(f"{local.data.path or local.data.name} has no usable training row: {data.report.summary()}.")
-    vocabulary = len(tokenizer)
+    vocabulary = max(tokenizer.get_vocab().values()) + 1
     if local.regularized:
-        tokenizers = {r.name: load_tokenizer(r) for r in local.references}
+        tokenizers = {r.name: load_tokenizer(r, rendering) for r in local.references}
         vocabulary = check_compatible(tokenizer, tokenizers, local.penalty.level)
     return Job(asked, local, tokenizer, data, vocabulary)
 

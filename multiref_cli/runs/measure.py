@@ -10,6 +10,7 @@ from multiref_cli.algorithms.reward_model import refuse_weak
 from multiref_cli.config import schema
 from multiref_cli.data.chat import end_ids
 from multiref_cli.data.prompts import Prompt
+from multiref_cli.data.template import rendering_of
 from multiref_cli.errors import RequestError
 from multiref_cli.evaluation.evaluate import Evaluator, Scorer, summary
 from multiref_cli.files import read_json
@@ -121,7 +122,8 @@ def _reward_model(job: Job, spec: schema.Scorer) -> tuple[Scorer, str]:
         refuse_weak(accuracy or 0.0, spec.minimum_accuracy)
     known = f"{accuracy:.3f}" if accuracy is not None else "not recorded with it"
     model = load_reward_model(spec, job.device, job.experiment.hardware.dtype_name(spec.dtype))
-    scorer = RewardModelScorer(model, load_tokenizer(spec), whole_template=spec.whole_template)
+    tokenizer = load_tokenizer(spec, rendering_of(job.experiment.data))
+    scorer = RewardModelScorer(model, tokenizer, whole_template=spec.whole_template)
     return _remembered(str(spec), scorer), f"reward model {folder.name}: held-out accuracy {known}"
 
 
@@ -130,7 +132,7 @@ def _remembered(identity: str, scorer: Scorer) -> Scorer:
 
     def score(samples: list[Sample]) -> list[float]:
         """Scores of B samples, looked up where the same samples were the latest to be scored."""
-        texts = [(s.messages, s.completion, s.answer, s.finished) for s in samples]
+        texts = [(s.messages, s.whole, s.answer, s.finished) for s in samples]
         key = hashlib.sha256(f"{identity}{texts}".encode()).hexdigest()
         if key not in _SCORES:
             _SCORES[key] = scorer(samples)

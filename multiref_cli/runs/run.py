@@ -10,10 +10,12 @@ import yaml
 from multiref_cli.algorithms.base import Job, module_of
 from multiref_cli.config.compose import compose_saved
 from multiref_cli.config.schema import Experiment
+from multiref_cli.data.probe import facts
 from multiref_cli.errors import RequestError, RunError
 from multiref_cli.files import read_json, write_lines
 from multiref_cli.models.files import fingerprint
 from multiref_cli.models.load import save_policy
+from multiref_cli.references.tokens import template_fingerprint
 from multiref_cli.runs.job import check_parts, prepare, set_up_torch
 from multiref_cli.runs.measure import Outcome, measure, measure_folder
 from multiref_cli.seeding import seed_everything
@@ -110,6 +112,7 @@ def manifest(job: Job) -> dict[str, Any]:
         "config_hash": job.asked.hash,
         "condition": job.asked.condition,
         "data": {"path": job.experiment.data.path, "sha256": job.data.sha256, "rows": job.data.report.summary()},
+        "chat_template": {"sha256": template_fingerprint(job.tokenizer), **facts(job.tokenizer)},
         **_models(job),
         "scorer": fingerprint(scorer) if scorer is not None else None,
     }
