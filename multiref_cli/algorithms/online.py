@@ -290,7 +290,7 @@ class Online:
         ids = one.ids[:-1] if one.finished else one.ids
         text = str(self.parts.tokenizer.decode(ids, skip_special_tokens=True))
         told = (prompt.answer, prompt.extra, one.finished, prompt.row, self.parts.opening)
-        return Sample(prompt.messages, text, *told)
+        return Sample(prompt.messages, text, *told, prompt.conversational)
 
     def _score(self, samples: list[Sample], shape: torch.Size) -> ReferenceScores | None:
         """What the references say of every response, put together from the passes; None where the loss asks them."""

@@ -6,7 +6,7 @@ from typing import Any
 from multiref_cli.config.schema import Data
 from multiref_cli.data.answers import final_answer, parse_math
 from multiref_cli.data.encode import bounded_prompt, load_encoded, prompt_key
-from multiref_cli.data.messages import column, conversation, prompt_column, prompt_messages, with_tools
+from multiref_cli.data.messages import column, conversation, prompt_column, prompt_messages, turns_or_text, with_tools
 from multiref_cli.data.numbers import parse_number
 from multiref_cli.data.preferences import parse_pair
 from multiref_cli.data.rows import BadRow, Split
@@ -27,6 +27,7 @@ class Prompt:
         answer: the gold answer, where there is one.
         row: number of the row in its source, from 1.
         extra: the other columns of the row, for reward functions.
+        conversational: whether the row has its prompt as a conversation, not as text.
     """
 
     ids: tuple[int, ...]
@@ -34,6 +35,7 @@ class Prompt:
     answer: str | None
     row: int
     extra: dict[str, Any] = field(default_factory=dict)
+    conversational: bool = False
 
 
 def load_prompts(data: Data, tokenizer: Tokenizer) -> Split[Prompt]:
@@ -66,15 +68,17 @@ def parse_prompt(number: int, row: dict[str, Any], data: Data, tokenizer: Tokeni
     """Read one row as a prompt; arguments and errors are those of `parse_pair`."""
     if column(row, data, "chosen") is not None and column(row, data, "rejected") is not None:
         pair = parse_pair(number, row, data, tokenizer)
-        return Prompt(pair.prompt, pair.messages, None, number, pair.extra)
+        talk = isinstance(turns_or_text(column(row, data, "chosen")), list)
+        return Prompt(pair.prompt, pair.messages, None, number, pair.extra, talk)
     name, messages = question(row, data)
     raw = column(row, data, "answer")
     answer = gold_answer(raw, data.options.get("answer", "auto"))
-    used = {name, data.columns.get("answer", "answer")}
+    used = {name, "answer"}
     extra = {key: value for key, value in row.items() if key not in used}
     if isinstance(raw, str) and raw.strip() != answer:
         extra["solution"] = raw
-    return Prompt(bounded_prompt(tokenizer, messages, data), messages, answer, number, extra)
+    talk = isinstance(turns_or_text(row.get(name)), list)
+    return Prompt(bounded_prompt(tokenizer, messages, data), messages, answer, number, extra, talk)
 
 
 def question(row: dict[str, Any], data: Data) -> tuple[str, list[Message]]:

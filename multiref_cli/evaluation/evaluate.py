@@ -124,6 +124,7 @@ class Evaluator:
                         finished=one.finished,
                         row=prompt.row,
                         opening=opening,
+                        conversational=prompt.conversational,
                     )
                 )
         return rows

@@ -61,7 +61,7 @@ class RewardModelScorer:
         batch_tokens: int = 16384,
         whole_template: bool = False,
     ) -> None:
-        """Keep a model and how to feed it.
+        """Keep a model and how to feed it; `cut` counts the inputs that lost their end.
 
         Args:
             model: a sequence classifier with one output, in evaluation mode.
@@ -80,6 +80,7 @@ class RewardModelScorer:
         self.model, self.tokenizer = model, tokenizer
         self.max_tokens = max_tokens or getattr(model.config, "max_position_embeddings", None)
         self.batch_tokens, self.whole_template = batch_tokens, whole_template
+        self.cut = 0
 
     @torch.no_grad()
     def score(self, samples: Sequence[Sample]) -> list[float]:
@@ -109,7 +110,9 @@ class RewardModelScorer:
         """The ids of a conversation as this reward model reads them."""
         prompt, (completion,) = conversation_ids(self.tokenizer, sample.messages, [sample.whole], sample.finished)
         after = after_end_ids(self.tokenizer) if self.whole_template and sample.finished else []
-        return [*prompt, *completion, *after][: self.max_tokens]
+        ids = [*prompt, *completion, *after]
+        self.cut += self.max_tokens is not None and len(ids) > self.max_tokens
+        return ids[: self.max_tokens]
 
     __call__ = score
 
@@ -146,7 +149,14 @@ def reward_model(
     """
     model, tokenizer = _open(path, revision, dtype, device)
     attach(tokenizer, Rendering(date, dict(chat_template_kwargs or {})))
-    return RewardModelScorer(model, tokenizer, max_tokens, batch_tokens, whole_template).score(samples)
+    scorer = RewardModelScorer(model, tokenizer, max_tokens, batch_tokens, whole_template)
+    scores = scorer.score(samples)
+    reward_model.cut += scorer.cut  # type: ignore[attr-defined]
+    return scores
+
+
+reward_model.cut = 0  # type: ignore[attr-defined]
+reward_model.opens_a_model = True  # type: ignore[attr-defined]
 
 
 @lru_cache(maxsize=2)

@@ -42,7 +42,7 @@ class Worker:
         self._process: subprocess.Popen | None = None
         self._known: set[str] = set()
 
-    def call(self, name: str, samples: Sequence[Sample], options: dict[str, Any], seconds: float) -> list[float]:
+    def call(self, name: str, samples: Sequence[Sample], options: dict[str, Any], seconds: float) -> list[float | None]:
         """Call a function.
 
         Args:
@@ -143,11 +143,12 @@ def _end_with(parent: int) -> None:
 
 
 def _answer(request: tuple) -> tuple:
+    from multiref_cli.rewards.call import call
     from multiref_cli.rewards.resolve import resolve
 
     try:
         function = resolve(request[1])
-        return ("done", None if request[0] == "import" else [float(v) for v in function(request[2], **request[3])])
+        return ("done", None if request[0] == "import" else call(function, request[2], request[3]))
     except Exception as error:  # a user's function raises anything; the caller raises it again with its row
         return ("raised", f"{type(error).__name__}: {error}", traceback.format_exc())
 

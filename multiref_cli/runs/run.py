@@ -14,7 +14,7 @@ from multiref_cli.data.probe import facts
 from multiref_cli.errors import RequestError, RunError
 from multiref_cli.files import read_json, write_lines
 from multiref_cli.models.files import fingerprint
-from multiref_cli.models.load import save_policy
+from multiref_cli.models.save import save_policy
 from multiref_cli.references.tokens import template_fingerprint
 from multiref_cli.runs.job import check_parts, prepare, set_up_torch
 from multiref_cli.runs.measure import Outcome, measure, measure_folder

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from multiref_cli.config.schema import ReferenceSpec
 from multiref_cli.data.chat import conversation_ids
-from multiref_cli.models.load import save_policy
+from multiref_cli.models.save import save_policy
 from multiref_cli.references.store import ReferenceStore, Scoring, Sequence
 from multiref_cli.world import tokenizer as toy_tokenizer
 
