@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from multiref_cli.config.schema import Data, Experiment, Model
+from multiref_cli.data.prompts import Prompt
 from multiref_cli.data.rows import Split
 from multiref_cli.data.template import rendering_of
 from multiref_cli.models.load import load_causal_lm, new_causal_lm
@@ -32,6 +33,7 @@ class Job:
         tokenizer: of the policy.
         data: training and held-out rows, as the algorithm reads them.
         vocabulary: number of ids that policy and references normalize over.
+        prompts: of the evaluation.
     """
 
     asked: Experiment
@@ -39,6 +41,7 @@ class Job:
     tokenizer: Tokenizer
     data: Split
     vocabulary: int
+    prompts: list[Prompt] = field(default_factory=list)
 
     @property
     def total_steps(self) -> int:

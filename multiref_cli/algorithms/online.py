@@ -339,10 +339,11 @@ class Online:
         found = token_divergence(model, models, self.terms, packed, self.temperature, True, vocabulary, normalized)
         policy = found.logps.detach()
         _add_tokens(averages, "disagreement", -found.log_normalizers[0], mask)
-        for name, logps in zip(references.names, found.reference_logps):
-            averages.add(f"kl/{name}", masked_sum((policy - logps).double(), mask, 1))
-        mixed = references.mixed_tokens(found.reference_logps, found.log_normalizers)
-        averages.add("kl/mixed", masked_sum((policy - mixed[0]).double(), mask, 1))
+        if not _truncated(self.experiment):
+            for name, logps in zip(references.names, found.reference_logps):
+                averages.add(f"kl/{name}", masked_sum((policy - logps).double(), mask, 1))
+            mixed = references.mixed_tokens(found.reference_logps, found.log_normalizers)
+            averages.add("kl/mixed", masked_sum((policy - mixed[0]).double(), mask, 1))
         return found.logps, found.divergence, found.entropy
 
     def _sampled(
@@ -373,7 +374,7 @@ class Online:
     def _add_distances(self, averages: Averages, micro: GroupMicro, logps: Tensor, mask: Tensor) -> None:
         """kl/<reference> and kl/mixed, nats a response, and the references' disagreement, nats a token."""
         scores, references = self._window().scores, self.parts.references
-        if scores is None or references is None:
+        if scores is None or references is None or _truncated(self.experiment):
             return
         policy = masked_sum(logps.double(), mask, 1).cpu()
         for name, sums in zip(references.names, scores.sums):
@@ -412,6 +413,11 @@ def notes(experiment: Experiment) -> list[str]:
     left_out = [r.name for r, weight in zip(experiment.references, experiment.weights) if weight == 0]
     if left_out:
         found.append(f"weight 0, never loaded: {', '.join(left_out)}")
+    if _truncated(experiment):
+        found.append(
+            "rollout.top_p, top_k or min_p leave tokens out: responses come from another sampler than the policy, so "
+            "distances to references are not shown while training, and a penalty is an average over that sampler"
+        )
     if penalty.states is States.reference:
         found.append("the penalty is measured on stored reference samples; distances are measured at the end")
     elif experiment.estimator is Estimator.k3 and penalty.score_order != 1:
@@ -420,6 +426,12 @@ def notes(experiment: Experiment) -> list[str]:
             f"regularizer={penalty.title} names (score order {penalty.score_order:g}); use exact, k2 or k3_ratio"
         )
     return found
+
+
+def _truncated(experiment: Experiment) -> bool:
+    """Whether rollouts leave tokens out, so that averages over them are none over the policy."""
+    rollout = experiment.rollout
+    return rollout.top_p < 1 or rollout.top_k > 0 or rollout.min_p > 0
 
 
 def _shown(samples: list[Sample], rewards: Tensor, values: Tensor) -> list[dict[str, Any]]:

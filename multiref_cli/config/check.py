@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 VLLM_MISSING = (
     "rollout=vllm needs vLLM, which is not installed: pip install 'multiref[vllm]', or use rollout=transformers"
 )
+# Our names of what columns hold.
+COLUMNS = ("prompt", "chosen", "rejected", "completion", "answer", "messages", "tools", "chat_template_kwargs")
 # Name -> whether a value is good, and what is allowed.
 _SAMPLING: dict[str, tuple[Callable[[float], bool], str]] = {
     "temperature": (lambda value: value >= 0, "0 or more (0 is greedy)"),
@@ -72,6 +75,22 @@ def _check_numbers(experiment: "Experiment") -> None:
     _choice("evaluation.split", experiment.evaluation.split, ("held_out", "train"))
     _choice("rollout.engine", experiment.rollout.engine, ("transformers", "vllm"))
     _choice("hardware.dtype", experiment.hardware.dtype, ("auto", "float32", "bfloat16"))
+    _check_types(experiment)
+    for name in data.columns:
+        _choice("a name in data.columns", name, COLUMNS)
+    try:
+        date.fromisoformat(data.date)
+    except ValueError:
+        raise RequestError(f"data.date is {data.date!r}; it must be a day such as 2024-07-26.") from None
+
+
+def _check_types(experiment: "Experiment") -> None:
+    """Parameter types of every model by name, before one is opened."""
+    models = {"policy": experiment.policy, "evaluation.scorer": experiment.evaluation.scorer}
+    models |= {f"references: {r.name}": r for r in experiment.references}
+    for key, model in models.items():
+        if model is not None and model.dtype is not None:
+            _choice(f"{key}.dtype", model.dtype, ("float32", "bfloat16", "float16", "float64"))
 
 
 def _check_preferences(settings: DpoSettings, beta: float) -> None:
@@ -110,6 +129,13 @@ def _check_online(experiment: "Experiment", settings: OnlineSettings) -> None:
     _require(
         rollout.temperature > 0,
         "rollout.temperature is 0: greedy responses of a group are all the same; usual is 1",
+    )
+    in_reward = experiment.estimator is not None and experiment.estimator.in_reward and experiment.penalized
+    compared = settings.baseline != "none" or settings.advantage_scale == "group"
+    _require(
+        rollout.group_size > 1 or not compared or not (settings.rewarded or in_reward),
+        f"rollout.group_size is 1, and algorithm.baseline={settings.baseline} compares the responses of a group: every "
+        "advantage would be 0; give 2 or more, or algorithm.baseline=none with algorithm.advantage_scale=none or batch",
     )
     if rollout.engine == "vllm":
         _require(find_spec("vllm") is not None, VLLM_MISSING)

@@ -20,6 +20,14 @@ from multiref_cli.data.rows import BadRow, Split
 from multiref_cli.data.template import Message, Response
 from multiref_cli.types import Tokenizer
 
+# Columns in which data sets keep the scores of both responses.
+_SCORES = (
+    ("score_chosen", "score_rejected"),
+    ("chosen_score", "rejected_score"),
+    ("chosen_rating", "rejected_rating"),
+    ("rating_chosen", "rating_rejected"),
+)
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -35,6 +43,7 @@ class Pair:
         row: number of the row in its source, from 1.
         extra: the other columns of the row.
         truncated: how many of the two responses were truncated.
+        margin: score of the preferred response minus that of the other, where the row has scores.
     """
 
     prompt: tuple[int, ...]
@@ -46,6 +55,7 @@ class Pair:
     row: int
     extra: dict[str, Any] = field(default_factory=dict)
     truncated: int = 0
+    margin: float | None = None
 
 
 def load_preferences(data: Data, tokenizer: Tokenizer) -> Split[Pair]:
@@ -55,7 +65,7 @@ def load_preferences(data: Data, tokenizer: Tokenizer) -> Split[Pair]:
     conversations (also in HH's Human/Assistant format) that share their beginning, which is then the prompt.
 
     Args:
-        data: the data part of the config.
+        data: the data part of the config; `options.ties: drop` drops pairs with equal scores, which else are counted.
         tokenizer: of the policy.
 
     Returns:
@@ -64,7 +74,11 @@ def load_preferences(data: Data, tokenizer: Tokenizer) -> Split[Pair]:
     Raises:
         RequestError: nothing to read, nothing left, or bad rows that the config refuses.
     """
-    return load_encoded(data, tokenizer, parse_pair)
+    split = load_encoded(data, tokenizer, parse_pair)
+    margins = [pair.margin for pair in (*split.train, *split.held_out) if pair.margin is not None]
+    split.report.ties = sum(margin == 0 for margin in margins)
+    split.report.reversed = sum(margin < 0 for margin in margins)
+    return split
 
 
 def parse_pair(number: int, row: dict[str, Any], data: Data, tokenizer: Tokenizer) -> Pair:
@@ -89,9 +103,12 @@ def parse_pair(number: int, row: dict[str, Any], data: Data, tokenizer: Tokenize
     prompt, (chosen, rejected), cut = bounded_conversation(tokenizer, messages, both, data)
     if chosen == rejected:
         raise BadRow("chosen equals rejected in its first max_completion_tokens")
+    margin = _margin(row)
+    if margin == 0 and data.options.get("ties", "keep") == "drop":
+        raise BadRow("equal scores")
     used = {prompt_name, *(data.columns.get(name, name) for name in ("chosen", "rejected"))}
     extra = {name: value for name, value in row.items() if name not in used}
-    return Pair(prompt, chosen, rejected, messages, both[0], both[1], number, extra, sum(cut))
+    return Pair(prompt, chosen, rejected, messages, both[0], both[1], number, extra, sum(cut), margin)
 
 
 def _texts(row: dict[str, Any], data: Data) -> tuple[str, list[Message], Response, Response]:
@@ -114,6 +131,14 @@ def _texts(row: dict[str, Any], data: Data) -> tuple[str, list[Message], Respons
     else:
         chosen, rejected = response_of(chosen, "chosen"), response_of(rejected, "rejected")
     return name, with_tools(prompt_messages(prompt, data), row, data), chosen, rejected
+
+
+def _margin(row: dict[str, Any]) -> float | None:
+    for names in _SCORES:
+        first, second = (row.get(name) for name in names)
+        if isinstance(first, (int, float)) and isinstance(second, (int, float)):
+            return float(first) - float(second)
+    return None
 
 
 def _text(response: Response) -> Response:

@@ -18,7 +18,7 @@ from multiref_cli.errors import HubUnreachable, RequestError
 T = TypeVar("T")
 SUFFIXES = (".jsonl", ".parquet")
 OTHER_FILES = (".json", ".csv", ".jsonl.gz")  # read as a single file, not as part of a folder
-OPTIONS = ("name", "answer", "calculator_marks")
+OPTIONS = ("name", "answer", "calculator_marks", "ties")
 
 
 class BadRow(Exception):
@@ -58,6 +58,8 @@ class RowReport:
         duplicates: prompts that another row already has, where a data set of prompts is made of preference pairs.
         shared_prompts: prompts of a given held-out file or split that are also among the training prompts.
         columns: of the first row.
+        ties: pairs that were kept though both responses have the same score.
+        reversed: pairs whose rejected response has the higher score.
     """
 
     total: int = 0
@@ -67,6 +69,8 @@ class RowReport:
     duplicates: int = 0
     shared_prompts: int = 0
     columns: list[str] = field(default_factory=list)
+    ties: int = 0
+    reversed: int = 0
 
     @property
     def counts(self) -> dict[str, int]:
@@ -85,6 +89,10 @@ class RowReport:
                 parts[-1] += f", row {lines[0]}: {why.removeprefix('refused: ').rstrip('.')}"
         if self.truncated:
             parts.append(f"{self.truncated} completions cut to max_completion_tokens")
+        if self.ties:
+            parts.append(f"{self.ties} pairs with equal scores")
+        if self.reversed:
+            parts.append(f"{self.reversed} pairs whose rejected response has the higher score")
         if self.duplicates:
             parts.append(f"{self.duplicates} rows repeat a prompt")
         if self.shared_prompts:
@@ -320,6 +328,8 @@ def _check_source(data: Data) -> None:
     unknown = sorted(set(data.options) - set(OPTIONS))
     if unknown:
         raise RequestError(f"data.options.{unknown[0]} is no option of a data set; there is {', '.join(OPTIONS)}.")
+    if data.options.get("ties", "keep") not in ("keep", "drop"):
+        raise RequestError(f"data.options.ties={data.options['ties']}; allowed: keep, drop.")
     if data.held_out_split and not data.held_out_path and data.source is not None:
         raise RequestError(
             f"data.source makes rows without splits, so there is no {data.held_out_split!r}: leave held_out_split=null "

@@ -119,7 +119,16 @@ def headers(folder: Path, name: str, adapter: bool = False) -> dict[str, dict[st
             header, start = safetensors_header(path)
             stop = start + max((int(one["data_offsets"][1]) for one in header.values()), default=0)
             shapes = [[int(size) for size in one["shape"]] for one in header.values()]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, struct.error) as error:
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            IndexError,
+            OverflowError,
+            struct.error,
+        ) as error:
             raise RequestError(f"{name}={folder}: {path.name} is damaged ({type(error).__name__}).") from error
         if stop != path.stat().st_size or any(size < 0 for shape in shapes for size in shape):
             raise RequestError(f"{name}={folder}: {path.name} is damaged: its length is not what its header says.")

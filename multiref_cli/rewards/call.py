@@ -8,6 +8,10 @@ from typing import Any
 from multiref_cli.rewards.sample import RewardFunction, Sample
 
 
+class WrongValue(Exception):
+    """A reward function gave something else than a number a response; the message goes behind the function's name."""
+
+
 def call(function: RewardFunction, samples: Sequence[Sample], options: Mapping[str, Any]) -> list[float | None]:
     """Call a reward function on B samples.
 
@@ -24,17 +28,17 @@ def call(function: RewardFunction, samples: Sequence[Sample], options: Mapping[s
         (B,) values; None where the function says that it does not apply.
 
     Raises:
-        TypeError: it gives something else than B numbers.
+        WrongValue: it gives something else than B numbers.
     """
     arguments = {**columns(function, samples), **options} if takes_columns(function) else None
     found: Any = function(**arguments) if arguments is not None else function(samples, **options)
     if inspect.isawaitable(found):
-        raise TypeError("it is asynchronous, which is not supported")
+        raise WrongValue("is asynchronous, which is not supported")
     if isinstance(found, (str, bytes, Mapping)) or not isinstance(found, Iterable):
-        raise TypeError(f"it gave {_kind(found)}, not a list of one number a response")
+        raise WrongValue(f"gave {_kind(found)}, not a list of one number a response")
     values = [_number(value) for value in found]
     if len(values) != len(samples):
-        raise TypeError(f"it gave {len(values)} values for {len(samples)} responses")
+        raise WrongValue(f"gave {len(values)} values for {len(samples)} responses")
     return values
 
 
@@ -67,11 +71,11 @@ def _number(value: object) -> float | None:
     if value is None:
         return None
     if isinstance(value, (str, bytes, Mapping)):
-        raise TypeError(f"it gave {_kind(value)} for a response, not a number")
+        raise WrongValue(f"gave {_kind(value)} for a response, not a number")
     try:
         return float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
-        raise TypeError(f"it gave {_kind(value)} for a response, not a number") from None
+        raise WrongValue(f"gave {_kind(value)} for a response, not a number") from None
 
 
 def weighted_sum(values: Sequence[float | None], weights: Sequence[float]) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 
 from multiref_cli.config.schema import Reward, RewardTerm
 from multiref_cli.errors import RequestError, RunError
-from multiref_cli.rewards.call import call, weighted_sum
+from multiref_cli.rewards.call import WrongValue, call, weighted_sum
 from multiref_cli.rewards.resolve import check_options, resolve
 from multiref_cli.rewards.sample import RewardFunction, Sample
 from multiref_cli.rewards.worker import RewardError, RewardTimeout, Worker
@@ -151,6 +151,8 @@ def _call(
         values, late = _row_by_row(term, samples, worker, seconds)
     except RewardError as error:
         raise _named(term, samples, worker, seconds, error) from error
+    except WrongValue as error:
+        raise RunError(f"The reward function {term.path} {error}.") from error
     for i, value in enumerate(values):
         if value is not None and not math.isfinite(value):
             raise RunError(f"The reward function {term.path} gave {value} for {_row(samples, i)}.")
@@ -164,6 +166,8 @@ def _run(term: ResolvedTerm, samples: list[Sample], worker: Worker, seconds: flo
         return values
     try:
         return call(term.function, samples, term.options)
+    except WrongValue:
+        raise
     except Exception as error:  # a user's function raises anything
         raise RewardError(f"{type(error).__name__}: {error}", "") from error
 
@@ -181,6 +185,8 @@ def _row_by_row(
             late.append(i)
         except RewardError as error:
             raise RunError(f"The reward function {term.path} raised {error} for {_row(samples, i)}.") from error
+        except WrongValue as error:
+            raise RunError(f"The reward function {term.path} {error}.") from error
         if len(late) >= HANGING_ROWS and not term.answered:
             raise RunError(
                 f"The reward function {term.path} took over {seconds:g} s for each of {len(late)} responses, the last "
@@ -195,6 +201,8 @@ def _named(term: ResolvedTerm, samples: list[Sample], worker: Worker, seconds: f
     for i, sample in enumerate(samples):
         try:
             _run(term, [sample], worker, seconds)
+        except WrongValue:
+            continue
         except (RewardError, RewardTimeout) as alone:
             where = _row(samples, i)
             error = alone if isinstance(alone, RewardError) else error

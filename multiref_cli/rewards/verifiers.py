@@ -3,6 +3,7 @@
 import re
 import threading
 from collections.abc import Sequence
+from functools import lru_cache
 
 from multiref_cli.data.answers import final_answer, parse_math, states_number
 from multiref_cli.data.numbers import parse_number
@@ -97,6 +98,7 @@ def math_equal(
     """
     # math-verify's own limit is a SIGALRM; elsewhere than in a main thread the caller's limit alone holds.
     seconds = COMPARISON_SECONDS if threading.current_thread() is threading.main_thread() else None
+    _warm_up()
     scores = []
     for sample in samples:
         text = _gold(sample)
@@ -106,6 +108,14 @@ def math_equal(
         stated = final_answer(sample.completion, forms, lambda piece: _states_math(piece, seconds))
         scores.append(float(_equal(text, gold, stated, sample.completion if anywhere else "", seconds)))
     return scores
+
+
+@lru_cache(maxsize=1)
+def _warm_up() -> None:
+    """The first comparison loads sympy and its grammar, which a limit of seconds is not meant for."""
+    from math_verify import verify
+
+    verify(parse_math("x^2 + 2x + 1"), parse_math(r"(x + \frac{2}{2})^2"), timeout_seconds=None)
 
 
 def _states_math(text: str, seconds: int | None) -> bool:

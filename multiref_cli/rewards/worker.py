@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any, BinaryIO
 
 from multiref_cli.errors import RunError
+from multiref_cli.rewards.call import WrongValue
 from multiref_cli.rewards.sample import Sample
 
 
@@ -57,6 +58,7 @@ class Worker:
         Raises:
             RewardTimeout: it took longer, and its process is gone.
             RewardError: it raised.
+            WrongValue: it gave something else than numbers.
             RunError: the process died.
         """
         if name not in self._known:
@@ -93,6 +95,8 @@ class Worker:
             raise
         if kind == "raised":
             raise RewardError(*answer)
+        if kind == "wrong":
+            raise WrongValue(*answer)
         return answer[0]
 
     def _start(self) -> subprocess.Popen:
@@ -149,6 +153,8 @@ def _answer(request: tuple) -> tuple:
     try:
         function = resolve(request[1])
         return ("done", None if request[0] == "import" else call(function, request[2], request[3]))
+    except WrongValue as error:
+        return ("wrong", str(error))
     except Exception as error:  # a user's function raises anything; the caller raises it again with its row
         return ("raised", f"{type(error).__name__}: {error}", traceback.format_exc())
 

@@ -1,5 +1,6 @@
 """One run from config to report: open, train, save, evaluate, write."""
 
+import shutil
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -60,8 +61,15 @@ def train(
             f"{folder} exists already; go on with `multiref train --resume {folder}`, or give another run.name."
         )
     job = open_job(experiment, progress)
-    run = RunDir.create(folder, config_text(experiment), list(overrides), manifest(job))
-    return _guarded(job, run, progress, report)
+    content, there = manifest(job), folder.exists()
+    run = RunDir.create(folder, config_text(experiment), list(overrides), content)
+    try:
+        return _guarded(job, run, progress, report)
+    except RequestError:  # what is wrong with the request came out when its models were opened: nothing was trained
+        shutil.rmtree(folder, ignore_errors=True)
+        if there:
+            folder.mkdir(exist_ok=True)
+        raise
 
 
 def config_text(experiment: Experiment) -> str:
@@ -134,7 +142,12 @@ def identity(job: Job) -> dict[str, Any]:
 
 
 def _guarded(job: Job, run: RunDir, progress: Progress, report: WriteReport | None) -> Path:
-    """Run the job; whatever ends it is written into status.json."""
+    """Run the job; whatever ends it is written into status.json.
+
+    Raises:
+        RequestError: before the first step, when models are opened.
+        RunError: something failed on the way.
+    """
     mirror = open_mirror(run.path, progress.note)
     heartbeat = Heartbeat(progress, run, mirror)
     heartbeat.total = job.total_steps
@@ -149,6 +162,8 @@ def _guarded(job: Job, run: RunDir, progress: Progress, report: WriteReport | No
     except Exception as error:  # every fault leaves its traceback in logs/ and one sentence in status.json
         (run.path / "logs" / "error.txt").write_text("".join(traceback.format_exception(error)))
         run.write_status("failed", heartbeat.step, heartbeat.total, str(error) or type(error).__name__)
+        if isinstance(error, RequestError) and run.last_logged() == 0:
+            raise
         text = str(error) if isinstance(error, (RequestError, RunError)) else f"{type(error).__name__}: {error}"
         hint = f"(see {run.path}/logs/error.txt; go on with: multiref train --resume {run.path})"
         raise RunError(f"{text.rstrip('.')} {hint}") from error
