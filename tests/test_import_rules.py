@@ -24,6 +24,7 @@ LAYERS = {
     "multiref_cli.config.plain": 0,
     "multiref_cli.config.regularizer": 0,
     "multiref_cli.config.schema": 0,
+    "multiref_cli.config.terms": 0,
     "multiref_cli.config.weights": 0,
     "multiref_cli.config": 1,
     "multiref_cli.objectives": 1,

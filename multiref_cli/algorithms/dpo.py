@@ -211,7 +211,10 @@ class PairMicro:
 
 
 class Dpo:
-    """-log sigmoid of the difference of implicit rewards beta s_A(log pi - log M_A) (arXiv 2502.01203, Eq. 60, 61)."""
+    """-log sigmoid of the difference of implicit rewards beta sum_r w_r s_r(log pi - log M_r).
+
+    With one summand of order 0 or 1 it is Eq. 60 or 61 of arXiv 2502.01203.
+    """
 
     def __init__(
         self, experiment: Experiment, pairs: Sequence[Pair], stored: StoredPairs, hidden_size: int | None
@@ -252,8 +255,8 @@ class Dpo:
         mixed = self.stored.mixed[:, :, rows].to(policy.device)
         references = self.stored.references[:, :, rows].to(policy.device)
         if self.penalty.multi_loss:
-            order, clip = self.penalty.score_order, self.penalty.score_clip
-            reward = implicit_reward(policy, references, self.beta, order, clip)
+            score, clip = self.terms[0].score, self.penalty.score_clip
+            reward = implicit_reward(policy, references, self.beta, score, clip)
         else:
             reward = self._implicit_reward(policy, mixed)
         losses = preference_loss(
@@ -321,8 +324,9 @@ class Dpo:
         averages, reward = Averages(), self._implicit_reward(policy, mixed)
         averages.add("reward_margin", reward[0] - reward[1])
         averages.add("accuracy", (reward[0] > reward[1]).double())
-        # On the data's responses a mean log ratio is no divergence: log_ratio/mixed is to the mix that the loss saw.
-        averages.add("log_ratio/mixed", policy - mixed[0])
+        if len(self.terms) == 1:  # several summands have no mixed reference
+            # On the data's responses a mean log ratio is no divergence; this one is to the mix that the loss saw.
+            averages.add("log_ratio/mixed", policy - mixed[0])
         for name, reference in zip(self.stored.names, references):
             averages.add(f"log_ratio/{name}", policy - reference)
         averages.add("score_clip_fraction", is_clipped(self.terms, policy, mixed, self.penalty.score_clip).double())

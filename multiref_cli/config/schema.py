@@ -12,10 +12,10 @@ from omegaconf import MISSING
 
 from multiref_cli.config.algorithms import ALGORITHMS, Algorithm
 from multiref_cli.config.plain import changed, digest, from_plain, to_plain
-from multiref_cli.config.regularizer import Ctro, Estimator, Level, Mix, Regularizer, States, Term
+from multiref_cli.config.regularizer import Ctro, DivergenceTerm, Estimator, Level, Mix, Regularizer, States, Term
 from multiref_cli.config.weights import weights_of
 
-__all__ = ["Ctro", "Estimator", "Level", "Mix", "Regularizer", "States", "Term"]
+__all__ = ["Ctro", "DivergenceTerm", "Estimator", "Level", "Mix", "Regularizer", "States", "Term"]
 
 
 class BadRows(Enum):
@@ -252,7 +252,15 @@ class Experiment:
     @cached_property
     def terms(self) -> tuple[Term, ...]:
         """The summands of the penalty towards the active references; empty where there is none."""
-        return self.penalty.terms(self.active_weights) if self.regularized else ()
+        return self._terms(self.active_references, self.active_weights) if self.regularized else ()
+
+    @cached_property
+    def terms_of_all(self) -> tuple[Term, ...]:
+        """The same over all references, those of weight 0 among them."""
+        return self._terms(self.references, self.weights) if self.regularized else ()
+
+    def _terms(self, references: list[ReferenceSpec], weights: list[float]) -> tuple[Term, ...]:
+        return self.penalty.summands([one.name for one in references], self.start, weights)
 
     @property
     def regularized(self) -> bool:

@@ -22,7 +22,7 @@ from multiref_cli.evaluation.statistics import Interval
 from multiref_cli.files import read_json, read_lines, write_text
 
 # Told by a condition's label already, so never needed to tell two labels apart.
-_IN_LABEL = ("regularizer.name", "regularizer.mean_order", "alpha", "beta", "algorithm.name")
+_IN_LABEL = ("regularizer.name", "regularizer.mean_order", "regularizer.terms", "alpha", "beta", "algorithm.name")
 
 KL_WEIGHTED, CENTERED, STANDARDIZED = "kl/weighted", "/centered", "/standardized"
 
@@ -241,8 +241,8 @@ class Condition:
     @cached_property
     def setting(self) -> tuple[Any, ...]:
         """What two conditions share that differ in alpha or in the mean alone: such pairs are compared."""
-        order = self.regularizer and self.regularizer.score_order
-        return (self.algorithm, self.level, self.estimator, self.beta, order, self.rest)
+        score = self.regularizer and self.regularizer.score
+        return (self.algorithm, self.level, self.estimator, self.beta, score, self.rest)
 
     @cached_property
     def rest(self) -> str:

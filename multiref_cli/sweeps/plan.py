@@ -236,7 +236,7 @@ def _passes(experiment: Experiment) -> list[Pass]:
         everyone = list(range(len(experiment.references)))
         before = (*needs, *(one.id for one in found))
         one = _reference_pass(experiment, f"normalizers of the mixes over {data}", everyone, before)
-        mixes = tuple(term.mix for term in experiment.penalty.terms(experiment.weights))
+        mixes = tuple(term.mix for term in experiment.terms_of_all)
         found.append(replace(one, mixes=mixes))
     return made + found
 
