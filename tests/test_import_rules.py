@@ -15,6 +15,7 @@ PACKAGE = ROOT / "multiref_cli"
 # Nothing imports a layer above its own. A module counts for the longest name listed here that it begins with.
 LAYERS = {
     "multiref_cli": 0,
+    "multiref_cli.dotted": 0,
     "multiref_cli.errors": 0,
     "multiref_cli.files": 0,
     "multiref_cli.seeding": 0,

@@ -38,4 +38,5 @@ class Laboratory:
     vocabulary: int = 3
     length: int = 6
     trees: int = 40
+    divergence: Optional[str] = None
     run: RunFolder = field(default_factory=RunFolder)
