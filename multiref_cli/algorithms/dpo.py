@@ -178,12 +178,13 @@ def store_pairs(
         owner = torch.repeat_interleave(torch.tensor([len(a) for a in tokens[0]]))
         mixed = torch.zeros(len(terms), len(tokens[0]), dtype=torch.float64).index_add(1, owner, per_token)
         return StoredPairs(names, pairs, mixed.reshape(len(terms), -1, 2).transpose(1, 2).contiguous(), vocabulary)
-    weights = torch.tensor(experiment.active_weights, dtype=torch.float64)
-    chosen, rejected, used = adjusted_references(
-        pairs[:, 0], pairs[:, 1], weights, _trust_region(experiment), experiment.penalty.arwc
-    )
-    own = used if experiment.penalty.arwc else None
-    mixed = torch.stack([log_mixed(terms, one, weights=own) for one in (chosen, rejected)], 1)
+    sides, own = [pairs[:, 0], pairs[:, 1]], None
+    if experiment.penalty.ctro is not None or experiment.penalty.arwc:
+        weights = torch.tensor(experiment.active_weights, dtype=torch.float64)
+        region, arwc = _trust_region(experiment), experiment.penalty.arwc
+        sides[0], sides[1], used = adjusted_references(sides[0], sides[1], weights, region, arwc)
+        own = used if experiment.penalty.arwc else None
+    mixed = torch.stack([log_mixed(terms, one, weights=own) for one in sides], 1)
     return StoredPairs(names, pairs, mixed, vocabulary)
 
 

@@ -166,7 +166,7 @@ def _check_references(experiment: "Experiment") -> None:
     _require(not twice, f"two references have the name {twice[0] if twice else ''!r}; names must differ")
     reserved = sorted({"mixed"} & set(names))
     _require(not reserved, "a reference cannot be called 'mixed': that is the mixed reference's name in the metrics")
-    weights_of(experiment.alpha, len(names))
+    weights_of(experiment.alpha, len(names), experiment.penalty.signed)
 
 
 def check_orders(r: Regularizer) -> None:
@@ -222,6 +222,12 @@ def _check_regularizer(experiment: "Experiment") -> None:
     own, estimator = experiment.policy.tokenizer, experiment.estimator or r.estimator
     other = [x.name for x in experiment.references if x.tokenizer is not None and x.tokenizer != own]
     check_orders(r)
+    if r.signed:
+        _require(
+            r.mean_order == r.score_order == 0 and r.states is States.policy and not (r.ctro or r.arwc or r.multi_loss),
+            "negative weights are exact for reverse KL alone (both orders 0): of another order a weighted sum of "
+            "powers may be negative, and no policy may be best; leave regularizer.signed false",
+        )
     if r.terms:
         _check_terms(experiment)
     if r.level is Level.token:

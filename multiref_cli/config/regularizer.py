@@ -73,6 +73,7 @@ class Regularizer:
     states: States = States.policy
     score_clip: float = 10.0
     ratio_clip: Optional[float] = None
+    signed: bool = False
     to_go: Optional[bool] = None
     ctro: Optional[Ctro] = None
     arwc: bool = False
@@ -103,7 +104,7 @@ class Regularizer:
     def _orders_name(self) -> str:
         mean, score = self._orders
         own = f"power{mean:g}" if mean == score else f"mean{mean:g}_score{score:g}"
-        return _NAMES.get((mean, score), own)
+        return "extrapolate" if self.signed else _NAMES.get((mean, score), own)
 
     @property
     def _orders(self) -> tuple[float, float]:

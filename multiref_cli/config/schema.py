@@ -229,18 +229,19 @@ class Experiment:
 
     @cached_property
     def weights(self) -> list[float]:
-        """Alpha as a list on the simplex, one weight a reference; empty without references."""
-        return weights_of(self.alpha, len(self.references)) if self.references else []
+        """Alpha as a list that sums to one, one weight a reference; empty without references."""
+        signed = self.regularizer is not None and self.regularizer.signed
+        return weights_of(self.alpha, len(self.references), signed) if self.references else []
 
     @cached_property
     def active_references(self) -> list[ReferenceSpec]:
-        """The references with a positive weight; the others are never loaded."""
-        return [reference for reference, weight in zip(self.references, self.weights) if weight > 0]
+        """The references with a weight; the others are never loaded."""
+        return [reference for reference, weight in zip(self.references, self.weights) if weight != 0]
 
     @cached_property
     def active_weights(self) -> list[float]:
-        """The positive weights, one an active reference."""
-        return [weight for weight in self.weights if weight > 0]
+        """The weights that are not 0, one an active reference."""
+        return [weight for weight in self.weights if weight != 0]
 
     @property
     def penalty(self) -> Regularizer:
@@ -326,7 +327,7 @@ class Experiment:
             return "grid"
         if self.beta == 0:
             return "beta0"
-        return "single" if len(self.references) > 1 and max(self.weights) == 1 else "grid"
+        return "single" if len(self.references) > 1 and len(self.active_references) == 1 else "grid"
 
     @property
     def alone(self) -> str | None:

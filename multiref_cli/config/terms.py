@@ -28,6 +28,11 @@ class Mix:
     weights: tuple[float, ...]
 
     @property
+    def signed(self) -> bool:
+        """Whether some weight is negative."""
+        return any(weight < 0 for weight in self.weights)
+
+    @property
     def only(self) -> int | None:
         """Number of the reference that has all the weight, if one has."""
         kept = [i for i, weight in enumerate(self.weights) if weight != 0]

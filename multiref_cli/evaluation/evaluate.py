@@ -162,7 +162,7 @@ class Evaluator:
             raise ValueError("the engine's log-probabilities are not exact, so a policy is needed")
         regularizer = self.experiment.regularizer
         token_level = regularizer is not None and regularizer.level is Level.token
-        active = [r for r, weight in zip(self.references, self.experiment.weights) if weight > 0 and token_level]
+        active = [r for r, weight in zip(self.references, self.experiment.weights) if weight != 0 and token_level]
         tokens, log_f = self._together(active, sequences, progress) if active else ({}, [])
         for reference in self.references:
             if reference.name not in tokens:

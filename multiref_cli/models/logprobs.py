@@ -188,7 +188,7 @@ def score_references(
     Args:
         references: K models over the same ids.
         packed: rows on the models' device.
-        mixes: the (order, K weights) wanted; weights of 0 are allowed here.
+        mixes: the (order, K weights) wanted; weights of 0 are allowed here, and negative ones for order 0.
         temperature: logits are divided by it.
         vocabulary: ids of the tokenizer, shared by all.
 
@@ -219,7 +219,7 @@ def _mixed(logps: Tensor, mix: Mix) -> tuple[Tensor, Tensor]:
     if mix.only is not None:
         alone = wide(logps[mix.only])
         return alone, alone.new_zeros(alone.shape[0])
-    mixed = power_mean(logps, torch.tensor(mix.weights, device=logps.device), mix.order)
+    mixed = power_mean(logps, torch.tensor(mix.weights, device=logps.device), mix.order, mix.signed)
     if mix.order == 1:
         return mixed, mixed.new_zeros(mixed.shape[0])  # a distribution already: no rounding where the answer is 0
     return mixed, mixed.logsumexp(-1)

@@ -68,7 +68,8 @@ def log_mixed(
     for term in terms:
         own = torch.tensor(term.mix.weights, dtype=torch.float64) if weights is None else weights
         alone = term.mix.only if weights is None else None
-        means.append(power_mean(logps, own, term.mix.order) if alone is None else wide(logps[alone]))
+        mean = power_mean(logps, own, term.mix.order, term.mix.signed) if alone is None else wide(logps[alone])
+        means.append(mean)
     mixed = torch.stack(means)
     return mixed if log_normalizers is None else mixed - log_normalizers
 

@@ -125,7 +125,7 @@ class Run:
         """
         if metric == KL_WEIGHTED:
             weighted = zip(self.references, self.weights if self.experiment.penalized else [])
-            return {f"kl/{name}": weight for name, weight in weighted if weight > 0}
+            return {f"kl/{name}": weight for name, weight in weighted if weight != 0}
         name, _, form = metric.rpartition("/")
         start = f"reference/{name}/{self.experiment.start}"
         if f"/{form}" == CENTERED:

@@ -11,6 +11,7 @@ from multiref_cli.config.terms import DivergenceTerm
 from multiref_cli.files import read_json, read_lines
 from multiref_cli.objectives.divergence import divergence_of
 from multiref_cli.theory.terms import objective_of_terms, optimal_policy_of_terms
+from tests.algorithms import test_grpo_truth
 from tests.algorithms.test_grpo_truth import (
     BETA,
     LEAVES,
@@ -38,10 +39,26 @@ PRESETS = {
 )
 def test_token_level_estimators_have_the_gradient_of_the_sum_of_divergences(name, estimator):
     """With no reward: sum_i alpha_i D_i(pi(.|s) || pi_i(.|s)) at every state, weighted by its visits, states given."""
+    (terms, kinds), weights = PRESETS[name], WEIGHTS.tolist()
+    error = gradient_error(kinds, weights, level=schema.Level.token, estimator=schema.Estimator[estimator], terms=terms)
+    assert error < (0.05 if estimator == "exact" else 0.2)
+
+
+@pytest.mark.parametrize("estimator", ["exact", "k2"])
+def test_signed_weights_have_the_gradient_of_their_signed_sum(monkeypatch, estimator):
+    """-0.4 KL(pi || a) + 1.4 KL(pi || b), at every state."""
+    weights = torch.tensor([-0.4, 1.4], dtype=torch.float64)
+    monkeypatch.setattr(test_grpo_truth, "WEIGHTS", weights)
+    settings = {"level": schema.Level.token, "estimator": schema.Estimator[estimator], "signed": True}
+    error = gradient_error(["reverse_kl"] * 2, weights.tolist(), order=0.0, **settings)
+    assert error < (0.05 if estimator == "exact" else 0.2)
+
+
+def gradient_error(kinds, weights, order=None, **settings) -> float:
+    """Distance of the sampled gradient of `Online` from that of sum_i w_i D_i at the visited states, relative."""
     _, models, _ = problem()
-    (terms, kinds), policy = PRESETS[name], TabularLM(4, 0.5)
-    settings = {"level": schema.Level.token, "estimator": schema.Estimator[estimator], "terms": terms}
-    algorithm = build_algorithm(None, policy, models, torch.zeros(LEAVES), **settings)
+    policy = TabularLM(4, 0.5)
+    algorithm = build_algorithm(order, policy, models, torch.zeros(LEAVES), **settings)
     found, count = 0.0, 12
     for step in range(count):
         policy.zero_grad()
@@ -55,10 +72,9 @@ def test_token_level_estimators_have_the_gradient_of_the_sum_of_divergences(name
     for node in range(1, NODES):
         parent, token = divmod(node - 1, VOCABULARY)
         reach[node] = reach[parent] * rows[parent, token].exp().detach()
-    parts = [w * divergence_of(kind).divergence(p, rows) for w, kind, p in zip(WEIGHTS.tolist(), kinds, tables)]
+    parts = [w * divergence_of(kind).divergence(p, rows) for w, kind, p in zip(weights, kinds, tables)]
     (expected,) = torch.autograd.grad(BETA * (reach * sum(parts)).sum(), policy.head.weight)
-    error = ((found - expected).norm() / expected.norm()).item()
-    assert error < (0.05 if estimator == "exact" else 0.2)
+    return ((found - expected).norm() / expected.norm()).item()
 
 
 def test_in_the_reward_samples_reach_the_optimum_of_the_terms():
@@ -95,6 +111,8 @@ def test_both_jobs_from_the_command_line(place, multiref, offline, online):
         assert multiref("train", *overrides, f"run.name=r{number}", "--plain") == 0
         results = read_json(Path(f"runs/r{number}/results.json"))
         assert results["condition"] == condition and "kl/mixed" not in results["metrics"]
+        distance = "log_ratio" if condition.startswith("dpo") else "kl"
         rows = read_lines(Path(f"runs/r{number}/metrics.jsonl"))
-        assert all(math.isfinite(row["loss"]) and "kl/mixed" not in row and "kl/first" in row for row in rows)
+        assert all(math.isfinite(row["loss"]) and f"{distance}/mixed" not in row for row in rows)
+        assert all(f"{distance}/first" in row for row in rows)
         assert (Path(f"runs/r{number}/report") / "index.html").is_file()

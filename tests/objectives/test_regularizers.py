@@ -37,6 +37,7 @@ ORDERS = {
     "chipo": (None, None, "sequence"),
     "jeffreys": (None, None, "sequence"),
     "anchor": (None, None, "sequence"),
+    "extrapolate": (0, 0, "sequence"),
 }
 
 
@@ -139,6 +140,11 @@ def test_terms_that_say_nothing_usable_are_refused(terms, words):
     ("overrides", "words"),
     [
         (["regularizer=js", "regularizer.mean_order=0"], "score_order are null"),
+        (["regularizer=extrapolate", "alpha=[-0.5,1.2]"], "must sum to 1"),
+        (["regularizer=extrapolate", "alpha=nan"], "finite number"),
+        (["regularizer=rkl", "alpha=[-0.5,1.5]"], "regularizer=extrapolate takes negative weights"),
+        (["regularizer=fkl", "regularizer.signed=true"], "exact for reverse KL alone"),
+        (["regularizer=multi_dpo", "regularizer.signed=true"], "exact for reverse KL alone"),
         (["regularizer=rkl", "regularizer.terms=[{divergence: jeffreys}]"], "score_order are null"),
         (["regularizer=js", "regularizer.level=token"], "loss terms of the online job"),
         (["regularizer=js", "regularizer.arwc=true"], "belong to one mixed reference"),
@@ -149,6 +155,15 @@ def test_terms_that_say_nothing_usable_are_refused(terms, words):
 def test_what_does_not_go_with_terms_is_refused(overrides, words):
     with pytest.raises(RequestError, match=re.escape(words)):
         compose(overrides)
+
+
+def test_signed_weights():
+    beyond = compose(["regularizer=extrapolate", "alpha=-0.25"])
+    assert beyond.weights == [-0.25, 1.25] and beyond.role == "grid"
+    assert beyond.condition == "dpo-extrapolate-a-0.25-b0.1"
+    shift = compose(["references=toy_trio", "regularizer=extrapolate", "alpha=[1,1,-1]"])
+    assert shift.role == "grid" and shift.alone is None and shift.active_weights == [1.0, 1.0, -1.0]
+    assert compose(["regularizer=extrapolate", "alpha=1"]).role == "single"
 
 
 def test_an_own_file_with_a_shipped_name_is_refused_where_it_would_be_read(tmp_path, monkeypatch):

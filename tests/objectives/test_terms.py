@@ -10,7 +10,7 @@ from multiref_cli.config.terms import DivergenceTerm, Mix, Term, summands
 from multiref_cli.objectives.divergence import divergence_of, kind_of, total_score
 from multiref_cli.objectives.mixing import log_mixed
 from multiref_cli.objectives.preference import preference_loss
-from multiref_cli.theory.terms import kkt_residual, optimal_policy_of_terms
+from multiref_cli.theory.terms import kkt_residual, optimal_policy_of_terms, signed_optimal_policy
 
 NAMES, ALPHA = ("a", "b", "c"), (0.2, 0.5, 0.3)
 PRESETS = {
@@ -115,12 +115,8 @@ def test_float32_on_long_responses_far_apart(name):
     assert value.dtype == torch.float32 and bool(slope.isfinite().all()) and bool((slope >= 0).all())
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_dpo_on_all_pairs_rests_at_the_exact_optimum(name):
-    """Infinitely many Bradley-Terry labels on six responses: the loss is least where the theory solves it."""
-    references, beta = distribution(5, 3, 6), 0.6
-    reward = torch.randn(6, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
-    found = summands(PRESETS[name], NAMES, "a", ALPHA, True)
+def trained_by_dpo(found, references: torch.Tensor, reward: torch.Tensor, beta: float) -> torch.Tensor:
+    """The policy of least loss on infinitely many Bradley-Terry labels of all pairs of six responses."""
     mixed = log_mixed(found, references)
     logits = torch.zeros(6, dtype=torch.float64, requires_grad=True)
     pairs = torch.tensor(list(itertools.permutations(range(6), 2))).T
@@ -137,6 +133,14 @@ def test_dpo_on_all_pairs_rests_at_the_exact_optimum(name):
         return loss
 
     solver.step(closure)
+    return logits.detach().softmax(-1)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_dpo_on_all_pairs_rests_at_the_exact_optimum(name):
+    references, beta = distribution(5, 3, 6), 0.6
+    reward = torch.randn(6, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    policy = trained_by_dpo(summands(PRESETS[name], NAMES, "a", ALPHA, True), references, reward, beta)
     # Every pair of term and reference as the solver wants them: one divergence a row of references.
     rows, kinds = [], []
     for term in PRESETS[name]:
@@ -146,4 +150,14 @@ def test_dpo_on_all_pairs_rests_at_the_exact_optimum(name):
                 kinds.append((divergence_of(term.divergence, term.order), beta * ALPHA[i] * term.weight))
     expected = optimal_policy_of_terms(torch.stack(rows), kinds, reward)
     assert float(kkt_residual(expected, torch.stack(rows), kinds, reward)) < 1e-10
-    torch.testing.assert_close(logits.detach().softmax(-1), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(policy, expected, rtol=0, atol=1e-5)
+
+
+def test_dpo_with_signed_weights_rests_at_their_exact_optimum():
+    references, weights = distribution(5, 3, 6), (-0.8, 1.2, 0.6)
+    reward = torch.randn(6, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    policy = trained_by_dpo((Term(0.0, Mix(0.0, weights)),), references, reward, 0.6)
+    expected = signed_optimal_policy(references.exp(), torch.tensor(weights, dtype=torch.float64), reward, 0.6)
+    torch.testing.assert_close(policy, expected, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="negative weights need order 0"):
+        log_mixed([Term(1.0, Mix(1.0, weights))], references)
