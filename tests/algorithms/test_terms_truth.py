@@ -58,7 +58,7 @@ def gradient_error(kinds, weights, order=None, **settings) -> float:
     """Distance of the sampled gradient of `Online` from that of sum_i w_i D_i at the visited states, relative."""
     _, models, _ = problem()
     policy = TabularLM(4, 0.5)
-    algorithm = build_algorithm(order, policy, models, torch.zeros(LEAVES), **settings)
+    algorithm = build_algorithm(order, policy, models, torch.zeros(LEAVES), to_go=False, **settings)
     found, count = 0.0, 12
     for step in range(count):
         policy.zero_grad()
@@ -102,10 +102,10 @@ def test_in_the_reward_samples_reach_the_optimum_of_the_terms():
 
 def test_both_jobs_from_the_command_line(place, multiref, offline, online):
     """Finite, named after their terms, no `kl/mixed` where nothing is mixed."""
-    more = ["regularizer.level=token", "regularizer.to_go=true", "steps=2", "evaluation.prompts=2"]
+    more = ["regularizer.level=token", "steps=2", "evaluation.prompts=2"]
     jobs = {
         "dpo-anchor-a0.5-b0.3": [*offline, "regularizer=anchor", "steps=2", "evaluation.prompts=2"],
-        "grpo-js_token-to_go-a0.5-b1": [*online, "regularizer=js", *more],
+        "grpo-js_token-a0.5-b1": [*online, "regularizer=js", *more],
     }
     for number, (condition, overrides) in enumerate(jobs.items()):
         assert multiref("train", *overrides, f"run.name=r{number}", "--plain") == 0
