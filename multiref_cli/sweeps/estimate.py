@@ -57,7 +57,7 @@ def counted(plan: Plan) -> Needs | None:
 def _kind(experiment: Experiment) -> str:
     """What a run's cost depends on: everything but what is compared, and which references have a weight."""
     same = experiment.content("alpha", "beta", "seed", "regularizer")
-    return digest([same, [weight > 0 for weight in experiment.weights], experiment.penalized])
+    return digest([same, [weight != 0 for weight in experiment.weights], experiment.penalized])
 
 
 def _cost(experiment: Experiment) -> "Cost | None":
