@@ -22,6 +22,8 @@ OUT := runs/reproduce-$(SCALE)
 PUBLISHED := runs/published/$(SCALE).csv
 # Results of `multiref sweep sweep=estimators`.
 ESTIMATORS := runs/published/estimators.csv
+# What holds over worlds, of `make worlds`.
+WORLDS := runs/published/worlds.csv
 TORCH_RANGE := torch>=2.9,<3
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 
@@ -30,7 +32,7 @@ update_readme = $(BIN)/python -c "from pathlib import Path; from multiref_cli.re
   published.update_readme(Path('README.md'), Path('$(1)'), '$(1)', published.README_METRICS)"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test reproduce publish lint bench clean
+.PHONY: help setup test reproduce publish worlds lint bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,6 +82,13 @@ publish: $(STAMP) ## the last reproduction's results into runs/published and the
 	$(call update_readme,$(PUBLISHED))
 	if test -d runs/estimators; then cp runs/estimators/report/summary.csv $(ESTIMATORS); fi
 	$(call update_readme,$(ESTIMATORS))
+
+worlds: $(STAMP) ## both experiments in five embedded worlds: what holds in all, in most, in one (an hour or more)
+	OMP_NUM_THREADS=1 $(MULTIREF) sweep sweep=worlds_embedded run.dir=runs/worlds/sweep --workers $(WORKERS)
+	$(MULTIREF) report runs/worlds/sweep --out runs/worlds/report
+	cp runs/worlds/report/worlds.csv $(WORLDS)
+	$(BIN)/python -c "from pathlib import Path; from multiref_cli.reports import published, worlds; \
+	  published.put_results(Path('README.md'), '$(WORLDS)', worlds.worlds_table(worlds.read_claims(Path('$(WORLDS)'))))"
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check multiref_cli tests && $(BIN)/ruff format --check multiref_cli tests && $(BIN)/mypy multiref_cli

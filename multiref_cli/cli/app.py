@@ -116,7 +116,8 @@ def report(
         Optional[str], typer.Option(metavar="CSV", help="Committed results: say whether the reproduction holds.")
     ] = None,
     check: Annotated[
-        Optional[str], typer.Option(metavar="CSV", help="Compute a CSV's numbers again from the scores beside it.")
+        Optional[str],
+        typer.Option(metavar="CSV|README.md", help="Compute published numbers again from the scores beside them."),
     ] = None,
 ) -> None:
     """Write tables and figures from what is on disk; no model is loaded."""

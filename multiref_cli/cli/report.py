@@ -14,15 +14,18 @@ def report(folders: list[str], *, out: str | None, against: str | None = None, c
         folders: run and sweep folders; none are needed for a check.
         out: where to write; by default report/ in the first folder.
         against: CSV of committed results to compare with: one sentence says whether the reproduction holds.
-        check: CSV of committed results whose numbers are computed again from the scores beside it.
+        check: CSV of committed results whose numbers are computed again from the scores beside it, or a README with
+            all of its tables.
 
     Raises:
         RequestError: a folder that is neither run nor sweep, or holds nothing finished; nothing to do.
     """
     if check is not None:
-        from multiref_cli.reports.scores import check_rows
+        from multiref_cli.reports.scores import check_readme, check_rows
 
-        display.line(check_rows(Path(check)))
+        path = Path(check)
+        for sentence in check_readme(path) if path.suffix == ".md" else [check_rows(path)]:
+            display.line(sentence)
     if not folders:
         if check is None:
             raise RequestError("nothing to report: give RUN or SWEEP folders, or --check CSV.")

@@ -146,7 +146,7 @@ def _time_left(plan: Plan, ledger: Ledger, now: Snapshot, workers: int) -> str:
 def _show_cost(plan: Plan, workers: int) -> None:
     """Print one point as `train --dry-run` does, and what the whole sweep takes, counted."""
     from multiref_cli.runs.forecast import forecast, memory_text
-    from multiref_cli.sweeps.estimate import counted
+    from multiref_cli.sweeps.estimate import MAKING, counted
 
     found = forecast(plan.points[0].experiment)
     display.table(f"one point: {plan.points[0].name}", ["what", "value"], found.rows)
@@ -154,7 +154,9 @@ def _show_cost(plan: Plan, workers: int) -> None:
     if needs is None:
         display.line("the sweep's time and memory can be counted once its models and data are on this machine")
         return
+    making = f"{needs.worlds} x about {duration(MAKING)} of one core, once per machine"
     rows = [
+        *([["embedded worlds to be made first", making]] if needs.worlds else []),
         ["all points", f"{duration(needs.seconds / workers)} on {workers} workers"],
         ["reference passes", f"{duration(needs.references)}, once per machine"],
         ["memory", f"{workers} x {memory_text(needs.memory)}, without activations"],

@@ -2,7 +2,7 @@
 
 import csv
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ COLUMNS = (
     *("job", "condition", "role", "level", "estimator", "metric", "mean", "low", "high", "n"),
     *("commit", "hardware", "command"),
 )
-# What files of earlier versions lack: there intervals are over seeds alone, with n - 1 degrees of freedom.
-ADDED_COLUMNS = ("prompts", "degrees")
+# What files of earlier versions lack, in whole or from `versions` on: without `degrees` their intervals are over seeds
+# alone, with n - 1 degrees of freedom.
+ADDED_COLUMNS = ("prompts", "degrees", "versions", "started_from")
 # Columns of the README's tables, where a job has them.
 README_METRICS = ("toy_gold", "reward_model", "reward_model/standardized", "toy_verifier", "kl/weighted")
 BEGIN, END = "<!-- results: made by multiref from {path}; do not edit -->", "<!-- results end -->"
@@ -31,7 +32,8 @@ BEGIN, END = "<!-- results: made by multiref from {path}; do not edit -->", "<!-
 class Row:
     """One metric of one condition: mean and 95 % interval over n seeds (n prompts for untrained models).
 
-    `prompts`: prompts that the interval generalizes over besides, 0 for none; `degrees`: of freedom of its t.
+    `prompts`: prompts that the interval generalizes over besides, 0 for none; `degrees`: of freedom of its t;
+    `started_from`: sha256 of the policy, references, scorer and data that it rests on, by name.
     """
 
     job: str
@@ -46,6 +48,8 @@ class Row:
     command: str
     prompts: int = 0
     degrees: float = math.nan
+    versions: str = ""
+    started_from: str = ""
 
     @property
     def key(self) -> tuple[str, str, str, str, str]:
@@ -142,7 +146,7 @@ def write_rows(rows: Iterable[Row], path: Path) -> None:
             mean, low, high, n = row.interval
             numbers = [f"{value:.6g}" for value in (mean, low, high)]
             names = [row.job, row.condition, row.role, row.level, row.estimator, row.metric]
-            added = [row.prompts, f"{row.degrees:.6g}"]
+            added = [row.prompts, f"{row.degrees:.6g}", row.versions, row.started_from]
             writer.writerow([*names, *numbers, n, row.commit, row.hardware, row.command, *added])
 
 
@@ -156,10 +160,9 @@ def read_rows(path: Path) -> list[Row]:
         raise RequestError(f"{path} does not exist; give a CSV of committed results.")
     with Path(path).open(newline="") as file:
         reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) not in (COLUMNS, (*COLUMNS, *ADDED_COLUMNS)):
-            raise RequestError(
-                f"{path} is no CSV of committed results: its columns must be {', '.join((*COLUMNS, *ADDED_COLUMNS))}."
-            )
+        known = (*COLUMNS, *ADDED_COLUMNS)
+        if tuple(reader.fieldnames or ()) not in (COLUMNS, known[: len(COLUMNS) + 2], known):
+            raise RequestError(f"{path} is no CSV of committed results: its columns must be {', '.join(known)}.")
         return [_parsed(row) for row in reader]
 
 
@@ -288,23 +291,46 @@ def update_readme(readme: Path, committed: Path, name: str, metrics: Sequence[st
     Raises:
         RequestError: the markers are missing.
     """
+    return put_results(readme, name, readme_table(read_rows(committed), metrics))
+
+
+def put_results(readme: Path, name: str, body: str) -> bool:
+    """Put a text between the marks of a published file; returns whether anything changed.
+
+    Raises:
+        RequestError: the markers are missing.
+    """
     text, begin = readme.read_text(), BEGIN.format(path=name)
     if begin not in text or END not in text[text.index(begin) :]:
         raise RequestError(f"{readme} has no results to replace: put '{begin}' and '{END}' where they belong.")
     start = text.index(begin) + len(begin)
     end = text.index(END, start)
-    new = f"{text[:start]}\n{readme_table(read_rows(committed), metrics)}\n{text[end:]}"
+    new = f"{text[:start]}\n{body}\n{text[end:]}"
     if new == text:
         return False
     readme.write_text(new)
     return True
 
 
+def origin(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Where a run comes from: commit, hardware, versions and started_from, each as one text; from its manifest."""
+    hardware = manifest.get("hardware") or {}
+    machine = ", ".join(hardware.get("gpus") or []) or str(hardware.get("processor") or hardware.get("machine"))
+    parts = [machine, hardware.get("cpu_capability"), f"{hardware.get('cores', '?')} cores"]
+    references: dict[str, str] = manifest.get("references") or {}
+    sums = {"policy": manifest.get("policy"), **references, "scorer": manifest.get("scorer")}
+    sums["data"] = (manifest.get("data") or {}).get("sha256")
+    return {
+        "commit": str((manifest.get("git") or {}).get("commit") or "installed package")[:12],
+        "hardware": ", ".join(part for part in parts if part),
+        "versions": ", ".join(f"{name} {version}" for name, version in (manifest.get("versions") or {}).items()),
+        "started_from": ", ".join(f"{name} {str(sha256)[:12]}" for name, sha256 in sums.items() if sha256),
+    }
+
+
 def _row(one: Measured, command: str) -> Row:
     condition, untrained = one.condition, one.role == "untrained"
     manifest = condition.first.manifest
-    hardware = manifest.get("hardware") or {}
-    machine = ", ".join(hardware.get("gpus") or []) or str(hardware.get("processor") or hardware.get("machine"))
     found = estimate(one.values) if one.values is not None else None
     interval = found.interval if found else None
     if untrained:
@@ -318,16 +344,16 @@ def _row(one: Measured, command: str) -> Row:
         estimator="–" if untrained else condition.estimator,
         metric=one.metric,
         interval=interval,
-        commit=str((manifest.get("git") or {}).get("commit") or "installed package")[:12],
-        hardware=f"{machine}, {hardware.get('cores', '?')} cores",
         command=command or str(manifest.get("command", "unknown")),
         prompts=found.prompts if found else 0,
         degrees=found.degrees if found else math.nan,
+        **origin(manifest),
     )
 
 
 def _parsed(row: dict[str, str]) -> Row:
     interval = Interval(float(row["mean"]), float(row["low"]), float(row["high"]), int(row["n"]))
     names: dict[str, Any] = {name: row[name] for name in (*COLUMNS[:6], *COLUMNS[-3:])}
+    names |= {name: row.get(name) or "" for name in ADDED_COLUMNS[2:]}
     prompts, degrees = int(row.get("prompts") or 0), float(row.get("degrees") or "nan")
     return Row(interval=interval, prompts=prompts, degrees=degrees, **names)

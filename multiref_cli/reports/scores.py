@@ -3,6 +3,7 @@
 import csv
 import gzip
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from multiref_cli.errors import RequestError
 from multiref_cli.evaluation.crossed import BySeed, estimate
 from multiref_cli.reports.collect import Condition
 from multiref_cli.reports.job_section import job_name
-from multiref_cli.reports.published import Row, measured, read_rows
+from multiref_cli.reports.published import BEGIN, END, README_METRICS, Row, measured, read_rows, readme_table
+from multiref_cli.reports.worlds import read_claims, worlds_table
 
 SCORES = "scores.csv.gz"
 COLUMNS = ("job", "condition", "level", "estimator", "seed", "prompt", "metric", "value")
@@ -57,6 +59,44 @@ def read_scores(path: Path) -> dict[tuple[str, ...], BySeed]:
     return {key: {seed: np.array(values) for seed, values in seeds.items()} for key, seeds in found.items()}
 
 
+def check_readme(readme: Path) -> list[str]:
+    """Make every results table of a README again from its committed CSV, and the CSV from the scores beside it.
+
+    Returns:
+        A sentence for each table and each CSV.
+
+    Raises:
+        RequestError: no such file, one without results, or one whose CSV is missing.
+    """
+    if not readme.is_file():
+        raise RequestError(f"{readme} does not exist; give a README or a CSV of committed results.")
+    text, said = readme.read_text(), []
+    names = re.findall(re.escape(BEGIN).replace(r"\{path\}", "(.+?)"), text)
+    if not names:
+        raise RequestError(f"{readme} has no results between marks; give a README or a CSV of committed results.")
+    for name in names:
+        path, shown = readme.parent / name, text.split(BEGIN.format(path=name), 1)[1].split(END, 1)[0].strip()
+        if not path.is_file() and not shown:
+            said.append(f"Nothing is published as {name} yet.")
+            continue
+        over_worlds = path.name == "worlds.csv"
+        made = worlds_table(read_claims(path)) if over_worlds else readme_table(read_rows(path), README_METRICS)
+        verb = "is" if shown == made.strip() else "is not"
+        said.append(f"The table of {name} in {readme.name} {verb} what the file says.")
+        if over_worlds:  # it holds the difference of every world, and reading it computes all else from them
+            said.append(f"All intervals over worlds of {path.name} follow from its differences.")
+        elif _scores_of(path).is_file():
+            said.append(check_rows(path))
+        else:
+            said.append(f"{path.name} has no scores beside it: its numbers cannot be computed again.")
+    return said
+
+
+def _scores_of(committed: Path) -> Path:
+    own = committed.with_suffix(f".{SCORES}")
+    return own if own.is_file() else committed.with_name(SCORES)
+
+
 def check_rows(committed: Path) -> str:
     """Compute every number of a committed CSV again from the scores beside it: one sentence says whether they agree.
 
@@ -67,8 +107,7 @@ def check_rows(committed: Path) -> str:
         RequestError: one of the files is missing, or is another one.
     """
     rows = read_rows(committed)
-    own = committed.with_suffix(f".{SCORES}")
-    path = own if own.is_file() else committed.with_name(SCORES)
+    path = _scores_of(committed)
     scores = read_scores(path)
     known = [row for row in rows if row.key in scores]
     wrong = [f"{row.condition} on {row.metric}" for row in known if not _agrees(row, scores[row.key])]

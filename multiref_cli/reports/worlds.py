@@ -4,7 +4,7 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from multiref_cli.config.plain import digest
@@ -12,15 +12,17 @@ from multiref_cli.errors import RequestError
 from multiref_cli.evaluation.crossed import estimate
 from multiref_cli.evaluation.statistics import Interval, holm, student_t_cdf
 from multiref_cli.files import write_text
-from multiref_cli.reports.collect import Condition
+from multiref_cli.reports.collect import STANDARDIZED, Condition
 from multiref_cli.reports.job_section import job_without_world, jobs, plus_minus
-from multiref_cli.reports.metrics import scorers
+from multiref_cli.reports.metrics import centered, heading, scorers
 from multiref_cli.reports.page import Page
+from multiref_cli.reports.published import origin
 from multiref_cli.reports.verdicts import Verdict, compare_job
 
 COLUMNS = (
     *("job", "metric", "kind", "over_alpha", "first", "second"),
     *("worlds", "differences", "verdicts", "mean", "low", "high", "adjusted_p", "holds"),
+    *("commit", "hardware", "versions", "started_from", "command"),
 )
 # In how many worlds a difference is significant with one sign, and in none with the other.
 ALL, MOST, SOME, ONE, NONE, OPPOSITE = "all", "most", "some", "one", "none", "opposite"
@@ -42,6 +44,7 @@ class Claim:
         differences: world -> first minus second.
         verdicts: world -> above, below, not significant or cannot be judged, corrected within the world.
         adjusted_p: of the mean difference over worlds, corrected for all claims of the job.
+        origin: commit, hardware, versions, what was started from in each world, and command.
     """
 
     job: str
@@ -53,6 +56,7 @@ class Claim:
     differences: dict[int, float]
     verdicts: dict[int, str]
     adjusted_p: float = math.nan
+    origin: dict[str, str] = field(default_factory=dict, compare=False)
 
     @property
     def interval(self) -> Interval:
@@ -85,8 +89,8 @@ class Claim:
         side = "above" if mean > 0 else "below"
         same = sum(math.copysign(1, one) == math.copysign(1, mean) for one in self.differences.values() if one)
         significant = sum(word == side for word in self.verdicts.values())
-        text = f"{self.first} is {side} {self.second} on {self.metric} in {same} of {worlds} worlds, significantly in "
-        text += f"{significant}"
+        text = f"{self.first} is {side} {self.second} on {heading(self.metric)} in {same} of {worlds} worlds"
+        text += f", significantly in {significant}"
         other = sum(word in ("above", "below") for word in self.verdicts.values()) - significant
         text += f" and significantly the other way in {other}" if other else ""
         if math.isnan(self.adjusted_p):
@@ -114,7 +118,7 @@ def _claims(groups: Sequence[Sequence[Condition]]) -> list[Claim]:
     """Claims of one job, `groups` being its conditions world by world."""
     together: dict[tuple[str, ...], dict[int, Verdict]] = {}
     for group in groups:
-        for one in compare_job(group, scorers(group)):
+        for one in compare_job(group, compared(group)):
             together.setdefault((one.metric, one.kind, one.first, one.second), {})[_world(group)] = one
     found = []
     for (metric, kind, first, second), by_world in together.items():
@@ -124,8 +128,28 @@ def _claims(groups: Sequence[Sequence[Condition]]) -> list[Claim]:
         verdicts = {world: one.word().strip("*") for world, one in by_world.items()}
         over_alpha = next(iter(by_world.values())).over_alpha
         job = job_without_world(groups[0][0])
-        found.append(Claim(job, metric, kind, over_alpha, first, second, differences, verdicts))
+        found.append(Claim(job, metric, kind, over_alpha, first, second, differences, verdicts, origin=_origin(groups)))
     return _corrected(found)
+
+
+def compared(group: Sequence[Condition]) -> list[str]:
+    """What worlds are compared on: a trained reward model's score in standard deviations of the start's, its own unit.
+
+    Each world has its own reward model, whose zero and unit are arbitrary.
+    """
+    own = [name for name in centered(group) if all(one.values(f"{name}{STANDARDIZED}") for one in group)]
+    return [f"{name}{STANDARDIZED}" if name in own else name for name in scorers(group)]
+
+
+def _origin(groups: Sequence[Sequence[Condition]]) -> dict[str, str]:
+    """Where the runs of all worlds come from; what they share is said once."""
+    manifests = {_world(group): group[0].first.manifest for group in groups}
+    found = {world: origin(manifest) for world, manifest in manifests.items()}
+    same = {name: "; ".join(dict.fromkeys(one[name] for one in found.values())) for name in ("commit", "hardware")}
+    same["versions"] = "; ".join(dict.fromkeys(one["versions"] for one in found.values()))
+    same["started_from"] = "; ".join(f"world {world}: {one['started_from']}" for world, one in found.items())
+    same["command"] = "; ".join(dict.fromkeys(str(one.get("command", "unknown")) for one in manifests.values()))
+    return same
 
 
 def _corrected(found: Sequence[Claim]) -> list[Claim]:
@@ -140,10 +164,9 @@ def summary(found: Sequence[Claim]) -> str:
     parts = [f"{count} {_PHRASES[kind]}" for kind, count in counts.items() if count]
     text = f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else parts[0]
     general = sum(one.adjusted_p < 0.05 for one in found)
-    return (
-        f"Of {len(found)} comparisons on {found[0].metric} in {len(worlds)} worlds ({', '.join(map(str, worlds))}), "
-        f"{text}; {general} are significant over worlds."
-    )
+    where = f"in {len(worlds)} worlds ({', '.join(map(str, worlds))})"
+    counted = f"Of {len(found)} comparisons on {heading(found[0].metric)} {where}, {text}"
+    return f"{counted}; {general} are significant over worlds."
 
 
 def add_worlds(page: Page, found: Sequence[Condition], confidence: float = 0.95) -> list[Claim]:
@@ -165,9 +188,10 @@ def add_worlds(page: Page, found: Sequence[Condition], confidence: float = 0.95)
                 shown = [one for one in own if one.over_alpha == over_alpha]
                 if shown:
                     caption = (
-                        f"Differences of {metric}, {which}: in each world, with its verdict there (+ above, − below, "
-                        f"· not significant, corrected within the world), and their mean with its {confidence:.0%} t "
-                        "interval over worlds. p: of the mean, with Holm's correction for all comparisons of this job."
+                        f"Differences of {heading(metric)}, {which}: in each world, with its verdict there (+ above, "
+                        "− below, · not significant, corrected within the world), and their mean with its "
+                        f"{confidence:.0%} t interval over worlds. p: of the mean, with Holm's correction for all "
+                        "comparisons of this job."
                     )
                     worlds = [f"world {world}" for world in shown[0].differences]
                     headers = ["first", "second", *worlds, "over worlds", "corrected p", "holds in"]
@@ -200,7 +224,7 @@ def write_claims(found: Iterable[Claim], path: Path) -> None:
                 " ".join(f"{value:.9g}" for value in one.differences.values()),
                 "; ".join(one.verdicts.values()),
             ]
-            writer.writerow([*names, *lists, *numbers, one.holds])
+            writer.writerow([*names, *lists, *numbers, one.holds, *(one.origin.get(key, "") for key in COLUMNS[-5:])])
         write_text(path, file.getvalue())
 
 
@@ -223,7 +247,8 @@ def read_claims(path: Path) -> list[Claim]:
         differences = dict(zip(worlds, map(float, row["differences"].split())))
         verdicts = dict(zip(worlds, row["verdicts"].split("; ")))
         names = (row["job"], row["metric"], row["kind"], bool(int(row["over_alpha"])), row["first"], row["second"])
-        found.setdefault(row["job"], []).append(Claim(*names, differences, verdicts))
+        known = {key: row[key] for key in COLUMNS[-5:]}
+        found.setdefault(row["job"], []).append(Claim(*names, differences, verdicts, origin=known))
     made = [one for family in found.values() for one in _corrected(family)]
     for one, row in zip(made, rows):
         if any(
@@ -256,4 +281,11 @@ def worlds_table(found: Sequence[Claim]) -> str:
                 cells = _cells(one)
                 lines.append("| " + " | ".join([*cells[:-2], cells[-1]]) + " |")
             parts += [summary(own), "\n".join(lines)]
+    if found:
+        told = found[0].origin
+        parts.append(
+            f"Commit `{told.get('commit')}`, `{told.get('command')}`, on {told.get('hardware')}. + above, − below, "
+            "· not significant within the world (Holm's correction); over worlds: mean difference ± half of its 95 % t "
+            "interval over worlds."
+        )
     return "\n\n".join(parts)

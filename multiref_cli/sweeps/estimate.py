@@ -1,6 +1,6 @@
 """What a sweep will take: from its finished points where there are some, else counted from models and rows."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from multiref_cli.config.plain import digest
@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from multiref_cli.runs.forecast import Cost
 
 
+# Seconds of one core that an embedded world takes, measured on two idle cores of an AMD EPYC.
+MAKING = 300.0
+
+
 @dataclass(frozen=True)
 class Needs:
     """What a whole sweep takes, counted from models and rows: an order of magnitude.
@@ -20,11 +24,13 @@ class Needs:
     Attributes:
         seconds: of all points together, were none of them done.
         references: seconds of the passes that fill the reference store; what is stored already is counted too.
+        worlds: embedded worlds of which something must be made first; each takes about `MAKING` seconds of one core.
         memory: most bytes of one worker, activations aside.
     """
 
     seconds: float
     references: float
+    worlds: int
     memory: float
 
 
@@ -36,6 +42,8 @@ def measured(plan: Plan, ledger: Ledger) -> list[float]:
 
 def counted(plan: Plan) -> Needs | None:
     """Count what a sweep takes; opens tokenizers and data, makes and loads nothing.
+
+    Embedded worlds differ in their seeds, not in their sizes: a run in one is counted as the same in the shipped one.
 
     Returns:
         None where models or data are not on this machine.
@@ -49,14 +57,22 @@ def counted(plan: Plan) -> Needs | None:
         costs[kind] = cost
     return Needs(
         seconds=sum(costs[kind].training + costs[kind].evaluation for kind in kinds),
-        references=max(cost.references for cost in costs.values()),
+        references=max(cost.references for cost in costs.values()) * len({p.experiment.world for p in plan.points}),
+        worlds=len(_unmade_worlds(plan)),
         memory=max(cost.memory for cost in costs.values()),
     )
 
 
+def _unmade_worlds(plan: Plan) -> set[int]:
+    from multiref_cli.world.worlds import missing
+
+    firsts = {(point.experiment.world, point.experiment.algorithm.name): point.experiment for point in plan.points}
+    return {world for (world, _), experiment in firsts.items() if missing(experiment)}
+
+
 def _kind(experiment: Experiment) -> str:
     """What a run's cost depends on: everything but what is compared, and which references have a weight."""
-    same = experiment.content("alpha", "beta", "seed", "regularizer")
+    same = experiment.content("alpha", "beta", "seed", "regularizer", "world")
     return digest([same, [weight != 0 for weight in experiment.weights], experiment.penalized])
 
 
@@ -67,6 +83,7 @@ def _cost(experiment: Experiment) -> "Cost | None":
     from multiref_cli.tracking.progress import Silent
     from multiref_cli.world.worlds import missing
 
+    experiment = replace(experiment, world=0)
     if missing(experiment):
         return None
     try:

@@ -18,7 +18,10 @@ MANIFEST = {
     "started_at": "2026-01-01T00:00:00+00:00",
     "git": {"commit": "0123456789abcdef", "dirty": False},
     "versions": {"python": "3.11.7", "torch": "2.13.0"},
-    "hardware": {"machine": "x86_64", "processor": "some processor", "cores": 2, "gpus": []},
+    "hardware": {"machine": "x86_64", "processor": "some processor", "cpu_capability": "AVX2", "cores": 2, "gpus": []},
+    "policy": "cd" * 32,
+    "references": {"instruct": "cd" * 32, "instruct_large": "ef" * 32},
+    "scorer": "12" * 32,
     "data": {"path": "toy:preferences", "sha256": "ab" * 32, "rows": "2000 of 2000 rows kept"},
 }
 
@@ -101,7 +104,7 @@ def estimators(tmp_path_factory: pytest.TempPathFactory) -> Ledger:
 @pytest.fixture(scope="session")
 def worlds(tmp_path_factory: pytest.TempPathFactory) -> Ledger:
     """DPO in three worlds, with two regularizers and two alphas."""
-    grid = ["regularizer=rkl,fkl", "alpha=0.3,0.7", "world=0,2,5", "seeds=3"]
+    grid = ["regularizer=rkl,fkl", "alpha=0.3,0.7", "world=0,2,5", "seeds=3", "steps=3"]
     return write_sweep(tmp_path_factory.mktemp("worlds") / "sweep", ["experiment=offline_toy", *grid])
 
 

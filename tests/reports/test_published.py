@@ -38,7 +38,10 @@ def test_rows_survive_the_file(found, tmp_path: Path) -> None:
     assert [row.key for row in again] == [row.key for row in rows]
     for old, new in zip(rows, again):
         assert new.interval == pytest.approx(old.interval, rel=1e-5)
-        assert (new.commit, new.command) == ("0123456789ab", "make reproduce") and "2 cores" in new.hardware
+        assert (new.commit, new.command) == ("0123456789ab", "make reproduce")
+        assert new.hardware == "some processor, AVX2, 2 cores" and new.versions == "python 3.11.7, torch 2.13.0"
+        started = "policy cdcdcdcdcdcd, instruct cdcdcdcdcdcd, instruct_large efefefefefef, scorer 121212121212"
+        assert new.started_from == f"{started}, data abababababab" and old.started_from == new.started_from
     # 2 untrained models x 2 scorers; 13 conditions x (2 scorers, length, one centered, 2 objectives, KL to 2, weighted,
     # mixed).
     assert len(rows) == 4 + 13 * 10

@@ -14,9 +14,9 @@ import pytest
 from multiref_cli.errors import RequestError
 from multiref_cli.evaluation.crossed import estimate
 from multiref_cli.reports.collect import conditions, read_run
-from multiref_cli.reports.published import read_rows, rows_of, write_rows
+from multiref_cli.reports.published import BEGIN, END, README_METRICS, read_rows, rows_of, update_readme, write_rows
 from multiref_cli.reports.report import write_report
-from multiref_cli.reports.scores import SCORES, check_rows, write_scores
+from multiref_cli.reports.scores import SCORES, check_readme, check_rows, write_scores
 from multiref_cli.sweeps.ledger import Ledger
 
 PROMPTS = 40
@@ -118,3 +118,24 @@ def test_check_needs_no_torch_and_no_folder(found, tmp_path: Path, multiref, cap
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.startswith("All ") and out.strip().endswith("False")
+
+
+def test_the_tables_of_a_readme_are_made_again_from_its_files(found, tmp_path: Path, multiref, capsys) -> None:
+    """Each table from its CSV, each CSV from its scores; what was edited by hand, or has no scores, is named."""
+    write_rows(rows_of(found[:2]), tmp_path / "a.csv")
+    write_scores(found[:2], tmp_path / f"a.{SCORES}")
+    shutil.copy(tmp_path / "a.csv", tmp_path / "b.csv")
+    names, readme = ("a.csv", "b.csv", "worlds.csv"), tmp_path / "README.md"
+    readme.write_text("".join(f"{BEGIN.format(path=name)}\n{END}\n" for name in names))
+    for name in names[:2]:
+        update_readme(readme, tmp_path / name, name, README_METRICS)
+    assert multiref("report", "--check", readme) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "The table of a.csv in README.md is what the file says." and said[1].startswith("All ")
+    assert said[3] == "b.csv has no scores beside it: its numbers cannot be computed again."
+    assert said[4] == "Nothing is published as worlds.csv yet." and len(said) == 5
+    readme.write_text(readme.read_text().replace("alone", "together", 1))
+    assert "is not what the file says" in check_readme(readme)[0]
+    readme.write_text("nothing")
+    with pytest.raises(RequestError, match="no results between marks"):
+        check_readme(readme)

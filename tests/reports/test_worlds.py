@@ -87,7 +87,9 @@ def test_the_report_has_a_section_over_worlds_and_its_csv(found, undrawn, tmp_pa
     again = read_claims(tmp_path / "worlds.csv")
     assert [one.sentence for one in again] == [one.sentence for one in family]
     assert summary([one for one in family if one.metric == "gold"]) in worlds_table(again)
-    assert worlds_table(again) == worlds_table(family)
+    assert worlds_table(again) == worlds_table(family) and again[0].origin == family[0].origin
+    assert again[0].origin["started_from"].count("world ") == 3 and "AVX2" in worlds_table(again)
+    assert {one.metric for one in family} == {"gold", "reward_model"}  # these runs have no scores of single prompts
 
 
 def test_a_csv_that_does_not_add_up_is_refused(tmp_path: Path):

@@ -8,6 +8,7 @@ from multiref_cli.config.canonical import canonical
 from multiref_cli.config.compose import compose
 from multiref_cli.config.folders import options
 from multiref_cli.errors import RequestError
+from multiref_cli.sweeps.estimate import counted
 from multiref_cli.sweeps.plan import make_plan
 from multiref_cli.sweeps.request import parse_request
 
@@ -120,6 +121,13 @@ def test_a_world_is_an_axis_whose_models_are_made_first() -> None:
     assert all(set(made) <= set(p.passes) for p in other) and not any(set(made) & set(p.passes) for p in shipped)
     assert len({one.title for one in both.passes}) == len(both.passes)
     assert all(point.id == compose(list(point.overrides)).hash for point in both.points if point.role == "grid")
+
+
+def test_another_world_costs_what_the_shipped_one_does_and_its_making(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("MULTIREF_CACHE", str(tmp_path))
+    alone, both = (counted(_plan("alpha=0.3", *more)) for more in ((), ("world=0,7",)))
+    assert both.seconds == pytest.approx(2 * alone.seconds) and both.references == 2 * alone.references > 0
+    assert (alone.worlds, both.worlds) == (0, 1) and not list(tmp_path.iterdir())
 
 
 def test_normalizers_of_all_mixes_are_one_pass() -> None:
