@@ -9,6 +9,8 @@ from typing import ClassVar, Optional
 
 from omegaconf import MISSING
 
+from multiref_cli.config.ranges import COUNT, number
+
 
 @dataclass(frozen=True)
 class Algorithm:
@@ -51,9 +53,9 @@ class DpoSettings(Algorithm):
     measures_pairs: ClassVar[bool] = True
 
     loss: str = "sigmoid"
-    label_smoothing: float = 0.0
-    batch_pairs: int = 32
-    micro_tokens: int = 8192
+    label_smoothing: float = number("[0, 0.5)", 0.0)
+    batch_pairs: int = number(COUNT, 32)
+    micro_tokens: int = number(COUNT, 8192)
     share_prompt: Optional[bool] = None
 
 
@@ -64,16 +66,16 @@ class OnlineSettings(Algorithm):
     online: ClassVar[bool] = True
     regularized: ClassVar[bool] = True
 
-    batch_prompts: int = 16
-    micro_tokens: int = 16384
-    inner_iterations: int = 1
+    batch_prompts: int = number(COUNT, 16)
+    micro_tokens: int = number(COUNT, 16384)
+    inner_iterations: int = number(COUNT, 1)
     baseline: str = "group_mean"
     advantage_scale: str = "none"
     loss_reduction: str = "dapo"
     importance: str = "token"
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    max_length_constant: Optional[int] = None
+    clip_low: float = number("[0, 1]", 0.2)
+    clip_high: float = number("[0, 1e6]", 0.2)
+    max_length_constant: Optional[int] = number(COUNT, None)
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,8 @@ class SftSettings(Algorithm):
     module: ClassVar[str] = "multiref_cli.algorithms.sft"
     title: ClassVar[str] = "Supervised fine-tuning"
 
-    batch_rows: int = 32
-    micro_tokens: int = 8192
+    batch_rows: int = number(COUNT, 32)
+    micro_tokens: int = number(COUNT, 8192)
 
 
 @dataclass(frozen=True)
@@ -105,10 +107,10 @@ class RewardModelSettings(Algorithm):
     measures_pairs: ClassVar[bool] = True
     writes: ClassVar[bool] = False
 
-    batch_pairs: int = 32
-    micro_tokens: int = 8192
-    center: float = 0.0
-    minimum_accuracy: float = 0.0
+    batch_pairs: int = number(COUNT, 32)
+    micro_tokens: int = number(COUNT, 8192)
+    center: float = number("[0, 1e6]", 0.0)
+    minimum_accuracy: float = number("[0, 1]", 0.0)
 
 
 ALGORITHMS: dict[str, type[Algorithm]] = {

@@ -1,12 +1,13 @@
 """Rules that span several keys: whatever can be refused before a model is loaded is refused here, in one sentence."""
 
-import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from multiref_cli.config.algorithms import DpoSettings, OnlineSettings
+from multiref_cli.config.ranges import check_number, check_numbers
 from multiref_cli.config.regularizer import Estimator, Level, States
 from multiref_cli.config.schema import PRECISIONS
 from multiref_cli.config.weights import weights_of
@@ -18,13 +19,7 @@ if TYPE_CHECKING:
 VLLM_MISSING = (
     "rollout=vllm needs vLLM, which is not installed: pip install 'multiref[vllm]', or use rollout=transformers"
 )
-# Name -> whether a value is good, and what is allowed.
-_SAMPLING: dict[str, tuple[Callable[[float], bool], str]] = {
-    "temperature": (lambda value: value >= 0, "0 or more (0 is greedy)"),
-    "top_p": (lambda value: 0 < value <= 1, "above 0 and at most 1 (1 is off)"),
-    "top_k": (lambda value: value >= 0, "0 or more (0 is off)"),
-    "min_p": (lambda value: 0 <= value < 1, "from 0 up to 1 (0 is off)"),
-}
+_DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:\d{1,3})?")
 
 
 def check(experiment: "Experiment") -> None:
@@ -33,7 +28,8 @@ def check(experiment: "Experiment") -> None:
     Raises:
         RequestError: naming the key, what was given and what is allowed.
     """
-    _check_numbers(experiment)
+    check_numbers(experiment)
+    _check_parts(experiment)
     _check_paths(experiment)
     if experiment.algorithm.regularized:
         _check_references(experiment)
@@ -43,44 +39,41 @@ def check(experiment: "Experiment") -> None:
     if isinstance(experiment.algorithm, OnlineSettings):
         _check_online(experiment, experiment.algorithm)
     if experiment.steps is None:
-        _require(experiment.epochs is not None and experiment.epochs > 0, "give steps=NUMBER or epochs=NUMBER above 0")
+        _require(experiment.epochs is not None, "give steps=NUMBER or epochs=NUMBER above 0")
 
 
-def _check_numbers(experiment: "Experiment") -> None:
-    beta, optimizer, data = experiment.beta, experiment.optimizer, experiment.data
-    _require(math.isfinite(beta) and beta >= 0, f"beta is {beta:g}; it must be 0 or more")
-    _require(optimizer.learning_rate > 0, f"optimizer.learning_rate is {optimizer.learning_rate:g}; it must be above 0")
-    _require(experiment.steps is None or experiment.steps > 0, f"steps is {experiment.steps}; it must be above 0")
-    _require(0 <= data.held_out < 1, f"data.held_out is {data.held_out:g}; it is a share, from 0 up to 1")
-    _require(experiment.world >= 0, f"world is {experiment.world}; it must be 0 or more")
+def _check_parts(experiment: "Experiment") -> None:
     _require(
         experiment.world == 0 or bool(experiment.toy_names),
         f"world={experiment.world} names an embedded world, but nothing here is of one (toy:NAME); leave it out",
     )
-    for key, value in vars(experiment.algorithm).items():
-        if key.startswith(("batch_", "micro_", "inner_")):
-            _require(value > 0, f"algorithm.{key} is {value}; it must be above 0")
-    for group, names in (
-        ("rollout", ("group_size", "max_new_tokens", "batch_size")),
-        ("evaluation", ("samples_per_prompt", "max_new_tokens", "batch_size")),
-    ):
-        settings = vars(getattr(experiment, group))
-        for name in names:
-            _require(settings[name] > 0, f"{group}.{name} is {settings[name]}; it must be above 0")
-        check_sampling(settings, f"{group}.")
+    optimizer, hardware, template = experiment.optimizer, experiment.hardware, experiment.data.prompt_template
+    for name in ("learning_rate", "matrix_learning_rate"):
+        rate = getattr(optimizer, name)
+        _require(
+            rate * optimizer.weight_decay < 1,
+            f"optimizer.{name} {rate:g} times weight_decay {optimizer.weight_decay:g} is 1 or more, which would turn "
+            "every weight round at each step; make one of them smaller",
+        )
+    _require(
+        template is None or "{prompt}" in template,
+        f"data.prompt_template is {template!r}: without {{prompt}} in it every prompt would be that text",
+    )
+    for key, device in (("device", hardware.device), ("reference_device", hardware.reference_device)):
+        known = device is None or _DEVICE.fullmatch(device) or (key, device) == ("device", "auto")
+        _require(bool(known), f"hardware.{key} is {device!r}; give cpu, cuda, cuda:1 or mps")
     _choice("optimizer.name", optimizer.name, ("adamw", "muon"))
     _choice("optimizer.schedule", optimizer.schedule, ("linear", "cosine", "wsd", "constant"))
     _choice("evaluation.split", experiment.evaluation.split, ("held_out", "train"))
     _choice("rollout.engine", experiment.rollout.engine, ("transformers", "vllm"))
-    _choice("hardware.dtype", experiment.hardware.dtype, ("auto", "float32", "bfloat16"))
-    _choice("hardware.precision", experiment.hardware.precision, ("auto", *PRECISIONS))
+    _choice("hardware.dtype", hardware.dtype, ("auto", "float32", "bfloat16"))
+    _choice("hardware.precision", hardware.precision, ("auto", *PRECISIONS))
     _choice("policy.dtype", experiment.policy.dtype or "float32", ("float32", "bfloat16"))
+    _choice("tracking.mode", experiment.tracking.mode, ("offline", "online", "disabled"))
 
 
 def _check_preferences(settings: DpoSettings, beta: float) -> None:
     _choice("algorithm.loss", settings.loss, ("sigmoid", "ipo"))
-    smoothing = settings.label_smoothing
-    _require(0 <= smoothing < 0.5, f"algorithm.label_smoothing is {smoothing:g}; it lies between 0 and 0.5")
     _require(beta > 0, f"algorithm={settings.name} needs beta above 0: its implicit reward is beta times the score")
 
 
@@ -94,9 +87,11 @@ def check_sampling(values: Mapping[str, float], prefix: str = "") -> None:
     Raises:
         RequestError: naming the setting, its value and what is allowed.
     """
-    for name, (good, allowed) in _SAMPLING.items():
+    from multiref_cli.config.schema import Rollout
+
+    for name in ("temperature", "top_p", "top_k", "min_p"):
         if name in values:
-            _require(good(values[name]), f"{prefix}{name} is {values[name]:g}; it must be {allowed}")
+            check_number(Rollout, name, values[name], f"{prefix}{name}")
 
 
 def _check_online(experiment: "Experiment", settings: OnlineSettings) -> None:

@@ -7,6 +7,8 @@ from typing import Optional
 
 from omegaconf import MISSING
 
+from multiref_cli.config.ranges import number
+
 
 class Level(Enum):
     """Where the mean over references is taken: over whole responses (the theorems) or at every token."""
@@ -69,7 +71,7 @@ _NAMES = {(0.0, 0.0): "rkl", (1.0, 1.0): "fkl", (0.5, 0.5): "hellinger", (-1.0, 
 class Ctro:
     """MRPO's clipped trust-region on the references (arXiv 2405.16388)."""
 
-    epsilon: float = 0.1
+    epsilon: float = number("[0, 1]", 0.1)
     adaptive: bool = False
     anchor: Optional[str] = None
 
@@ -81,14 +83,14 @@ class Regularizer:
     `name` is an alias: what the file of conf/regularizer calls itself whose numbers these are, else `derived_name`.
     """
 
-    mean_order: float = MISSING
-    score_order: float = MISSING
+    mean_order: float = number("[-100, 100]", MISSING)
+    score_order: float = number("[-100, 100]", MISSING)
     level: Level = Level.sequence
     estimator: Optional[Estimator] = None
     normalized: bool = True
     states: States = States.policy
-    score_clip: float = 10.0
-    ratio_clip: Optional[float] = None
+    score_clip: float = number("[0, 80]", 10.0, note="0 is off")
+    ratio_clip: Optional[float] = number("(0, 1e6]", None)
     to_go: Optional[bool] = None
     ctro: Optional[Ctro] = None
     arwc: bool = False

@@ -12,6 +12,7 @@ from omegaconf import MISSING
 
 from multiref_cli.config.algorithms import ALGORITHMS, Algorithm
 from multiref_cli.config.plain import changed, digest, from_plain, to_plain
+from multiref_cli.config.ranges import COUNT, COUNT_OR_0, SEED, number, within
 from multiref_cli.config.regularizer import Ctro, Estimator, Level, Mix, Regularizer, States, Term
 from multiref_cli.config.weights import weights_of
 
@@ -42,9 +43,9 @@ class ReferenceSpec(Model):
 
 @dataclass(frozen=True)
 class Lora:
-    rank: int = 16
-    alpha: float = 32.0
-    dropout: float = 0.0
+    rank: int = number(COUNT, 16)
+    alpha: float = number("(0, 1e6]", 32.0)
+    dropout: float = number("[0, 1)", 0.0)
     target_modules: Any = "all-linear"
 
 
@@ -64,14 +65,14 @@ class Data:
     split: str = "train"
     held_out_path: Optional[str] = None
     held_out_split: Optional[str] = None
-    held_out: float = 0.1
-    split_seed: int = 0
-    max_rows: Optional[int] = None
+    held_out: float = number("[0, 1)", 0.1, note="a share")
+    split_seed: int = number(SEED, 0)
+    max_rows: Optional[int] = number(COUNT, None)
     columns: dict[str, str] = field(default_factory=dict)
     system_prompt: Optional[str] = None
     prompt_template: Optional[str] = None
-    max_prompt_tokens: int = 512
-    max_completion_tokens: int = 512
+    max_prompt_tokens: int = number(COUNT, 512)
+    max_completion_tokens: int = number(COUNT, 512)
     bad_rows: BadRows = BadRows.drop
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -79,41 +80,41 @@ class Data:
 @dataclass(frozen=True)
 class RewardTerm:
     function: dict[str, Any] = MISSING
-    weight: float = 1.0
+    weight: float = number("[-1e9, 1e9]", 1.0)
 
 
 @dataclass(frozen=True)
 class Reward:
     name: str = MISSING
     terms: dict[str, RewardTerm] = field(default_factory=dict)
-    correct_at: Optional[float] = None
-    timeout_seconds: float = 10.0
+    correct_at: Optional[float] = number("[-1e9, 1e9]", None)
+    timeout_seconds: float = number("[0, 1e6]", 10.0, note="0 is no protection")
 
 
 @dataclass(frozen=True)
 class Rollout:
     engine: str = "transformers"
-    group_size: int = 8
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    max_new_tokens: int = 256
-    batch_size: int = 256
+    group_size: int = number(COUNT, 8)
+    temperature: float = number("[0, 100]", 1.0, note="0 is greedy")
+    top_p: float = number("(0, 1]", 1.0, note="1 is off")
+    top_k: int = number(COUNT_OR_0, 0, note="0 is off")
+    min_p: float = number("[0, 1)", 0.0, note="0 is off")
+    max_new_tokens: int = number(COUNT, 256)
+    batch_size: int = number(COUNT, 256)
     options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Optimizer:
     name: str = "adamw"
-    learning_rate: float = MISSING
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    epsilon: float = 1e-8
-    weight_decay: float = 0.0
+    learning_rate: float = number("(0, 1000]", MISSING)
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999], metadata=within("[0, 1)", length=2))
+    epsilon: float = number("(0, 1]", 1e-8)
+    weight_decay: float = number("[0, 1000]", 0.0)
     schedule: str = "linear"
-    warmup: float = 0.1
-    max_gradient_norm: float = 1.0
-    matrix_learning_rate: float = 0.02
+    warmup: float = number("[0, 1e6]", 0.1)
+    max_gradient_norm: float = number("[0, 1e9]", 1.0, note="0 is off")
+    matrix_learning_rate: float = number("(0, 1000]", 0.02)
 
 
 @dataclass(frozen=True)
@@ -123,24 +124,24 @@ class Scorer(Model):
     `whole_template`: it was trained with all that the chat template writes after a response.
     """
 
-    minimum_accuracy: Optional[float] = None
+    minimum_accuracy: Optional[float] = number("[0, 1]", None)
     whole_template: bool = False
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    prompts: int = 256
-    samples_per_prompt: int = 1
-    temperature: float = 1.0
-    top_p: float = 1.0
-    max_new_tokens: int = 256
-    batch_size: int = 64
-    seed: int = 1
+    prompts: int = number(COUNT_OR_0, 256, note="0 is off")
+    samples_per_prompt: int = number(COUNT, 1)
+    temperature: float = number("[0, 100]", 1.0, note="0 is greedy")
+    top_p: float = number("(0, 1]", 1.0, note="1 is off")
+    max_new_tokens: int = number(COUNT, 256)
+    batch_size: int = number(COUNT, 64)
+    seed: int = number(SEED, 1)
     split: str = "held_out"
     scorer: Optional[Scorer] = None
     gold: bool = True
     win_rate: bool = True
-    bootstrap: int = 2000
+    bootstrap: int = number("[1, 1e6]", 2000)
 
 
 @dataclass(frozen=True)
@@ -162,11 +163,11 @@ class Hardware:
     reference_device: Optional[str] = None
     dtype: str = "auto"
     precision: str = "auto"
-    threads: Optional[int] = None
+    threads: Optional[int] = number("[1, 4096]", None)
     cache_dir: Optional[str] = None
-    checkpoint_every: int = 50
-    keep_checkpoints: int = 2
-    log_every: int = 1
+    checkpoint_every: int = number(COUNT_OR_0, 50, note="0 is at the end only")
+    keep_checkpoints: int = number(COUNT, 2)
+    log_every: int = number(COUNT, 1)
     deterministic: bool = True
 
     @property
@@ -217,16 +218,16 @@ class Experiment:
     regularizer: Optional[Regularizer] = None
     references: list[ReferenceSpec] = field(default_factory=list)
     alpha: Any = None
-    beta: float = 0.1
-    seed: int = 0
-    world: int = 0
+    beta: float = number("[0, 1e6]", 0.1)
+    seed: int = number(SEED, 0)
+    world: int = number(SEED, 0)
     policy: Policy = field(default_factory=Policy)
     data: Data = field(default_factory=Data)
     reward: Optional[Reward] = None
     rollout: Rollout = field(default_factory=Rollout)
     optimizer: Optimizer = field(default_factory=Optimizer)
-    steps: Optional[int] = None
-    epochs: Optional[float] = None
+    steps: Optional[int] = number(COUNT, None)
+    epochs: Optional[float] = number("(0, 1e6]", None)
     evaluation: Evaluation = field(default_factory=Evaluation)
     tracking: Tracking = field(default_factory=Tracking)
     hardware: Hardware = field(default_factory=Hardware)

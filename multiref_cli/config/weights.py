@@ -24,7 +24,7 @@ def weights_of(alpha: object, count: int) -> list[float]:
             return [1.0]
         _require(count == 2, f"one number for alpha fits two references, not {count}; give 'alpha=[...]'")
         return [float(alpha), 1.0 - float(alpha)]
-    if not isinstance(alpha, (list, tuple)) or not all(isinstance(a, (int, float)) for a in alpha):
+    if not isinstance(alpha, (list, tuple)) or not all(type(a) in (int, float) for a in alpha):
         raise RequestError(f"alpha is {alpha!r}; give a number or a list of numbers.")
     weights = [float(a) for a in alpha]
     _require(len(weights) == count, f"alpha has {len(weights)} weights for {count} references")

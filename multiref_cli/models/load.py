@@ -96,7 +96,7 @@ def new_causal_lm(
         dtype: parameter type; None is float32.
 
     Raises:
-        RequestError: an unknown architecture or a key that its config does not have.
+        RequestError: an unknown architecture, a key that its config does not have, or sizes that fit no network.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -112,8 +112,11 @@ def new_causal_lm(
         raise RequestError(
             f"policy.new.{unknown[0]} is no key of a {architecture} config: remove it or correct its name."
         )
-    config = AutoConfig.for_model(architecture, vocab_size=len(tokenizer), **special, **settings)
-    return AutoModelForCausalLM.from_config(config, dtype=_dtype(dtype)).to(device).eval()
+    try:
+        config = AutoConfig.for_model(architecture, vocab_size=len(tokenizer), **special, **settings)
+        return AutoModelForCausalLM.from_config(config, dtype=_dtype(dtype)).to(device).eval()
+    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:  # sizes that fit no network
+        raise RequestError(f"policy.new makes no {architecture} model: {_first_line(error)}.") from error
 
 
 def load_reward_model(model: Model, device: Device = "cpu", dtype: str | None = None, trainable: bool = False) -> Any:

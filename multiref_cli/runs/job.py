@@ -10,7 +10,7 @@ from multiref_cli.config.schema import Experiment
 from multiref_cli.data.prompts import load_prompts
 from multiref_cli.data.rows import Split
 from multiref_cli.errors import RequestError
-from multiref_cli.models.load import load_tokenizer, require_peft
+from multiref_cli.models.load import load_tokenizer, parameter_count, require_peft
 from multiref_cli.references.tokens import check_compatible
 from multiref_cli.rewards.combine import build_reward
 from multiref_cli.rollouts.factory import check_engine
@@ -35,6 +35,8 @@ def prepare(asked: Experiment, local: Experiment) -> Job:
     data = load_data(local, tokenizer)
     if not data.train:
         raise RequestError(f"{local.data.path or local.data.name} has no usable training row: {data.report.summary()}.")
+    if local.policy.new is not None:
+        parameter_count(local.policy, tokenizer)  # refuses sizes that fit no network
     vocabulary = len(tokenizer)
     if local.regularized:
         tokenizers = {r.name: load_tokenizer(r) for r in local.references}
@@ -54,6 +56,22 @@ def check_parts(experiment: Experiment) -> None:
         build_reward(experiment.reward)
     if experiment.policy.lora is not None or experiment.policy.adapter:
         require_peft()
+
+
+def check_devices(experiment: Experiment) -> None:
+    """Find the devices that an experiment names on this machine.
+
+    Raises:
+        RequestError: one is not there.
+    """
+    hardware = experiment.hardware
+    for key, name in (("device", hardware.device_name), ("reference_device", hardware.reference_device)):
+        try:
+            torch.empty(0, device=name or "cpu")
+        except (AssertionError, NotImplementedError, RuntimeError) as error:
+            raise RequestError(
+                f"hardware.{key} is {name!r}, which this machine does not have; give cpu or auto."
+            ) from error
 
 
 def load_data(experiment: Experiment, tokenizer: Tokenizer, as_prompts: bool = False) -> Split:

@@ -15,7 +15,7 @@ from multiref_cli.files import read_json, write_lines
 from multiref_cli.models.files import fingerprint
 from multiref_cli.models.load import save_policy
 from multiref_cli.models.precision import lost_share
-from multiref_cli.runs.job import check_parts, prepare, set_up_torch
+from multiref_cli.runs.job import check_devices, check_parts, prepare, set_up_torch
 from multiref_cli.runs.measure import Outcome, measure, measure_folder
 from multiref_cli.seeding import seed_everything
 from multiref_cli.tracking.progress import Heartbeat, Progress, Silent
@@ -59,6 +59,7 @@ def train(
         raise RequestError(
             f"{folder} exists already; go on with `multiref train --resume {folder}`, or give another run.name."
         )
+    check_devices(experiment)
     job = open_job(experiment, progress)
     run = RunDir.create(folder, config_text(experiment), list(overrides), manifest(job))
     return _guarded(job, run, progress, report)
@@ -101,6 +102,7 @@ def resume(folder: Path, progress: Progress | None = None, report: WriteReport |
     experiment = compose_saved(run.path / "config.yaml")
     if run.is_done(experiment.hash):
         raise RequestError(f"{folder} is done; `multiref eval {folder}` scores it again.")
+    check_devices(experiment)
     return _guarded(open_job(experiment, progress), run, progress, report)
 
 
@@ -167,7 +169,8 @@ def _execute(job: Job, run: RunDir, progress: Heartbeat) -> None:
     trainee.notes.extend(_precision_notes(trainee.model, experiment))
     Loop(run, trainee, optimizers, experiment.hardware, identity(job), precision).fit(progress)
     save_policy(trainee.model, job.tokenizer, run.path / "policy")
-    _write_outcome(job, run, measure(job, trainee.model, progress), trainee.notes, job.asked.hash)
+    notes = [*trainee.notes, *_schedule_notes(job)]
+    _write_outcome(job, run, measure(job, trainee.model, progress), notes, job.asked.hash)
     discard_checkpoints(run.path / "checkpoints")
 
 
@@ -178,6 +181,13 @@ def _precision_notes(model: LanguageModel, experiment: Experiment) -> list[str]:
     rate = experiment.optimizer.learning_rate
     share = lost_share(model, rate)
     return [f"trained in bfloat16 alone: a step of the learning rate {rate:g} is lost in {share:.1%} of the weights"]
+
+
+def _schedule_notes(job: Job) -> list[str]:
+    warmup = job.experiment.optimizer.warmup
+    if warmup <= job.total_steps:
+        return []
+    return [f"the warm-up of {warmup:g} steps is longer than the run: its peak learning rate was never reached"]
 
 
 def _write_outcome(
@@ -219,6 +229,7 @@ def evaluate(folder: Path, overrides: Sequence[str] = (), progress: Progress | N
                 f"eval cannot change {group!r} of a finished run; it can change {', '.join(_MEASURED_BY)}."
             )
     experiment = compose_saved(saved, list(overrides))
+    check_devices(experiment)
     job = open_job(experiment, progress)
     outcome = measure_folder(job, run.path / "policy", progress)
     results = read_json(run.path / "results.json") or {}

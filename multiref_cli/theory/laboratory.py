@@ -4,6 +4,7 @@ import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 
+from multiref_cli.config.ranges import check_numbers
 from multiref_cli.errors import RequestError
 from multiref_cli.theory.findings import Metrics, Study
 from multiref_cli.theory.settings import Laboratory
@@ -31,11 +32,7 @@ def check(lab: Laboratory) -> None:
     unknown = [part for part in lab.study.parts if part not in STUDIES]
     if unknown:
         raise RequestError(f"study.parts has {unknown[0]!r}; allowed: {', '.join(STUDIES)}.")
-    least = {"problems": 1, "n": 64, "draws": 20, "responses": 4, "dimension": 1, "class_size": 2, "vocabulary": 2,
-             "length": 1, "trees": 2}  # fmt: skip
-    for key, smallest in least.items():
-        if getattr(lab, key) < smallest:
-            raise RequestError(f"{key}={getattr(lab, key)} is too small; give {key}={smallest} or more.")
+    check_numbers(lab)
     if lab.vocabulary**lab.length > 20_000:
         raise RequestError(
             f"vocabulary={lab.vocabulary} and length={lab.length} make {lab.vocabulary**lab.length} sequences to "
@@ -47,11 +44,6 @@ def check(lab: Laboratory) -> None:
             f"trees={lab.trees}, vocabulary={lab.vocabulary} and length={lab.length} make {entries} "
             "probabilities for the study estimators; keep trees * length * vocabulary^(length + 1) at 30000000 or less."
         )
-    for key in ("beta", "reward_max", "distance"):
-        if not getattr(lab, key) > 0:
-            raise RequestError(f"{key}={getattr(lab, key)} has to be positive.")
-    if not 0 < lab.delta < 1:
-        raise RequestError(f"delta={lab.delta} is a probability strictly between 0 and 1.")
     _check_alpha(lab.alpha)
     _check_reads(lab)
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
+from multiref_cli.config.ranges import SEED, number
+
 
 @dataclass
 class Selection:
@@ -23,19 +25,19 @@ class Laboratory:
     """Settings of the finite-space laboratory, the root of conf/theory/config.yaml."""
 
     study: Selection = field(default_factory=Selection)
-    seed: int = 0
-    problems: int = 1000
-    n: int = 16384
-    draws: int = 400
-    responses: int = 8
+    seed: int = number(SEED, 0)
+    problems: int = number("[1, 1e6]", 1000)
+    n: int = number("[64, 1e8]", 16384)
+    draws: int = number("[20, 1e6]", 400)
+    responses: int = number("[4, 1000]", 8)
     alpha: Any = 0.5
-    beta: float = 0.5
-    reward_max: float = 1.0
-    dimension: int = 3
-    class_size: int = 256
-    delta: float = 0.05
-    distance: float = 0.3
-    vocabulary: int = 3
-    length: int = 6
-    trees: int = 40
+    beta: float = number("(0, 1e6]", 0.5)
+    reward_max: float = number("(0, 100]", 1.0)
+    dimension: int = number("[1, 1000]", 3)
+    class_size: int = number("[2, 1e6]", 256)
+    delta: float = number("(0, 1)", 0.05)
+    distance: float = number("(0, 1]", 0.3)
+    vocabulary: int = number("[2, 1000]", 3)
+    length: int = number("[1, 14]", 6)
+    trees: int = number("[2, 1e6]", 40)
     run: RunFolder = field(default_factory=RunFolder)

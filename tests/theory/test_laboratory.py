@@ -76,7 +76,7 @@ def test_more_than_two_references_work_everywhere():
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"n": 10}, "n=10"),
+        ({"n": 10}, "n is 10; it must be from 64"),
         ({"alpha": 1.5}, "alpha=1.5"),
         ({"alpha": [0.5, 0.6]}, "alpha="),
         ({"beta": 0.0}, "beta"),
