@@ -22,6 +22,7 @@ LAYERS = {
     "multiref_cli.config.algorithms": 0,
     "multiref_cli.config.folders": 0,
     "multiref_cli.config.plain": 0,
+    "multiref_cli.config.ranges": 0,
     "multiref_cli.config.regularizer": 0,
     "multiref_cli.config.schema": 0,
     "multiref_cli.config.weights": 0,
