@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -151,6 +153,13 @@ def sync_tree(folder: Path) -> None:
         else:
             sync(path)
     sync_folder(folder)
+
+
+def sweep_temporaries(folder: Path) -> None:
+    """Delete what `replacing` and its like left below a folder when they were killed; nobody else may write it now."""
+    for path in sorted(folder.rglob(".*")):
+        if re.fullmatch(r"\..+\.\d+(\.old)?", path.name):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _parsed(path: Path) -> list[tuple[bytes, dict[str, Any] | None]]:

@@ -109,7 +109,9 @@ def report(
     folders: Annotated[
         Optional[list[str]], typer.Argument(metavar="RUN|SWEEP...", help="Run or sweep folders.")
     ] = None,
-    out: Annotated[Optional[str], typer.Option(help="Where to write; default: report/ in the first folder.")] = None,
+    out: Annotated[
+        Optional[str], typer.Option(help="Where to write; default: report/ in the folder, of several report-A-B.")
+    ] = None,
     against: Annotated[
         Optional[str], typer.Option(metavar="CSV", help="Committed results: say whether the reproduction holds.")
     ] = None,

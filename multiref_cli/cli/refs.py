@@ -10,6 +10,7 @@ from multiref_cli.config.check import check
 from multiref_cli.config.compose import compose, compose_unchecked, expand_axes
 from multiref_cli.config.schema import Experiment, Hardware
 from multiref_cli.errors import RequestError, RunError
+from multiref_cli.tracking.places import check_place, holds_something
 
 if TYPE_CHECKING:
     from multiref_cli.algorithms.base import Job
@@ -68,7 +69,13 @@ def verify() -> None:
 
 
 def prune(*, older_than: float | None, everything: bool, dry_run: bool) -> None:
-    """Delete entries that nobody used for some days, or all."""
+    """Delete entries that nobody used for some days, or all.
+
+    Raises:
+        RequestError: a number of days below 0.
+    """
+    if older_than is not None and not older_than >= 0:
+        raise RequestError(f"--older-than is {older_than:g}; give a number of days, 0 or more.")
     store = _store()
     sizes = {entry.key: entry.bytes for entry in store.list()}
     gone = store.prune(older_than=older_than, everything=everything, dry_run=dry_run)
@@ -169,9 +176,10 @@ def _mix_evaluator(job: "Job", progress: "Progress") -> tuple["Evaluator", str]:
 def _mix_folder(experiment: Experiment, names: list[str]) -> Path:
     given = experiment.run.dir or (experiment.run.name and f"runs/{experiment.run.name}")
     base = Path(given or f"runs/mixed-{'-'.join(names)}").expanduser()
+    check_place(base, "the folder")
     for number in range(1, 2 if given else 10_000):
         folder = base if number == 1 else base.with_name(f"{base.name}-{number}")
-        if not folder.exists() or not any(folder.iterdir()):
+        if not holds_something(folder):
             return folder
     raise RequestError(f"{base} exists already; choose another run.dir.")
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from multiref_cli.cli import display
 from multiref_cli.errors import RequestError
+from multiref_cli.tracking.places import check_place
 
 
 def report(folders: list[str], *, out: str | None, against: str | None = None, check: str | None = None) -> None:
@@ -29,6 +30,8 @@ def report(folders: list[str], *, out: str | None, against: str | None = None, c
         if check is None:
             raise RequestError("nothing to report: give RUN or SWEEP folders, or --check CSV.")
         return
+    if out is not None:
+        check_place(Path(out), "--out")
     from multiref_cli.reports.report import write_report
 
     paths, committed = [Path(folder) for folder in folders], Path(against) if against else None

@@ -12,6 +12,7 @@ from multiref_cli.sweeps.ledger import Ledger
 from multiref_cli.sweeps.plan import Plan, make_plan
 from multiref_cli.sweeps.request import Request, key_of, parse_request
 from multiref_cli.sweeps.watch import Snapshot, Watcher, event_line
+from multiref_cli.tracking.places import check_place, command
 from multiref_cli.tracking.progress import duration
 
 # More rows than this say nothing on a terminal; plan.jsonl has every point.
@@ -35,12 +36,12 @@ def sweep(
         RunError: some points failed; the others are done and reported.
         KeyboardInterrupt: stopped; its text says how to go on.
     """
-    from multiref_cli.sweeps.launch import LAUNCHERS, run_sweep
+    from multiref_cli.sweeps.launch import check_launcher, run_sweep
     from multiref_cli.sweeps.pool import default_workers
 
-    if launcher not in LAUNCHERS:
-        raise RequestError(f"--launcher is {launcher!r}; allowed: {', '.join(LAUNCHERS)}.")
     request = _request(overrides, resume)
+    check_place(request.folder, "the sweep's folder")
+    check_launcher(launcher, request.launcher)
     plan = make_plan(request)
     workers = workers or default_workers(len(plan.points), plan.points[0].experiment.hardware.device)
     ledger = Ledger(request.folder)
@@ -68,7 +69,7 @@ def sweep(
             run_sweep(ledger, plan, launcher, workers, request.launcher, tick)
             tick()
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"interrupted; go on with: multiref sweep --resume {request.folder}") from None
+        raise KeyboardInterrupt(f"interrupted; go on with: {_resume(request.folder)}") from None
     _finish(ledger, watcher.snapshot())
 
 
@@ -83,6 +84,10 @@ def _request(overrides: list[str], resume: str | None) -> Request:
 
 def _command(request: Request) -> str:
     return shlex.join(["multiref", "sweep", *request.overrides])
+
+
+def _resume(folder: Path) -> str:
+    return command("sweep", "--resume", folder)
 
 
 def _show(
@@ -172,7 +177,7 @@ def _finish(ledger: Ledger, snapshot: Snapshot) -> None:
         shown = "\n".join(f"  {f.name}: {f.reason} (log: {f.log})" for f in snapshot.failures[:10])
         raise RunError(
             f"{len(snapshot.failures)} of {snapshot.total} points failed; after mending, go on with: "
-            f"multiref sweep --resume {folder} --retry-failed\n{shown}"
+            f"{_resume(folder)} --retry-failed\n{shown}"
         )
     if snapshot.counts["done"] < snapshot.total:
-        raise RunError(f"some points are not done; go on with: multiref sweep --resume {folder}")
+        raise RunError(f"some points are not done; go on with: {_resume(folder)}")

@@ -13,7 +13,8 @@ from multiref_cli.errors import RequestError, RunError
 from multiref_cli.theory import laboratory
 from multiref_cli.theory.findings import Study
 from multiref_cli.theory.settings import Laboratory
-from multiref_cli.tracking.run_dir import RunDir
+from multiref_cli.tracking.places import check_name
+from multiref_cli.tracking.run_dir import RunDir, refuse_existing
 
 LONGEST_TABLE = 16  # rows; longer tables stand in the report only
 
@@ -28,6 +29,8 @@ def theory(overrides: list[str]) -> None:
     lab = typed(compose_plain(overrides, "theory", Laboratory()), Laboratory())
     text = yaml.safe_dump(to_plain(lab), sort_keys=False, allow_unicode=True)
     laboratory.check(lab)
+    check_name(lab.run.name, "run.name")
+    refuse_existing(_folder(lab))
     torch.set_num_threads(1)  # sums in one order, whatever the machine: the same numbers, bit for bit
     run = RunDir.create(_folder(lab), text, overrides, provenance())
     total = len(lab.study.parts or laboratory.STUDIES)

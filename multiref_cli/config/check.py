@@ -12,6 +12,7 @@ from multiref_cli.config.regularizer import Estimator, Level, States
 from multiref_cli.config.schema import PRECISIONS
 from multiref_cli.config.weights import weights_of
 from multiref_cli.errors import RequestError
+from multiref_cli.tracking.places import check_name
 
 if TYPE_CHECKING:
     from multiref_cli.config.schema import Experiment
@@ -43,6 +44,7 @@ def check(experiment: "Experiment") -> None:
 
 
 def _check_parts(experiment: "Experiment") -> None:
+    check_name(experiment.run.name, "run.name")
     _require(
         experiment.world == 0 or bool(experiment.toy_names),
         f"world={experiment.world} names an embedded world, but nothing here is of one (toy:NAME); leave it out",

@@ -100,6 +100,23 @@ def safetensors_header(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
     return header, 8 + length
 
 
+def weights_problem(folder: Path) -> str | None:
+    """Why the weights of a folder cannot be whole, by their headers and sizes; None where they may be."""
+    try:
+        files = weight_files(folder)
+    except RequestError as error:
+        return str(error).rstrip(".")
+    for path in files:
+        try:
+            header, start = safetensors_header(path)
+            end = start + max((one["data_offsets"][1] for one in header.values()), default=0)
+        except (OSError, ValueError, KeyError, TypeError, struct.error, MemoryError, OverflowError):
+            return f"{path} has no header that can be read"
+        if path.stat().st_size != end:
+            return f"{path} has {path.stat().st_size} bytes in place of {end}"
+    return None
+
+
 def file_sha256(path: Path) -> str:
     """sha256 of a file's bytes, as hex digits."""
     with path.open("rb") as file:

@@ -11,7 +11,7 @@ from multiref_cli.reports import figures
 from multiref_cli.reports.collect import Condition, Run, alpha_text, conditions, read_run, write_csv
 from multiref_cli.reports.job_section import add_job, jobs, plus_minus, stems, summary_line, write_pending
 from multiref_cli.reports.page import Page
-from multiref_cli.reports.published import compare_with, conclusions, read_rows, rows_of, verdict, write_rows
+from multiref_cli.reports.published import Row, compare_with, conclusions, read_rows, rows_of, verdict, write_rows
 from multiref_cli.reports.scores import SCORES, write_scores
 from multiref_cli.reports.worlds import add_worlds, write_claims
 from multiref_cli.sweeps.ledger import Ledger, expand_folders
@@ -22,7 +22,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None, against: Path
 
     Args:
         folders: run folders and sweep folders.
-        out: where to write; by default report/ in the first folder.
+        out: where to write; by default report/ in the folder, of several report-A-B beside the first.
         against: CSV of committed results (see published.py); the report says whether the reproduction holds.
 
     Returns:
@@ -34,6 +34,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None, against: Path
         RequestError: a folder that is neither, or nothing finished in any.
     """
     folders = [Path(folder) for folder in folders]
+    committed = None if against is None else read_rows(against)  # a CSV that is not there is said before all work
     runs = [read_run(folder) for folder in expand_folders(folders)]
     if not runs:
         raise RequestError(f"nothing in {', '.join(map(str, folders))} is finished; go on with it by --resume.")
@@ -47,7 +48,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None, against: Path
     found = conditions(runs, asked)
     for sweep in sweeps:
         write_csv(conditions(read_run(folder) for folder in Ledger(sweep).run_folders()), sweep / "results.csv")
-    target = out or folders[0] / "report"
+    target = out or _default_target(folders)
     target.mkdir(parents=True, exist_ok=True)
     if out is not None:
         write_csv(found, target / "results.csv")
@@ -55,9 +56,12 @@ def write_report(folders: Sequence[Path], out: Path | None = None, against: Path
     write_scores(found, target / SCORES)
     page = Page(" and ".join(_name(folder) for folder in folders))
     page.text(summary_line(found) + " Every number comes from the run folders; nothing was trained for this report.")
+    mixed = _mixed_inputs(runs)
+    if mixed:
+        page.text(f"**Not comparable**: {'; '.join(mixed)}. Train the older runs again.")
     write_pending(page, sweeps)
-    if against is not None:
-        add_checks(page, found, against)
+    if against is not None and committed is not None:
+        add_checks(page, found, against, committed)
     over_worlds = add_worlds(page, found)
     if over_worlds:
         write_claims(over_worlds, target / "worlds.csv")
@@ -66,6 +70,27 @@ def write_report(folders: Sequence[Path], out: Path | None = None, against: Path
         add_job(page, group, stem)
     add_provenance(page, runs, [Ledger(sweep).description().get("command", "unknown") for sweep in sweeps])
     return page.write(target)
+
+
+def _mixed_inputs(runs: Sequence[Run]) -> list[str]:
+    """What runs were made from under one name though its content differed between them: data, policies, references."""
+    found: dict[str, dict[str, str]] = {}
+    for run in runs:
+        for name, checksum in (run.manifest.get("inputs") or {}).items():
+            found.setdefault(name, {}).setdefault(checksum, run.folder.name)
+    return [
+        f"{name} had another content in {' than in '.join(by_content.values())}"
+        for name, by_content in found.items()
+        if len(by_content) > 1
+    ]
+
+
+def _default_target(folders: Sequence[Path]) -> Path:
+    """Where a report goes: several folders have one of their own, which leaves that of each as it is."""
+    if len(folders) == 1:
+        return folders[0] / "report"
+    names = "-".join(folder.resolve().name for folder in folders)
+    return folders[0].resolve().parent / f"report-{names}"[:120]
 
 
 def _name(folder: Path) -> str:
@@ -109,9 +134,9 @@ def write_run_report(folder: Path) -> Path:
     return page.write(run.folder / "report")
 
 
-def add_checks(page: Page, found: list[Condition], against: Path) -> str:
-    """Add the comparison with committed results; returns its sentence."""
-    checks = compare_with(read_rows(against), found)
+def add_checks(page: Page, found: list[Condition], against: Path, committed: Sequence[Row]) -> str:
+    """Add the comparison with committed results, the rows of a CSV; returns its sentence."""
+    checks = compare_with(committed, found)
     drawn = conclusions(checks, found)
     sentence = verdict(checks, drawn)
     page.text(f"## Against committed results\n\n{sentence}")

@@ -14,6 +14,7 @@ from multiref_cli.models.load import load_tokenizer, parameter_count, require_pe
 from multiref_cli.references.tokens import check_compatible
 from multiref_cli.rewards.combine import build_reward
 from multiref_cli.rollouts.factory import check_engine
+from multiref_cli.tracking.places import check_place, holds_something
 from multiref_cli.types import Tokenizer
 
 # The latest data sets that were loaded, by what they were made of: a sweep of two jobs reads this many.
@@ -72,6 +73,17 @@ def check_devices(experiment: Experiment) -> None:
             raise RequestError(
                 f"hardware.{key} is {name!r}, which this machine does not have; give cpu or auto."
             ) from error
+
+
+def check_cache(experiment: Experiment) -> None:
+    """Say that stored results of references cannot be kept, before a run that needs some is begun.
+
+    Raises:
+        RequestError: the store holds nothing and cannot be written.
+    """
+    store = experiment.hardware.cache_folder / "store"
+    if (experiment.reads_store or experiment.compares_samples) and not holds_something(store):
+        check_place(store, "hardware.cache_dir's store")
 
 
 def load_data(experiment: Experiment, tokenizer: Tokenizer, as_prompts: bool = False) -> Split:

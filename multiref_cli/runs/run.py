@@ -1,7 +1,8 @@
 """One run from config to report: open, train, save, evaluate, write."""
 
+import contextlib
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +10,20 @@ import yaml
 
 from multiref_cli.algorithms.base import Job, module_of
 from multiref_cli.config.compose import compose_saved
-from multiref_cli.config.schema import Experiment
+from multiref_cli.config.plain import digest, to_plain
+from multiref_cli.config.schema import Experiment, Model
 from multiref_cli.errors import RequestError, RunError
-from multiref_cli.files import read_json, write_lines
-from multiref_cli.models.files import fingerprint
+from multiref_cli.files import read_object, write_json, write_lines, write_text
+from multiref_cli.models.files import fingerprint, weights_problem
 from multiref_cli.models.load import save_policy
 from multiref_cli.models.precision import lost_share
-from multiref_cli.runs.job import check_devices, check_parts, prepare, set_up_torch
+from multiref_cli.runs.job import check_cache, check_devices, check_parts, prepare, set_up_torch
 from multiref_cli.runs.measure import Outcome, measure, measure_folder
 from multiref_cli.seeding import seed_everything
+from multiref_cli.tracking.places import command
 from multiref_cli.tracking.progress import Heartbeat, Progress, Silent
 from multiref_cli.tracking.provenance import provenance
-from multiref_cli.tracking.run_dir import RunDir
+from multiref_cli.tracking.run_dir import RunDir, refuse_existing
 from multiref_cli.tracking.wandb import open_mirror
 from multiref_cli.training.checkpoint import discard_checkpoints
 from multiref_cli.training.loop import Loop
@@ -38,6 +41,7 @@ def train(
     overrides: Sequence[str] = (),
     progress: Progress | None = None,
     report: WriteReport | None = None,
+    accept: Callable[[dict[str, str]], None] = lambda found: None,
 ) -> Path:
     """Train and evaluate a new run.
 
@@ -46,6 +50,7 @@ def train(
         overrides: as the user gave them, kept in overrides.txt.
         progress: told of every step.
         report: writes the report of a finished run; called at the end, before a mirror takes its figures.
+        accept: refuses what the run would be made from (see `inputs`), before anything is written.
 
     Returns:
         The run folder.
@@ -55,14 +60,14 @@ def train(
         RunError: something failed on the way; status.json and logs/ say what.
     """
     progress, folder = progress or Silent(), experiment.folder
-    if folder.exists() and any(folder.iterdir()):
-        raise RequestError(
-            f"{folder} exists already; go on with `multiref train --resume {folder}`, or give another run.name."
-        )
+    refuse_existing(folder)
     check_devices(experiment)
+    check_cache(experiment)
     job = open_job(experiment, progress)
-    run = RunDir.create(folder, config_text(experiment), list(overrides), manifest(job))
-    return _guarded(job, run, progress, report)
+    accept(inputs(job))
+    with RunDir(folder).alone():
+        run = RunDir.create(folder, config_text(experiment), list(overrides), manifest(job))
+        return _guarded(job, run, progress, report)
 
 
 def config_text(experiment: Experiment) -> str:
@@ -90,20 +95,74 @@ def train_embedded(experiment: Experiment, progress: Progress) -> Path:
     return train(experiment, progress=progress)
 
 
-def resume(folder: Path, progress: Progress | None = None, report: WriteReport | None = None) -> Path:
+def resume(
+    folder: Path,
+    progress: Progress | None = None,
+    report: WriteReport | None = None,
+    accept: Callable[[dict[str, str]], None] = lambda found: None,
+) -> Path:
     """Go on with an interrupted run from its last checkpoint, or from its start where there is none.
 
+    What else is missing is completed: a manifest, or the report of a run that is done.
+
+    Args:
+        folder: of the run.
+        progress, report, accept: as of `train`.
+
     Raises:
-        RequestError: no run folder, or the run is done.
+        RequestError: no run folder, the run is done, or its data, policy or references are others now.
     """
     progress, run = progress or Silent(), RunDir(Path(folder))
     if not (run.path / "config.yaml").is_file():
         raise RequestError(f"{folder} is no run folder: it holds no config.yaml.")
     experiment = compose_saved(run.path / "config.yaml")
-    if run.is_done(experiment.hash):
-        raise RequestError(f"{folder} is done; `multiref eval {folder}` scores it again.")
-    check_devices(experiment)
-    return _guarded(open_job(experiment, progress), run, progress, report)
+    with run.alone():
+        saved = _saved_manifest(run)
+        if run.is_done(experiment.hash):
+            _check_policy(run)
+            if saved is not None and (report is None or (run.path / "report" / "index.html").is_file()):
+                again = command("eval", folder)
+                raise RequestError(f"{folder} is done; `{again}` scores it again.")
+            if saved is None:
+                write_json(run.path / "manifest.json", manifest(open_job(experiment, progress)))
+            discard_checkpoints(run.path / "checkpoints")
+            _write_report(run, report)
+            return run.path
+        check_devices(experiment)
+        check_cache(experiment)
+        job = open_job(experiment, progress)
+        accept(inputs(job))
+        _check_unchanged(job, run, saved)
+        run.complete(manifest(job) if saved is None else None)
+        return _guarded(job, run, progress, report)
+
+
+def _saved_manifest(run: RunDir) -> dict[str, Any] | None:
+    """The manifest of a run folder, None where it is missing or damaged."""
+    try:
+        return read_object(run.path / "manifest.json")
+    except RunError:
+        return None
+
+
+def _check_policy(run: RunDir) -> None:
+    """Refuse a finished run whose trained weights are not whole: its results say what cannot be had again."""
+    problem = weights_problem(run.path / "policy")
+    if problem is not None:
+        raise RequestError(f"{run.path} is done, but its policy is damaged ({problem}): train it again elsewhere.")
+
+
+def inputs(job: Job) -> dict[str, str]:
+    """What a run is made from: a name for each part, the same wherever its files lie, and the sha256 of its content."""
+    data, asked, local = job.asked.data, job.asked, job.experiment
+    found = {f"data {data.path or data.name} ({digest([to_plain(data), asked.world])})": job.data.sha256}
+    pairs: list[tuple[Model, Model]] = [(asked.policy, local.policy)] if asked.policy.new is None else []
+    if asked.penalized:
+        pairs += list(zip(asked.active_references, local.active_references))
+    for model, place in pairs:
+        key = [model.path, model.revision, model.adapter, asked.world]
+        found[f"model {model.path} ({digest(key)})"] = fingerprint(place)
+    return found
 
 
 def manifest(job: Job) -> dict[str, Any]:
@@ -116,6 +175,7 @@ def manifest(job: Job) -> dict[str, Any]:
         "data": {"path": job.experiment.data.path, "sha256": job.data.sha256, "rows": job.data.report.summary()},
         **_models(job),
         "scorer": fingerprint(scorer) if scorer is not None else None,
+        "inputs": inputs(job),
     }
 
 
@@ -129,6 +189,22 @@ def _models(job: Job) -> dict[str, Any]:
     }
 
 
+def changed_inputs(saved: Mapping[str, str], found: Mapping[str, str]) -> str | None:
+    """Half a sentence on the first input that has another content than it had; None where there is none."""
+    for name, checksum in found.items():
+        before = saved.get(name, checksum)
+        if before != checksum:
+            return f"{name} has changed: its sha256 was {before[:12]} and is {checksum[:12]} now"
+    return None
+
+
+def _check_unchanged(job: Job, run: RunDir, saved: dict[str, Any] | None) -> None:
+    """Refuse to go on with other rows, another policy or other references than a run began with."""
+    problem = changed_inputs((saved or {}).get("inputs", {}), inputs(job))
+    if problem is not None:
+        raise RequestError(f"cannot resume {run.path}: {problem}; restore it, or start a new run.")
+
+
 def identity(job: Job) -> dict[str, Any]:
     """What must not change between a checkpoint and its resume: the config, rows, models, all by content."""
     return {"config": job.asked.hash, "data": job.data.sha256, **_models(job)}
@@ -139,23 +215,48 @@ def _guarded(job: Job, run: RunDir, progress: Progress, report: WriteReport | No
     mirror = open_mirror(run.path, progress.note)
     heartbeat = Heartbeat(progress, run, mirror)
     heartbeat.total = job.total_steps
+    again = command("train", "--resume", run.path)
     try:
         _execute(job, run, heartbeat)
-        if report is not None:
-            report(run.path)
+        discard_checkpoints(run.path / "checkpoints")
+        _write_report(run, report)
     except KeyboardInterrupt as stop:
-        message = str(stop) or f"interrupted; go on with: multiref train --resume {run.path}"
-        run.write_status("stopped", heartbeat.step, heartbeat.total, message)
+        message = str(stop) or f"interrupted; go on with: {again}"
+        _write_end(run, "stopped", heartbeat, message)
         raise KeyboardInterrupt(message) from stop
     except Exception as error:  # every fault leaves its traceback in logs/ and one sentence in status.json
-        (run.path / "logs" / "error.txt").write_text("".join(traceback.format_exception(error)))
-        run.write_status("failed", heartbeat.step, heartbeat.total, str(error) or type(error).__name__)
         text = str(error) if isinstance(error, (RequestError, RunError)) else f"{type(error).__name__}: {error}"
-        hint = f"(see {run.path}/logs/error.txt; go on with: multiref train --resume {run.path})"
-        raise RunError(f"{text.rstrip('.')} {hint}") from error
+        where = _write_end(run, "failed", heartbeat, text, "".join(traceback.format_exception(error)))
+        raise RunError(f"{text.rstrip('.')} ({where}go on with: {again})") from error
     finally:
         mirror.finish()
     return run.path
+
+
+def _write_end(run: RunDir, state: str, heartbeat: Heartbeat, message: str, trace: str = "") -> str:
+    """Write how a run ended short of its end; one that is done stays done. Says where the traceback is, if anywhere.
+
+    Nothing here raises: where no byte can be written any more, the sentence of the fault itself is what counts.
+    """
+    where = ""
+    with contextlib.suppress(OSError, RunError):
+        if trace:
+            write_text(run.path / "logs" / "error.txt", trace)
+            where = f"see {run.path}/logs/error.txt; "
+        if not run.is_done():
+            run.write_status(state, heartbeat.step, heartbeat.total, message)
+    return where
+
+
+def _write_report(run: RunDir, report: WriteReport | None) -> None:
+    """Write the report of a run that is done; what goes wrong in it does not undo the run."""
+    if report is None:
+        return
+    try:
+        report(run.path)
+    except Exception as error:  # drawing fails in many ways
+        again = command("report", run.path)
+        raise RunError(f"{run.path} is done, but its report is not written ({error}): {again} writes it") from error
 
 
 def _execute(job: Job, run: RunDir, progress: Heartbeat) -> None:
@@ -171,7 +272,6 @@ def _execute(job: Job, run: RunDir, progress: Heartbeat) -> None:
     save_policy(trainee.model, job.tokenizer, run.path / "policy")
     notes = [*trainee.notes, *_schedule_notes(job)]
     _write_outcome(job, run, measure(job, trainee.model, progress), notes, job.asked.hash)
-    discard_checkpoints(run.path / "checkpoints")
 
 
 def _precision_notes(model: LanguageModel, experiment: Experiment) -> list[str]:
@@ -208,7 +308,7 @@ _MEASURED_BY = ("evaluation", "reward", "hardware", "data")
 
 
 def evaluate(folder: Path, overrides: Sequence[str] = (), progress: Progress | None = None) -> Path:
-    """Score a finished run again and rewrite its results and report.
+    """Score a finished run again; its results so far are kept in evaluations/NUMBER/.
 
     Args:
         folder: a run folder with a policy/.
@@ -228,13 +328,24 @@ def evaluate(folder: Path, overrides: Sequence[str] = (), progress: Progress | N
             raise RequestError(
                 f"eval cannot change {group!r} of a finished run; it can change {', '.join(_MEASURED_BY)}."
             )
+    _check_policy(run)
     experiment = compose_saved(saved, list(overrides))
     check_devices(experiment)
     job = open_job(experiment, progress)
-    outcome = measure_folder(job, run.path / "policy", progress)
-    results = read_json(run.path / "results.json") or {}
-    # config.yaml says how the run was trained; a report must also know how it was measured since.
-    measured_by = {name: experiment.plain[name] for name in _MEASURED_BY} if overrides else None
-    trained = results.get("config_hash", experiment.hash)
-    _write_outcome(job, run, outcome, results.get("training_notes", []), trained, measured_by=measured_by)
+    with run.alone():
+        outcome = measure_folder(job, run.path / "policy", progress)
+        results = _saved_results(run)
+        # config.yaml says how the run was trained; a report must also know how it was measured since.
+        measured_by = {name: experiment.plain[name] for name in _MEASURED_BY} if overrides else None
+        trained = results.get("config_hash", experiment.hash)
+        run.keep_evaluation()
+        _write_outcome(job, run, outcome, results.get("training_notes", []), trained, measured_by=measured_by)
     return run.path
+
+
+def _saved_results(run: RunDir) -> dict[str, Any]:
+    """Content of results.json, empty where it is missing or damaged: it is about to be written anew."""
+    try:
+        return read_object(run.path / "results.json") or {}
+    except RunError:
+        return {}

@@ -43,13 +43,11 @@ def run_slurm(work: Work, workers: int, options: dict[str, Any], tick: Callable[
         tick: called about once a second.
 
     Raises:
-        RequestError: submitit is not installed, or refuses an option.
+        RequestError: submitit refuses an option.
         RunError: jobs end and points are left.
     """
-    try:
-        import submitit
-    except ImportError:
-        raise RequestError("--launcher slurm needs submitit; install it with: pip install 'multiref[slurm]'.") from None
+    import submitit
+
     options = {"timeout_min": 24 * 60, "name": "multiref", **options}
     try:
         executor = submitit.AutoExecutor(folder=work.folder / "logs" / "slurm", cluster=options.pop("cluster", None))
@@ -78,13 +76,11 @@ def run_ray(work: Work, workers: int, options: dict[str, Any], tick: Callable[[]
         tick: called about once a second.
 
     Raises:
-        RequestError: Ray is not installed, or the cluster cannot be reached.
+        RequestError: the cluster cannot be reached.
         RunError: tasks end and points are left.
     """
-    try:
-        import ray
-    except ImportError:
-        raise RequestError("--launcher ray needs Ray; install it with: pip install 'multiref[ray]'.") from None
+    import ray
+
     unknown = sorted(set(options) - {"address", "num_cpus", "num_gpus"})
     if unknown:
         raise RequestError(f"launcher.{unknown[0]} is unknown to --launcher ray; allowed: address, num_cpus, num_gpus.")

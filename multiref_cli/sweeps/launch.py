@@ -1,5 +1,6 @@
 """Starting a sweep on the engine that was asked for; what is run, and where it is recorded, is the same on each."""
 
+import importlib
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
@@ -44,10 +45,7 @@ def run_sweep(
 
 def launch(work: Work, launcher: str, workers: int, options: dict[str, Any], tick: Callable[[], None]) -> None:
     """Hand the work to an engine; see `run_sweep`."""
-    if launcher not in LAUNCHERS:
-        raise RequestError(f"--launcher is {launcher!r}; allowed: {', '.join(LAUNCHERS)}.")
-    if launcher == "local" and options:
-        raise RequestError(f"launcher.{next(iter(options))} has no meaning for --launcher local; drop it.")
+    check_launcher(launcher, options)
     workers = min(workers, work.open_points())
     if workers == 0:
         return None
@@ -60,15 +58,43 @@ def launch(work: Work, launcher: str, workers: int, options: dict[str, Any], tic
     (cluster.run_slurm if launcher == "slurm" else cluster.run_ray)(work, workers, options, tick)
 
 
+def check_launcher(launcher: str, options: dict[str, Any]) -> None:
+    """Refuse an engine that is unknown or not installed, and options for one that has none; nothing was written.
+
+    Raises:
+        RequestError: naming it.
+    """
+    if launcher not in LAUNCHERS:
+        raise RequestError(f"--launcher is {launcher!r}; allowed: {', '.join(LAUNCHERS)}.")
+    if launcher == "local" and options:
+        raise RequestError(f"launcher.{next(iter(options))} has no meaning for --launcher local; drop it.")
+    package = {"slurm": "submitit", "ray": "ray"}.get(launcher)
+    try:
+        importlib.import_module(package or "multiref_cli")
+    except ImportError:
+        raise RequestError(
+            f"--launcher {launcher} needs {package}, which is not installed: pip install 'multiref[{launcher}]'."
+        ) from None
+
+
 def train_point(experiment: Experiment, folder: Path, resume: bool, overrides: tuple[str, ...]) -> None:
     """Train and evaluate one point, from its last checkpoint if it was begun before."""
     from multiref_cli.runs import run
 
+    def accept(found: dict[str, str]) -> None:
+        """Refuse other rows or models than the sweep's finished points had."""
+        ledger = Ledger(folder.parent)
+        problem = run.changed_inputs(ledger.inputs(found), found)
+        if problem is not None:
+            raise RequestError(
+                f"{problem}; points of this sweep were made from what it was: restore it, or give another run.dir."
+            )
+
     if resume:
-        run.resume(folder)
+        run.resume(folder, accept=accept)
         return
     placed = replace(experiment, run=replace(experiment.run, dir=str(folder)))
-    run.train(placed, overrides=overrides)
+    run.train(placed, overrides=overrides, accept=accept)
 
 
 def prepare_pass(one: Pass) -> None:

@@ -20,6 +20,7 @@ from multiref_cli.errors import RequestError, RunError
 from multiref_cli.files import parse_lines, read_lines, read_object, write_json, write_lines, write_text
 from multiref_cli.sweeps.plan import Plan
 from multiref_cli.sweeps.request import Request
+from multiref_cli.tracking.places import holds_something, make_place
 from multiref_cli.tracking.run_dir import RunDir
 
 # A holder on another machine that has not touched its claim for so long is dead (its own machine is asked by lock).
@@ -63,10 +64,10 @@ class Ledger:
         Raises:
             RequestError: the folder exists and is something else.
         """
-        if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / "sweep.yaml").is_file():
+        if holds_something(self.path) and not (self.path / "sweep.yaml").is_file():
             raise RequestError(f"{self.path} exists and is not a sweep folder; choose another run.name or run.dir.")
         for name in (".sweep/claims", "logs"):
-            (self.path / name).mkdir(parents=True, exist_ok=True)
+            make_place(self.path / name)
         with FileLock(self.path / ".sweep" / "plan.lock"):
             before = self.description().get("history", [])
             entry = {"at": _now(), "overrides": list(request.overrides)}
@@ -91,6 +92,30 @@ class Ledger:
         except (yaml.YAMLError, UnicodeDecodeError):
             content = None
         return content if isinstance(content, dict) else {}  # damaged: it is written again with the plan
+
+    def inputs(self, found: dict[str, str]) -> dict[str, str]:
+        """Name -> sha256 of all that points of this sweep are made from; what is new of `found` is added."""
+        path = self.path / ".sweep" / "inputs.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            try:
+                known = read_object(path)
+            except RunError:
+                known = None
+            if known is None:  # of an earlier version, or damaged
+                known = self._inputs_of_points()
+            if not found.keys() <= known.keys():
+                write_json(path, found | known)
+            return known
+
+    def _inputs_of_points(self) -> dict[str, str]:
+        known: dict[str, str] = {}
+        for folder in self.run_folders():
+            try:
+                known |= (read_object(folder / "manifest.json") or {}).get("inputs") or {}
+            except RunError:
+                continue
+        return known
 
     def planned(self) -> list[dict[str, Any]]:
         """The lines of plan.jsonl."""
@@ -234,7 +259,8 @@ class Ledger:
         probe = path.with_name(f".clock-{uuid.uuid4().hex}")
         probe.touch()
         try:
-            return probe.stat().st_mtime - path.stat().st_mtime
+            # A clock that was set back must not make a dead holder look alive for as long.
+            return abs(probe.stat().st_mtime - path.stat().st_mtime)
         except FileNotFoundError:
             return float("inf")
         finally:

@@ -13,6 +13,7 @@ import yaml
 from multiref_cli.config.compose import expand_axes
 from multiref_cli.config.folders import conf_directory, options, own_conf_directory
 from multiref_cli.errors import RequestError
+from multiref_cli.tracking.places import check_name
 
 _FILE_KEYS = ("common", "grids", "seeds", "baselines", "launcher")
 
@@ -118,6 +119,7 @@ def _folder(own: dict[str, str], rest: Sequence[str]) -> Path:
     if own.get("run.dir"):
         return Path(own["run.dir"]).expanduser()
     if own.get("run.name"):
+        check_name(own["run.name"], "run.name")
         return Path("runs") / own["run.name"]
     axes, fixed = expand_axes(list(rest))
     experiment = next((t.partition("=")[2] for t in fixed if key_of(t) == "experiment"), None)

@@ -96,7 +96,7 @@ def _try_pass(work: Work, ledger: Ledger, one: Pass) -> bool:
         if holder is None or _pass_outcome(work, ledger, one) is not None:
             return False
         problem = "its worker was killed twice" if holder.deaths > RETRIES else None
-        started = time.time()
+        started = time.monotonic()
         if problem is None:
             ledger.event("pass", one.title, pid=os.getpid())
             with _printing_to(ledger.path / "logs" / f"pass-{one.id}.log"), _beating(work, ledger, f"pass-{one.id}"):
@@ -107,7 +107,7 @@ def _try_pass(work: Work, ledger: Ledger, one: Pass) -> bool:
                     traceback.print_exc()
                     problem = _reason(error)
         write_marker(pass_marker(ledger, one), {"launch": work.launch, "problem": problem, "title": one.title})
-        seconds = time.time() - started
+        seconds = time.monotonic() - started
         ledger.event("pass_failed" if problem else "pass_done", one.title, seconds=seconds, message=problem or "")
     return True
 
@@ -148,7 +148,7 @@ def _run(work: Work, ledger: Ledger, point: Point, holder: Holder) -> None:
     ledger.clear(point.name)
     folder = ledger.folder(point.name)
     resume = folder.is_dir()
-    started = time.time()
+    started = time.monotonic()
     kind = "retried" if holder.deaths else "resumed" if resume else "started"
     ledger.event(kind, point.name, pid=os.getpid(), step=read_status(folder).get("step", 0))
     try:
@@ -170,7 +170,7 @@ def _run(work: Work, ledger: Ledger, point: Point, holder: Holder) -> None:
     if ledger.state(point.name, point.id) != "done":
         _fail(ledger, point, "it ended without results for this config")
         return
-    ledger.event("done", point.name, seconds=time.time() - started)
+    ledger.event("done", point.name, seconds=time.monotonic() - started)
 
 
 def _fail(ledger: Ledger, point: Point, reason: str) -> None:

@@ -1,11 +1,26 @@
 """A run folder: what is written, in which order, and how it survives being killed."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from multiref_cli.errors import RequestError, RunError
-from multiref_cli.files import append_line, keep_lines, read_lines, read_object, sync, write_json, write_text
+from multiref_cli.files import (
+    append_line,
+    keep_lines,
+    read_lines,
+    read_object,
+    sweep_temporaries,
+    sync,
+    write_bytes,
+    write_json,
+    write_text,
+)
+from multiref_cli.tracking.places import check_place, command, holds_something, make_place
 
 STATES = ("queued", "running", "done", "failed", "stopped")
 
@@ -23,16 +38,39 @@ class RunDir:
         Raises:
             RequestError: the folder exists and holds something.
         """
-        if path.exists() and any(path.iterdir()):
-            raise RequestError(f"{path} exists already; go on with it by --resume {path}, or choose another run.name.")
-        for name in ("checkpoints", "logs", "report"):
-            (path / name).mkdir(parents=True, exist_ok=True)
+        refuse_existing(path)
         run = cls(path)
         write_text(path / "config.yaml", config_yaml)
-        (path / "samples.jsonl").touch()  # an offline run has none
         write_text(path / "overrides.txt", "".join(f"{line}\n" for line in overrides))
-        write_json(path / "manifest.json", manifest)
+        run.complete(manifest)  # last: a folder without it is half made
         return run
+
+    def complete(self, manifest: dict[str, Any] | None) -> None:
+        """Make what is missing of what `create` makes, the manifest included if one is given."""
+        for name in ("checkpoints", "logs", "report"):
+            (self.path / name).mkdir(parents=True, exist_ok=True)
+        (self.path / "samples.jsonl").touch()
+        if manifest is not None:
+            write_json(self.path / "manifest.json", manifest)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """While no other process may write this folder; what killed ones left half-written in it is swept away.
+
+        Raises:
+            RequestError: another process writes it.
+        """
+        make_place(self.path)
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise RequestError(f"another process works in {self.path}; wait for its end, or stop it.") from None
+        try:
+            sweep_temporaries(self.path)
+            yield
+        finally:
+            lock.release()
 
     def write_status(self, state: str, step: int, total: int, message: str = "") -> None:
         """Replace status.json; `state` is one of `STATES`."""
@@ -80,6 +118,15 @@ class RunDir:
         content = {"metrics": metrics, "config_hash": config_hash, "seed": seed, "condition": condition, **more}
         write_json(self.path / "results.json", content)
 
+    def keep_evaluation(self) -> None:
+        """Keep results.json and evaluation.jsonl in evaluations/NUMBER/, before they are written anew."""
+        kept = self.path / "evaluations"
+        numbers = [int(path.name) for path in kept.glob("*") if path.name.isdigit()]
+        for name in ("evaluation.jsonl", "results.json"):
+            if (self.path / name).is_file():
+                target = kept / f"{max(numbers, default=0) + 1:04d}" / name
+                write_bytes(target, (self.path / name).read_bytes())
+
     def is_done(self, config_hash: str | None = None) -> bool:
         """Whether the run finished, with this config if a hash is given."""
         if self.status().get("state") != "done":
@@ -91,3 +138,23 @@ class RunDir:
         if results is None:
             return False
         return config_hash is None or results.get("config_hash") == config_hash
+
+
+def refuse_existing(path: Path) -> None:
+    """Refuse a folder for a new run that is there already, or that cannot be made.
+
+    Raises:
+        RequestError: it holds something that is not hidden, or no folder can be there.
+    """
+    check_place(path, "the run folder")
+    if holds_something(path) and not _half_made(path):
+        resume = command("train", "--resume", path)
+        raise RequestError(f"{path} exists already; go on with it by `{resume}`, or give another run.name.")
+
+
+def _half_made(path: Path) -> bool:
+    """Whether a folder holds nothing but what `create` writes before the manifest: its process was killed there."""
+    allowed = {"config.yaml", "overrides.txt", "samples.jsonl", "checkpoints", "logs", "report"}
+    entries = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
+    known = {entry.name for entry in entries} <= allowed and (path / "config.yaml").exists()
+    return known and not any(any(entry.iterdir()) for entry in entries if entry.is_dir())

@@ -15,6 +15,7 @@ from multiref_cli.config import schema
 from multiref_cli.errors import RunError
 from multiref_cli.models.precision import FLOAT32, Precision
 from multiref_cli.tracking.metrics import Averages
+from multiref_cli.tracking.places import command
 from multiref_cli.tracking.progress import Progress
 from multiref_cli.tracking.run_dir import RunDir
 from multiref_cli.training.checkpoint import check_same, checkpoints, load_checkpoint, save_checkpoint
@@ -76,7 +77,7 @@ class Loop:
                 if stop or self.step == total or (every and self.step % every == 0):
                     self._save()
                 if stop and self.step < total:
-                    hint = f"go on with: multiref train --resume {self.run.path}"
+                    hint = f"go on with: {command('train', '--resume', self.run.path)}"
                     raise Stopped(f"stopped after step {self.step} of {total}; {hint}")
         self.model.eval()
 
