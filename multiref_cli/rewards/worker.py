@@ -1,13 +1,17 @@
 """Reward functions in a process of their own, so that one that hangs can be killed.
 
 A thread would not do: Python cannot stop it, and a regular expression that backtracks for ever holds the interpreter.
-The worker is a plain subprocess that speaks length-prefixed pickles over its standard streams; it imports neither the
-caller's main module nor torch.
+The worker is a plain subprocess that reads length-prefixed pickles and answers in length-prefixed JSON, so that nothing
+that a function does is run here. It imports neither the caller's main module nor torch, and looks for modules in the
+working directory last.
 """
 
+import contextlib
+import json
 import os
 import pickle
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -19,6 +23,12 @@ from typing import Any, BinaryIO
 
 from multiref_cli.errors import RunError
 from multiref_cli.rewards.sample import Sample
+
+# The most that a worker may send back, and the share of this machine's memory that it may fill.
+_LONGEST_ANSWER = 2**30
+_PATIENCE = 5.0  # seconds to wait for the end of a process that should have ended
+_MEMORY_SHARE = 0.5
+_START = "import sys; sys.path[:] = sys.argv[1:]; from multiref_cli.rewards.worker import main; main()"
 
 
 class RewardTimeout(Exception):
@@ -65,29 +75,33 @@ class Worker:
         return self._ask(("call", name, list(samples), options), seconds)
 
     def close(self) -> None:
-        """End the process."""
+        """End the process, and what it has started."""
         if self._process is not None:
-            self._process.kill()
-            self._process.wait()
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_PATIENCE)
             for stream in (self._process.stdin, self._process.stdout):
-                stream.close()  # type: ignore[union-attr]
+                with contextlib.suppress(OSError):  # what was not sent any more
+                    stream.close()  # type: ignore[union-attr]
         self._process, self._known = None, set()
 
     def _ask(self, request: tuple, seconds: float) -> Any:
         process = self._process or self._start()
         end = time.monotonic() + seconds
         try:
-            _send(process.stdin, request)  # type: ignore[arg-type]
-            kind, *answer = pickle.loads(_read(process.stdout, end))  # type: ignore[arg-type]
+            _send(process.stdin, pickle.dumps(request), end)  # type: ignore[arg-type]
+            kind, *answer = _understood(_read(process.stdout, end))  # type: ignore[arg-type]
         except TimeoutError:
             self.close()
             raise RewardTimeout(f"no answer in {seconds:g} s") from None
         except (EOFError, BrokenPipeError) as error:
-            code = process.wait()
+            try:
+                end_of_it = f"died with code {process.wait(_PATIENCE)}"
+            except subprocess.TimeoutExpired:
+                end_of_it = "closed its pipe and lived on; it was killed"
             self.close()
-            raise RunError(
-                f"The process of the reward functions died with code {code}; see its output above."
-            ) from error
+            raise RunError(f"The process of the reward functions {end_of_it}; see its output above.") from error
         except BaseException:
             self.close()  # its answer would otherwise be taken for that of the next request
             raise
@@ -96,42 +110,71 @@ class Worker:
         return answer[0]
 
     def _start(self) -> subprocess.Popen:
-        # The worker sees the modules that this process sees, a user's own folder included.
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
-        command = [sys.executable, "-m", "multiref_cli.rewards.worker"]
+        # The worker sees the modules that this process sees, a user's own folder included but behind all others: a
+        # file of the working directory that is called like a module of the standard library is not run.
+        paths = [path for path in sys.path if path] + [os.getcwd()]
+        command = [sys.executable, "-I", "-c", _START, *dict.fromkeys(paths)]
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, bufsize=0
         )
+        os.set_blocking(self._process.stdin.fileno(), False)  # type: ignore[union-attr]
         return self._process
 
 
-def _send(stream: BinaryIO, message: object) -> None:
-    data = pickle.dumps(message)
-    stream.write(struct.pack("<Q", len(data)) + data)
-    stream.flush()
+def _understood(content: bytes) -> list[Any]:
+    """An answer: ["done", None or a list of numbers], or ["raised", message, traceback].
+
+    Raises:
+        RunError: it is anything else.
+    """
+    try:
+        found = json.loads(content)
+        kind, *rest = found
+        numbers = rest[0] if kind == "done" else None
+        texts = rest if kind == "raised" else []
+        if all(isinstance(one, float) for one in numbers or []) and all(isinstance(one, str) for one in texts):
+            return found
+    except (ValueError, TypeError, IndexError, RecursionError):
+        pass
+    raise RunError("The process of the reward functions gave an answer that is no list of numbers.")
+
+
+def _send(stream: BinaryIO, data: bytes, end: float | None = None) -> None:
+    """Write a message of its length and itself, to a process that reads it before `end`.
+
+    Raises:
+        TimeoutError: it does not read.
+    """
+    left = memoryview(struct.pack("<Q", len(data)) + data)
+    while left:
+        if end is not None and not _ready(stream, select.POLLOUT, end - time.monotonic()):
+            raise TimeoutError
+        left = left[os.write(stream.fileno(), left) :]
 
 
 def _read(stream: BinaryIO, end: float | None = None) -> bytes:
     (length,) = struct.unpack("<Q", _read_exactly(stream, 8, end))
+    if end is not None and length > _LONGEST_ANSWER:
+        raise RunError(f"The process of the reward functions announced an answer of {length} bytes.")
     return _read_exactly(stream, length, end)
 
 
 def _read_exactly(stream: BinaryIO, length: int, end: float | None) -> bytes:
-    data = b""
+    data = bytearray()
     while len(data) < length:
-        if end is not None and not _readable(stream, end - time.monotonic()):
+        if end is not None and not _ready(stream, select.POLLIN, end - time.monotonic()):
             raise TimeoutError
         # Straight from the descriptor: what a buffered reader holds back, poll does not see.
-        part = os.read(stream.fileno(), length - len(data))
+        part = os.read(stream.fileno(), min(length - len(data), 2**20))
         if not part:
             raise EOFError
         data += part
-    return data
+    return bytes(data)
 
 
-def _readable(stream: BinaryIO, seconds: float) -> bool:
+def _ready(stream: BinaryIO, event: int, seconds: float) -> bool:
     poll = select.poll()
-    poll.register(stream, select.POLLIN)
+    poll.register(stream, event)
     return bool(poll.poll(max(0.0, seconds) * 1000))
 
 
@@ -140,6 +183,15 @@ def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1.0)
     os._exit(1)
+
+
+def _limit_memory() -> None:
+    """Let a function that fills memory fail by itself, before the system kills whoever is largest: the trainer."""
+    import resource
+
+    limit = int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * _MEMORY_SHARE)
+    with contextlib.suppress(OSError, ValueError):  # a lower limit of the system's own stays
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
 def _answer(request: tuple) -> tuple:
@@ -157,13 +209,17 @@ def main() -> None:
     requests, answers = os.fdopen(os.dup(0), "rb", 0), os.fdopen(os.dup(1), "wb", 0)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
+    _limit_memory()
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     while True:
         try:
             request = pickle.loads(_read(requests))
         except (EOFError, KeyboardInterrupt):
             return
-        _send(answers, _answer(request))
+        answer = _answer(request)
+        with contextlib.suppress(OSError, ValueError):  # whatever a function did to the streams
+            sys.stdout.flush()
+        _send(answers, json.dumps(answer).encode())
 
 
 if __name__ == "__main__":

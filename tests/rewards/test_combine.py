@@ -1,6 +1,7 @@
 """The combined reward: weights, users' own functions, hanging and failing ones."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -139,6 +140,40 @@ def test_value_that_is_not_finite():
 def test_process_that_dies():
     with pytest.raises(RunError, match="died with code 3"):
         build_reward(mine("dies"))(samples("a"))
+
+
+def test_process_that_closes_its_pipe_and_lives_on_is_killed(monkeypatch):
+    monkeypatch.setattr(worker_module, "_PATIENCE", 0.2)
+    with pytest.raises(RunError, match="closed its pipe and lived on; it was killed"):
+        build_reward(mine("closes_and_lives"))(samples("a"))
+
+
+def test_a_stopped_process_does_not_block_a_large_request():
+    worker, start = worker_module.Worker(), time.monotonic()
+    (process,) = worker.call("user_rewards.process", samples("a"), {}, 30)
+    os.kill(int(process), signal.SIGSTOP)
+    with pytest.raises(worker_module.RewardTimeout):
+        worker.call("user_rewards.process", samples("a" * 2**22), {}, 0.5)
+    assert time.monotonic() - start < 30 and not _runs(int(process))
+
+
+def test_a_function_that_eats_memory_is_named():
+    with pytest.raises(RunError, match="eats_memory raised MemoryError"):
+        build_reward(mine("eats_memory"))(samples("a"))
+
+
+def test_the_working_directory_comes_last(tmp_path, monkeypatch):
+    (tmp_path / "pickle.py").write_text("open('was_here', 'w').close()\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    assert build_reward(mine("length"))(samples("abc")).total == [3.0]
+    assert not (tmp_path / "was_here").exists()
+
+
+@pytest.mark.parametrize("answer", [b"no json", b"3", b"[]", b'["done", [1, "x"]]', b'["raised", 3]', b"\x80\x04N."])
+def test_an_answer_is_read_as_numbers_and_texts_alone(answer):
+    with pytest.raises(RunError, match="no list of numbers"):
+        worker_module._understood(answer)
 
 
 def test_worker_ends_with_the_process_that_started_it():

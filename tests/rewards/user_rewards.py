@@ -65,3 +65,12 @@ def process(samples):
 
 
 NUMBER = 7
+
+
+def closes_and_lives(samples):
+    os.closerange(3, 256)
+    time.sleep(600)
+
+
+def eats_memory(samples):
+    return [float(len(bytearray(2**45)))]
