@@ -75,12 +75,14 @@ def read_json(path: Path) -> Any:
     """Content of a JSON file, None where there is none.
 
     Raises:
-        RunError: the file is damaged.
+        RunError: the file is damaged, or cannot be read.
     """
     try:
         return json.loads(path.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise RunError(f"{path} cannot be read ({error.strerror}).") from error
     except (ValueError, RecursionError) as error:
         raise RunError(f"{path} is damaged (no JSON in it can be read): restore it, or delete it.") from error
 

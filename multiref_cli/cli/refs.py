@@ -47,21 +47,29 @@ def list_entries() -> None:
     """Print what is stored, the last used first."""
     store = _store()
     entries = store.list()
+    headers = ["address", "kind", "references", "rows", "tokens", "MiB", "used", "built", "transformers"]
     rows = [
-        [e.key[:12], e.kind, e.names, e.rows, e.tokens, f"{e.bytes / 2**20:.1f}", _ago(e.used), _ago(e.created)]
+        [e.key[:12], e.kind, e.names, e.rows, e.tokens, _mib(e.bytes), _ago(e.used), _ago(e.created), e.made_with]
         for e in entries
     ]
-    display.table(
-        f"{store.entries.root}", ["address", "kind", "references", "rows", "tokens", "MiB", "used", "built"], rows
-    )
+    display.table(f"{store.entries.root}", headers, rows)
     display.line(f"{len(entries)} entries, {sum(e.bytes for e in entries) / 2**20:.1f} MiB")
+    _tell_unreadable(store)
+
+
+def _tell_unreadable(store: "ReferenceStore") -> None:
+    others = store.entries.unreadable()
+    if others:
+        display.line(f"{others} more cannot be used: damaged, under another's address, or written by a later version")
 
 
 def verify() -> None:
     """Verify every checksum and recompute a few responses of every entry whose models are at hand."""
     with display.progress(plain=False) as progress:
-        checks = _store().verify(progress=progress)
+        store = _store()
+        checks = store.verify(progress=progress)
     display.table("", ["address", "kind", "references", "found"], [_found(check) for check in checks])
+    _tell_unreadable(store)
     bad = [check for check in checks if not check.good]
     if bad:
         raise RunError(f"{len(bad)} of {len(checks)} entries are bad, the first is {bad[0].entry.folder}: delete them.")
@@ -125,6 +133,10 @@ def _store() -> "ReferenceStore":
 
 def _found(check: "Finding") -> list[str]:
     return [check.entry.key[:12], check.entry.kind, check.entry.names, check.text]
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:.1f}"
 
 
 def _ago(then: float) -> str:

@@ -78,17 +78,45 @@ def weight_files(folder: Path) -> list[Path]:
 def fingerprint(model: Model) -> str:
     """sha256 of what a model computes: its weights, its config, its adapter; the same wherever the folder lies.
 
+    Code that the folder brings counts where it is run (trust_remote_code), and so does the base that a folder which
+    holds an adapter alone is opened with.
+
     Args:
-        model: a schema.Model (path, revision, adapter).
+        model: a schema.Model (path, revision, adapter, trust_remote_code).
 
     Raises:
         RequestError: a path that leads nowhere, or weights that are not safetensors.
     """
-    folder = resolve(model.path, model.revision)
-    parts = {"weights": _content(folder), "adapter": None}
+    folder = resolve(model.path, model.revision, code=model.trust_remote_code)
+    parts: dict[str, Any] = {"weights": _content(folder), "adapter": None}
     if model.adapter:
         parts["adapter"] = _content(resolve(model.adapter))
+    if model.trust_remote_code:
+        parts["code"] = {str(path.relative_to(folder)): file_sha256(path) for path in sorted(folder.rglob("*.py"))}
+    base = _base_of(folder)
+    if base is not None:
+        parts["base"] = fingerprint(Model(path=base, trust_remote_code=model.trust_remote_code))
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _base_of(folder: Path) -> str | None:
+    """The model that a folder with an adapter and no model of its own is opened with."""
+    if (folder / "config.json").is_file() or not (folder / "adapter_config.json").is_file():
+        return None
+    base = _read_config(folder / "adapter_config.json").get("base_model_name_or_path")
+    return str(base) if base else None
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """A model's JSON file.
+
+    Raises:
+        RequestError: it is damaged.
+    """
+    try:
+        return read_object(path) or {}
+    except RunError as error:
+        raise RequestError(str(error)) from error
 
 
 def safetensors_header(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
@@ -135,7 +163,7 @@ def _content(folder: Path) -> dict[str, Any]:
     config: dict[str, Any] = {}
     for name in ("config.json", "adapter_config.json"):
         if (folder / name).is_file():
-            config |= json.loads((folder / name).read_text())
+            config |= _read_config(folder / name)
     kept = {key: value for key, value in config.items() if key not in _PROVENANCE}
     return {"files": [_remembered_sha256(path) for path in weight_files(folder)], "config": kept}
 

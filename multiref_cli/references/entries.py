@@ -1,12 +1,14 @@
 """What the reference store keeps on disk: immutable folders named by the sha256 of what they were computed from."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,8 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
 
 from multiref_cli.errors import RunError
 from multiref_cli.files import read_object, sync_folder, sync_tree, write_text
@@ -71,6 +75,11 @@ class Entry:
             return 0.0
 
     @property
+    def made_with(self) -> str:
+        """The version of transformers that computed it."""
+        return self.origin.get("transformers", "unknown")
+
+    @property
     def names(self) -> str:
         """The references it came from, as they were called then."""
         return " + ".join(member["name"] for member in self.origin["references"])
@@ -100,24 +109,33 @@ class EntryFolder:
             return None
         return entry if entry is not None and address_key(entry.address) == key else None
 
-    def read(self, entry: Entry) -> dict[str, np.ndarray]:
+    def read(self, entry: Entry) -> dict[str, np.ndarray] | None:
         """The arrays of an entry, memory-mapped and read-only; its checksum is verified and its use noted.
 
-        Raises:
-            RunError: the file is not what was written.
+        While one of them is in use `remove` leaves the entry.
+
+        Returns:
+            None where the entry is damaged, or was deleted since it was found: it is to be built again.
         """
+        path = entry.folder / "data.safetensors"
+        try:
+            file = path.open("rb")
+        except OSError:
+            return None
+        with contextlib.suppress(OSError):  # not every file system has locks
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         if not self.is_whole(entry):
-            raise RunError(
-                f"the stored {entry.kind} of {entry.names} at {entry.folder} are damaged (their checksum differs): "
-                "delete that folder and start again; `multiref refs verify` checks the others."
-            )
+            file.close()
+            return None
         with contextlib.suppress(OSError):  # a store that is only readable still serves
             os.utime(entry.folder / "entry.json")
-        path = entry.folder / "data.safetensors"
         header, start = safetensors_header(path)
         if not any(np.prod(one["shape"]) for one in header.values()):
+            file.close()
             return {name: np.zeros(one["shape"], _TYPES[one["dtype"]]) for name, one in header.items()}
-        whole = np.asarray(np.memmap(path, np.uint8, mode="r", offset=start))
+        mapped: Any = np.memmap(file, np.uint8, mode="r", offset=start)
+        weakref.finalize(mapped._mmap, file.close)  # with the last array that is read from it
+        whole = np.asarray(mapped)
         return {
             name: whole[slice(*one["data_offsets"])].view(_TYPES[one["dtype"]]).reshape(one["shape"])
             for name, one in header.items()
@@ -125,19 +143,29 @@ class EntryFolder:
 
     def is_whole(self, entry: Entry) -> bool:
         """Whether the data file has the checksum that it was written with."""
-        path = entry.folder / "data.safetensors"
-        return path.is_file() and file_sha256(path) == entry.sha256
+        try:
+            return file_sha256(entry.folder / "data.safetensors") == entry.sha256
+        except OSError:
+            return False
 
     @contextmanager
     def building(self, keys: list[str]) -> Iterator[list[str]]:
-        """Holds the locks of some addresses and says which of them nobody has written yet."""
-        (self.root / ".locks").mkdir(parents=True, exist_ok=True)
+        """Holds the locks of some addresses and says which of them nobody has written yet, or are damaged.
+
+        Raises:
+            RunError: nothing can be written there.
+        """
+        try:
+            (self.root / ".locks").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"the store {self.root} cannot be written ({error.strerror}).") from error
         with ExitStack() as stack:
             for key in sorted(set(keys)):  # one order for everybody: no deadlock
                 stack.enter_context(FileLock(self.root / ".locks" / f"{key}.lock"))
             for key in keys:
                 self._sweep(key)
-            yield [key for key in keys if self.find(key) is None]
+            found = {key: self.find(key) for key in keys}
+            yield [key for key, entry in found.items() if entry is None or not self.is_whole(entry)]
 
     def write(
         self, address: Mapping[str, Any], arrays: Mapping[str, np.ndarray], origin: Mapping[str, Any], seconds: float
@@ -150,9 +178,21 @@ class EntryFolder:
             origin: where the models were found.
             seconds: that computing it took.
         """
-        from safetensors.numpy import save_file
-
         key = address_key(address)
+        try:
+            return self._write(key, address, arrays, origin, seconds)
+        except (OSError, SafetensorError) as error:  # a full disk: nothing half-written is left to take up room
+            self._sweep(key)
+            raise RunError(f"the store {self.root} cannot be written ({error}): make room there.") from error
+
+    def _write(
+        self,
+        key: str,
+        address: Mapping[str, Any],
+        arrays: Mapping[str, np.ndarray],
+        origin: Mapping[str, Any],
+        seconds: float,
+    ) -> Entry:
         writing = self.root / f".writing-{key}-{os.getpid()}"
         writing.mkdir(parents=True)
         save_file({name: np.ascontiguousarray(values) for name, values in arrays.items()}, writing / "data.safetensors")
@@ -175,16 +215,26 @@ class EntryFolder:
         self._sweep(key)
         return Entry(self.root / key, **entry)
 
+    def unreadable(self) -> int:
+        """How many folders and files are no entry that this version reads: damaged, of a later version, or strays."""
+        return len([key for key in self._keys() if self.find(key) is None])
+
+    def _keys(self) -> Sequence[str]:
+        return [p.name for p in self.root.iterdir() if not p.name.startswith(".")] if self.root.is_dir() else []
+
     def list(self) -> list[Entry]:
         """All entries, the last used first."""
-        keys = [p.name for p in self.root.iterdir() if not p.name.startswith(".")] if self.root.is_dir() else []
+        keys = self._keys()
         entries = [entry for key in keys if (entry := self.find(key)) is not None]
         return sorted(entries, key=lambda entry: -entry.used)
 
     def remove(self, entry: Entry) -> bool:
-        """Deletes an entry unless somebody holds its lock; who has it open keeps what is mapped."""
+        """Deletes an entry unless somebody builds it or has it open."""
         try:
+            (self.root / ".locks").mkdir(exist_ok=True)
             with FileLock(self.root / ".locks" / f"{entry.key}.lock", timeout=0):
+                if _is_open(entry.folder / "data.safetensors"):
+                    return False
                 removing = self.root / f".writing-{entry.key}-{os.getpid()}"
                 with contextlib.suppress(FileNotFoundError):  # another prune was faster
                     os.replace(entry.folder, removing)
@@ -203,3 +253,15 @@ class EntryFolder:
     def _sweep(self, key: str) -> None:
         for path in self.root.glob(f".writing-{key}-*"):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_open(path: Path) -> bool:
+    """Whether a process of this machine reads a data file."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # gone, or a file system without locks
+        return False
+    return False

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Items
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,9 @@ from multiref_cli.references.verify import Finding, verify
 from multiref_cli.rollouts.engine import Completion, Sampling
 from multiref_cli.tracking.progress import Progress, Silent
 from multiref_cli.types import Tokenizer
+
+# How often an entry that somebody deletes is built again before that is taken for a fault.
+_ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
@@ -124,12 +128,13 @@ class ReferenceStore:
         tokens, rows = self._rows(reference, sequences)
         model, dtype = reference.fingerprint(), reference.dtype
         address = {"kind": "logps", "model": model, "dtype": dtype, "rows": rows.sha256, **tokens}
-        key = address_key(address)
-        if self.entries.find(key) is None:
-            with self.entries.building([key]) as missing:
-                if missing:
-                    self._build_logps(reference, rows, address, progress or Silent())
-        return _split(self.entries.read(self._found(key)), "values")
+
+        def build(missing: Items[str]) -> None:
+            """Compute it."""
+            self._build_logps(reference, rows, address, progress or Silent())
+
+        (arrays,) = self._stored([address_key(address)], build)
+        return _split(arrays, "values")
 
     def sums(
         self, reference: Reference, sequences: Items[Sequence], progress: Progress | None = None
@@ -167,17 +172,15 @@ class ReferenceStore:
         trivial = [mix.order == 1 or sum(w > 0 for w in mix.weights) == 1 for mix in mixes]
         addresses = {i: self._mix_address(references, mix, rows) for i, mix in enumerate(mixes) if not trivial[i]}
         keys = {i: address_key(address) for i, address in addresses.items()}
-        if any(self.entries.find(key) is None for key in keys.values()):
-            with self.entries.building(list(keys.values())) as missing:
-                wanted = [i for i, key in keys.items() if key in missing]
-                if wanted:
-                    wanted_mixes = {address_key(addresses[i]): (addresses[i], mixes[i]) for i in wanted}
-                    self._build_normalizers(references, rows, list(wanted_mixes.values()), progress or Silent())
+
+        def build(missing: Items[str]) -> None:
+            """Compute those that are missing, each once."""
+            wanted = {key: (addresses[i], mixes[i]) for i, key in keys.items() if key in missing}
+            self._build_normalizers(references, rows, list(wanted.values()), progress or Silent())
+
+        found = dict(zip(keys, self._stored(list(keys.values()), build)))
         zeros = [np.zeros(len(one.completion), np.float32) for one in sequences]
-        return [
-            zeros if trivial[i] else _split(self.entries.read(self._found(keys[i])), "values")
-            for i in range(len(mixes))
-        ]
+        return [zeros if trivial[i] else _split(found[i], "values") for i in range(len(mixes))]
 
     def samples(
         self,
@@ -210,16 +213,16 @@ class ReferenceStore:
             "sampling": asdict(sampling),
             "seeds": list(seeds),
         }
-        key = address_key(address)
-        if self.entries.find(key) is None:
-            with self.entries.building([key]) as missing:
-                if missing:
-                    start, vocabulary = time.monotonic(), self._scoring.vocabulary if self._scoring else None
-                    ids = [list(prompt) for prompt in prompts]
-                    groups = reference.generate(ids, group_size, sampling, list(seeds), batch_size, vocabulary)
-                    arrays = _sample_arrays([one for group in groups for one in group])
-                    self.entries.write(address, arrays, _origin([reference]), time.monotonic() - start)
-        arrays = self.entries.read(self._found(key))
+
+        def build(missing: Items[str]) -> None:
+            """Draw them."""
+            start, vocabulary = time.monotonic(), self._scoring.vocabulary if self._scoring else None
+            ids = [list(prompt) for prompt in prompts]
+            groups = reference.generate(ids, group_size, sampling, list(seeds), batch_size, vocabulary)
+            drawn = _sample_arrays([one for group in groups for one in group])
+            self.entries.write(address, drawn, _origin([reference]), time.monotonic() - start)
+
+        (arrays,) = self._stored([address_key(address)], build)
         columns = zip(_split(arrays, "ids"), _split(arrays, "values"), arrays["finished"])
         flat = [Completion(ids.tolist(), logps.tolist(), bool(finished)) for ids, logps, finished in columns]
         return [flat[start : start + group_size] for start in range(0, len(flat), group_size)]
@@ -311,11 +314,20 @@ class ReferenceStore:
             origin["weights"] = [w for w in mix.weights if w > 0]
             self.entries.write(address, {**rows.arrays(), "values": values}, origin, time.monotonic() - start)
 
-    def _found(self, key: str) -> Entry:
-        entry = self.entries.find(key)
-        if entry is None:
-            raise RunError("a stored result was deleted while it was being read: start again.")
-        return entry
+    def _stored(self, keys: Items[str], build: Callable[[Items[str]], None]) -> list[dict[str, np.ndarray]]:
+        """The arrays at some addresses; what is missing, damaged, or pruned in between is built."""
+        for _ in range(_ATTEMPTS):
+            entries = [self.entries.find(key) for key in keys]
+            found = [None if entry is None else self.entries.read(entry) for entry in entries]
+            whole = [arrays for arrays in found if arrays is not None]
+            if len(whole) == len(keys):
+                return whole
+            with self.entries.building(list(dict.fromkeys(keys))) as missing:
+                if missing:
+                    build(missing)
+        raise RunError(
+            f"stored results in {self.entries.root} are deleted as soon as they are there: stop whoever does."
+        )
 
     def list(self) -> list[Entry]:
         """What is stored, the last used first."""
@@ -352,7 +364,7 @@ def _origin(references: Items[Reference]) -> dict[str, Any]:
         for name in ("path", "adapter"):
             if member[name] and Path(member[name]).is_dir():
                 member[name] = str(Path(member[name]).resolve())
-    return {"references": members}
+    return {"references": members, "transformers": version("transformers")}
 
 
 def _split(arrays: Mapping[str, np.ndarray], name: str) -> list[np.ndarray]:

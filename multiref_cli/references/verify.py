@@ -59,6 +59,8 @@ def _recompute(entries: EntryFolder, entry: Entry, count: int, device: str) -> F
     if not same:
         return Finding(entry, True, "checksum good; another model lies at its path now, so nothing was recomputed")
     arrays = entries.read(entry)
+    if arrays is None:
+        return Finding(entry, True, "deleted in the meantime")
     stored = stored_rows(arrays)
     numbers = random.SystemRandom().sample(range(entry.rows), min(count, entry.rows))
     dtypes = [one[1] for one in address["members"]] if entry.kind == "normalizers" else [address["dtype"]]

@@ -185,16 +185,14 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path, store, references, se
     assert store.list() == []
 
 
-def test_damage_is_noticed_at_opening(store, references, sequences):
+def test_verify_finds_damage(store, references, sequences):
     store.logps(of_spec(references[0]), sequences)
     path = store.list()[0].folder / "data.safetensors"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(bytes(data))
-    with pytest.raises(RunError, match="checksum differs"):
-        store.logps(of_spec(references[0]), sequences)
     (check,) = store.verify()
-    assert not check.good
+    assert not check.good and "checksum differs" in check.text
 
 
 def test_verify_recomputes(store, references, sequences):
@@ -299,3 +297,87 @@ def test_progress_counts_tokens(store, references, sequences):
 
     store.logps(of_spec(references[0]), sequences, Listener())
     assert told[-1][0] == "reference first" and told[-1][1] == told[-1][2] > 0 and told[-1][3] > 0
+
+
+@pytest.mark.parametrize("damage", ["values", "cut", "description", "exchanged", "gone"])
+def test_a_damaged_entry_is_built_again(store, references, sequences, damage):
+    right = [np.array(one) for one in store.logps(of_spec(references[0]), sequences)]
+    (entry,) = store.list()
+    data, description = entry.folder / "data.safetensors", entry.folder / "entry.json"
+    content = bytearray(data.read_bytes())
+    if damage == "values":
+        content[-3] ^= 1
+        data.write_bytes(content)
+    elif damage == "cut":
+        data.write_bytes(content[:10])
+    elif damage == "description":
+        description.write_bytes(b"\0" * 50)
+    elif damage == "exchanged":
+        store.logps(of_spec(references[1]), sequences)
+        (other,) = [one for one in store.list() if one.key != entry.key]
+        shutil.copytree(other.folder, entry.folder, dirs_exist_ok=True)
+    else:
+        data.unlink()
+    again = store.logps(of_spec(references[0]), sequences)
+    assert all(np.array_equal(a, b) for a, b in zip(right, again, strict=True))
+    assert all(store.entries.is_whole(one) for one in store.list()) and store.entries.unreadable() == 0
+
+
+def test_what_is_open_is_not_pruned_and_what_vanished_is_built_again(store, references, sequences):
+    values = store.logps(of_spec(references[0]), sequences)
+    assert store.prune(everything=True) == [] and len(store.list()) == 1
+    kept = [np.array(one) for one in values]
+    del values
+    assert len(store.prune(everything=True)) == 1
+    again = store.logps(of_spec(references[0]), sequences)
+    assert all(np.array_equal(a, b) for a, b in zip(kept, again, strict=True))
+
+
+def test_a_stray_file_harms_nobody_and_an_entry_says_its_version(store, references, sequences):
+    import transformers
+
+    store.logps(of_spec(references[0]), sequences)
+    (store.entries.root / "stray").write_text("")
+    (store.entries.root / "folder").mkdir()
+    (entry,) = store.list()
+    assert store.entries.unreadable() == 2 and entry.made_with == transformers.__version__
+    assert store.prune(everything=True) == [entry]
+
+
+def test_a_store_that_cannot_be_written_says_so(store, references, sequences, monkeypatch):
+    from multiref_cli.references import entries
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(entries, "save_file", full)
+    with pytest.raises(RunError, match=r"cannot be written .*No space left on device.*: make room there"):
+        store.logps(of_spec(references[0]), sequences)
+    assert list(store.entries.root.glob(".writing-*")) == []
+
+
+def test_code_that_is_run_is_part_of_the_fingerprint(references, tmp_path):
+    from multiref_cli.models.files import fingerprint
+
+    shutil.copytree(references[0].path, tmp_path / "own")
+    plain = replace(references[0], path=str(tmp_path / "own"))
+    trusted, before = replace(plain, trust_remote_code=True), fingerprint(plain)
+    (tmp_path / "own" / "modeling.py").write_text("a = 1\n")
+    first = fingerprint(trusted)
+    (tmp_path / "own" / "modeling.py").write_text("a = 2\n")
+    assert fingerprint(plain) == before and len({before, first, fingerprint(trusted)}) == 3
+
+
+def test_a_folder_that_is_an_adapter_counts_its_base(references, tmp_path):
+    import json
+
+    from multiref_cli.models.files import fingerprint
+
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    shutil.copy(f"{references[0].path}/model.safetensors", folder / "adapter_model.safetensors")
+    found = []
+    for base in references[:2]:
+        (folder / "adapter_config.json").write_text(json.dumps({"r": 4, "base_model_name_or_path": base.path}))
+        found.append(fingerprint(replace(references[0], path=str(folder))))
+    assert found[0] != found[1]
