@@ -91,9 +91,13 @@ def test_wrong_requests(place, multiref, offline, arguments, sentence, capsys):
 
 
 def test_failed_points_are_named_and_retried(place, multiref, offline, capfd, in_process):
-    arguments = [*offline, "evaluation.prompts=0", "run.dir=sweep"]
-    # A learning rate that no model survives fails its point on the way; the other one is done.
-    assert multiref("sweep", *arguments, "baselines=false", "optimizer.learning_rate=1e-3,1e30") == 1
+    # A reward that fails ends its point on the way; the other one is done.
+    Path("two_rewards.py").write_text(
+        "def good(samples):\n    return [0.0] * len(samples)\n\n\ndef bad(samples): 1 / 0\n"
+    )
+    own = ["reward=custom", "reward.terms.mine.function._target_=two_rewards.good,two_rewards.bad"]
+    arguments = [*offline, *own, "evaluation.prompts=2", "evaluation.scorer=null", "run.dir=sweep"]
+    assert multiref("sweep", *arguments, "baselines=false") == 1
     error = capfd.readouterr().err
     assert "1 of 2 points failed" in error and "sweep/logs/" in error and "--retry-failed" in error
     states = [Ledger(Path("sweep")).state(p["name"], p["id"]) for p in read_lines(Path("sweep/plan.jsonl"))]
