@@ -34,6 +34,8 @@ class Range:
     def __str__(self) -> str:
         high = f"at most {self.high:g}" if self.with_high else f"below {self.high:g}"
         note = f" ({self.note})" if self.note else ""
+        if self.with_low and self.high >= 2**53:
+            return f"{self.low:g} or more{note}"
         if self.with_low:
             return f"from {self.low:g} {'to' if self.with_high else 'up to'} {self.high:g}{note}"
         return f"above {self.low:g} and {high}{note}"
