@@ -37,7 +37,7 @@ from multiref_cli.models.decoder import honours_shared_prompts
 from multiref_cli.models.logprobs import token_divergence, token_logps
 from multiref_cli.models.packing import Packed
 from multiref_cli.objectives.advantages import advantages
-from multiref_cli.objectives.aggregate import masked_sum, reduce
+from multiref_cli.objectives.aggregate import StepSize, masked_sum, reduce
 from multiref_cli.objectives.divergence import is_clipped, total_score
 from multiref_cli.objectives.penalty import (
     calibrated_threshold,
@@ -188,7 +188,7 @@ class Online:
         micros: list[GroupMicro | StoredMicro] = [
             GroupMicro(packed, places, size, inner == 0) for places, packed in self._packs
         ]
-        micros += self._stored_micros(window.rows, length)
+        micros += self._stored_micros(window.rows, size)
         logged = (step + 1) % self.experiment.hardware.log_every == 0
         return Batch(
             micros=micros,
@@ -378,15 +378,21 @@ class Online:
         if scores.log_normalizers is not None:
             _add_tokens(averages, "disagreement", -self._at(micro, scores.log_normalizers[0], logps), mask)
 
-    def _stored_micros(self, rows: list[int], length: int) -> list[StoredMicro]:
-        """The references' stored responses to a step's prompts; reference i has weight alpha_i K, S responses each."""
+    def _stored_micros(self, rows: list[int], sampled: StepSize) -> list[StoredMicro]:
+        """The references' stored responses to a step's prompts; reference i has weight alpha_i K, S responses each.
+
+        Their tokens are summed over one constant length, that of `dr_grpo` or else the mean of the responses sampled
+        beside them: with 1 / |y| each the loss would not rest at the forward KL, and with their own mean length beta
+        would not be in proportion to the reward.
+        """
         if not self.parts.stored:
             return []
         completions = [[one for stored in self.parts.stored for one in stored[row]] for row in rows]
         count = len(self.parts.stored)
         each = len(completions[0]) // count
         weights = torch.tensor(self.experiment.active_weights).repeat_interleave(each).repeat(len(rows)) * count
-        size = step_size(completions, length)
+        constant = self.settings.loss_reduction == "dr_grpo"
+        size = step_size(completions, sampled.length if constant else sampled.tokens / sampled.sequences)
         packs = self.layout.packs(self._prompt_ids(rows), completions)
         return [StoredMicro(packed, weights[places], size) for places, packed in packs]
 
@@ -396,8 +402,7 @@ class Online:
         weights = micro.weights.to(logps)
         averages = Averages()
         _add_tokens(averages, "penalty", -logps.detach() * weights[:, None], packed.mask)
-        share = reduce(-logps, packed.mask, self.settings.loss_reduction, micro.step, weights)
-        return self.beta * share, averages
+        return self.beta * reduce(-logps, packed.mask, "dr_grpo", micro.step, weights), averages
 
 
 def notes(experiment: Experiment) -> list[str]:

@@ -100,7 +100,7 @@ class Layout:
         return found
 
 
-def step_size(completions: Sequence[Sequence[Sequence[int]]], length: int) -> StepSize:
+def step_size(completions: Sequence[Sequence[Sequence[int]]], length: float) -> StepSize:
     """Sequences and tokens of all responses of a step, and the constant length of `dr_grpo`."""
     lengths = [len(one) for group in completions for one in group]
     return StepSize(len(lengths), sum(lengths), length)

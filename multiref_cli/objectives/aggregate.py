@@ -20,7 +20,7 @@ class StepSize:
 
     sequences: int
     tokens: int
-    length: int
+    length: float
 
     @classmethod
     def of(cls, mask: Tensor, length: int | None = None) -> "StepSize":

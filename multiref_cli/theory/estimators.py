@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from multiref_cli.config.regularizer import Mix, Term
 from multiref_cli.objectives import penalty
 from multiref_cli.objectives.divergence import amari_divergence, score
-from multiref_cli.objectives.mixing import power_mean
+from multiref_cli.objectives.mixing import mix_factor, power_mean
 from multiref_cli.theory import exact
 from multiref_cli.theory.responses import Responses
 
@@ -31,7 +32,8 @@ class Problem:
     """N problems over the same responses.
 
     references (K, N, S, V) log-probabilities, weights (K,) alpha, reward (N, Y), beta > 0, order A. With level `token`
-    the mixed reference is normalized at every state; with `sequence` it is not, as in Theorems 5.1 and 6.1.
+    the mixed reference is normalized at every state; with `sequence` it is not, as in Theorems 5.1 and 6.1. At level
+    `token` a state's divergence is F^A D_A(M / F || pi), sum_i alpha_i D_A(pi_i || pi) less its least value.
     """
 
     responses: Responses
@@ -45,6 +47,13 @@ class Problem:
         """Log of the mixed conditionals; (N, S, V). At level sequence their sums are log M for order 0 only."""
         mixed = power_mean(self.references, self.weights, self.order)
         return mixed.log_softmax(-1) if level == "token" else mixed
+
+    def factor(self, level: str) -> Tensor:
+        """F^A at every state, by which a normalized mix pulls more than D_A(M / F || pi) says; (N, S)."""
+        mixed = power_mean(self.references, self.weights, self.order)
+        term = Term(self.order, Mix(self.order, tuple(self.weights.tolist())))
+        log_f = mixed.logsumexp(-1)
+        return mix_factor(term, log_f) if level == "token" else torch.ones_like(log_f)
 
     def response_mixed(self, level: str) -> Tensor:
         """Log M of whole responses; (N, Y)."""
@@ -92,16 +101,17 @@ def token_penalty(problem: Problem, policy: Tensor, estimator: Estimator) -> Ten
     `exact` at level sequence, order 0, is sum_i alpha_i KL(pi || pi_i) = KL(pi || M) with M unnormalized.
     """
     mixed, along = problem.rows(estimator.level), problem.responses
+    factor = torch.where(along.mask, problem.factor(estimator.level)[:, along.states], 0.0)
     if estimator.name == "exact":
-        return torch.where(along.mask, amari_divergence(mixed, policy, problem.order), 0.0)
+        return factor * amari_divergence(mixed, policy, problem.order)
     log_ratio, chosen = along.chosen(policy - mixed), along.chosen(policy)
     # Tokens that are never drawn would give 0 times infinity.
     log_ratio = torch.where(chosen > NEVER, log_ratio, 0.0)
     if estimator.name == "k2":
-        return penalty.k2(log_ratio, problem.order)
+        return factor * penalty.k2(log_ratio, problem.order)
     if estimator.name == "k3":
-        return penalty.k3(log_ratio)
-    return penalty.k3_ratio(log_ratio, (chosen - chosen.detach()).exp(), problem.order)
+        return factor * penalty.k3(log_ratio)
+    return factor * penalty.k3_ratio(log_ratio, (chosen - chosen.detach()).exp(), problem.order)
 
 
 def response_losses(problem: Problem, logits: Tensor, estimator: Estimator) -> Tensor:
@@ -128,7 +138,8 @@ def response_losses(problem: Problem, logits: Tensor, estimator: Estimator) -> T
     losses = losses + problem.beta * token_penalty(problem, policy, estimator).sum(-1)
     if not estimator.to_go:
         return losses
-    each = amari_divergence(problem.rows(estimator.level), policy.detach(), problem.order) * along.mask
+    factor = problem.factor(estimator.level)[:, along.states] * along.mask
+    each = factor * amari_divergence(problem.rows(estimator.level), policy.detach(), problem.order)
     later = each.flip(-1).cumsum(-1).flip(-1) - each
     alive = chance.unsqueeze(-1) * along.mask
     baseline = (alive * later).sum(-2, keepdim=True) / alive.sum(-2, keepdim=True).clamp(min=1e-300)
@@ -216,14 +227,14 @@ def resting_point(problem: Problem, estimator: Estimator) -> Tensor:
 
 def _induced(problem: Problem, estimator: Estimator, scale: Tensor) -> Tensor:
     mixed, order = problem.log_mixed(estimator.level), estimator.score_order(problem.order)
-    rest = torch.zeros_like(mixed)
+    rest, factor = torch.zeros_like(mixed), problem.factor(estimator.level)
 
     def _value(at: Tensor, worth: Tensor) -> Tensor:
-        found = exact.solve(mixed[:, at], worth, problem.beta, order)
+        found = exact.solve(mixed[:, at], worth / factor[:, at, None], problem.beta, order)
         rest[:, at] = mixed[:, at] + found.log_ratio
         charged = torch.zeros_like(worth[..., 0])
         if estimator.to_go:
-            charged = amari_divergence(mixed[:, at], rest[:, at], problem.order)
+            charged = factor[:, at] * amari_divergence(mixed[:, at], rest[:, at], problem.order)
         return (rest[:, at].exp() * worth).sum(-1) - problem.beta * charged
 
     problem.responses.backward(problem.reward / scale.unsqueeze(-1), _value)
@@ -236,26 +247,27 @@ def _conditionals(along: Responses, log_mass: Tensor) -> Tensor:
 
 
 def token_regret(problem: Problem, policy: Tensor, order: float) -> Tensor:
-    """Regret in the token-level objective E_pi[r - beta sum_t D_A(M(. | s_t) || pi(. | s_t))], M normalized.
+    """Regret in the token-level objective E_pi[r - beta sum_t F^A D_A(M(. | s_t) || pi(. | s_t))], M normalized.
 
     Args:
         problem: N problems; their own order is that of the mean.
         policy: (N, S, V) log-probabilities.
-        order: A of the divergence.
+        order: A of the divergence; without the factor where it is not that of the mean.
 
     Returns:
         (N,) reward units.
     """
-    mixed = problem.log_mixed("token")
+    mixed, factor = problem.log_mixed("token"), problem.factor("token")
+    factor = factor if order == problem.order else torch.ones_like(factor)
 
     def _best(at: Tensor, worth: Tensor) -> Tensor:
-        found = exact.solve(mixed[:, at], worth, problem.beta, order)
+        found = exact.solve(mixed[:, at], worth / factor[:, at, None], problem.beta, order)
         log_policy = mixed[:, at] + found.log_ratio
-        apart = amari_divergence(mixed[:, at], log_policy, order)
+        apart = factor[:, at] * amari_divergence(mixed[:, at], log_policy, order)
         return (found.policy * worth).sum(-1) - problem.beta * apart
 
     def _own(at: Tensor, worth: Tensor) -> Tensor:
-        apart = amari_divergence(mixed[:, at], policy[:, at], order)
+        apart = factor[:, at] * amari_divergence(mixed[:, at], policy[:, at], order)
         return (policy[:, at].exp() * worth).sum(-1) - problem.beta * apart
 
     root = torch.tensor([0])

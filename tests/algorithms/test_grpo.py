@@ -282,9 +282,12 @@ def test_clipped_estimator_uses_the_given_or_the_calibrated_threshold():
         assert 0 < metrics["ratio_clip_fraction"] <= 1
 
 
-@pytest.mark.parametrize("reduction", ["grpo", "dr_grpo"])
+@pytest.mark.parametrize("reduction", ["grpo", "bnpo", "dapo", "dr_grpo"])
 def test_stored_reference_samples_give_the_forward_kl(reduction):
-    """A constant reward leaves -beta sum_i alpha_i E_{pi_i} log pi(y) under the same reduction."""
+    """A constant reward leaves -beta sum_i alpha_i E_{pi_i} log pi(y), whole responses under every reduction.
+
+    All are divided by one length: the constant of dr_grpo, else the mean of the responses that were sampled beside.
+    """
     generator = torch.Generator().manual_seed(1)
     stored = [
         {
@@ -305,7 +308,8 @@ def test_stored_reference_samples_give_the_forward_kl(reduction):
             for ids in one[row]:
                 logits = model(torch.tensor([[*constant.parts.prompts[row].ids, *ids]])).logits[0, -len(ids) - 1 : -1]
                 logps = logits.log_softmax(-1).gather(-1, torch.tensor(ids)[:, None])
-                length = len(ids) if reduction == "grpo" else 7
+                sampled = [len(one) for group in constant.window.completions for one in group]
+                length = 7 if reduction == "dr_grpo" else sum(sampled) / len(sampled)
                 total = total - 0.5 * weight * logps.sum() / length / (2 * 3)
     total.backward()
     expected = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])

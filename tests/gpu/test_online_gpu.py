@@ -27,7 +27,7 @@ def test_the_first_step_is_that_of_the_cpu(place, multiref, online, regularizer,
     [
         ["regularizer=rkl_token"],
         ["regularizer=fkl_reference_states"],
-        ["regularizer=rkl", "hardware.reference_device=cpu"],
+        ["regularizer=rkl", "regularizer.estimator=reward", "hardware.reference_device=cpu"],
         ["regularizer=rkl", "algorithm.inner_iterations=2"],
     ],
 )

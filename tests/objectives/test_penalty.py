@@ -1,12 +1,22 @@
 """Every estimator's value and gradient against enumeration, and the loss against closed forms on a tree."""
 
+from functools import partial
+
 import pytest
 import torch
 
-from multiref_cli.config.regularizer import Mix, Term
+from multiref_cli.config.regularizer import Estimator, Mix, Term
 from multiref_cli.objectives.divergence import amari_divergence, score
 from multiref_cli.objectives.mixing import power_mean
-from multiref_cli.objectives.penalty import calibrated_threshold, clipped_penalty, k2, k3, k3_ratio
+from multiref_cli.objectives.penalty import (
+    calibrated_threshold,
+    clipped_penalty,
+    k2,
+    k3,
+    k3_ratio,
+    sampled_charge,
+    sampled_penalty,
+)
 
 ORDERS = [-1.0, 0.0, 0.5, 1.0, 2.0]
 VOCABULARY, LENGTH = 5, 3
@@ -82,6 +92,32 @@ def test_k3_ratio_has_value_and_gradient_of_its_divergence(order, off_policy):
     torch.testing.assert_close(
         gradient(term, logits), gradient(lambda logps: amari_divergence(mixed, logps, order), logits)
     )
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("off_policy", [False, True])
+def test_all_estimators_of_a_mean_of_the_same_order_mean_the_sum_over_references(order, off_policy):
+    """Against the normalized mix, with the factor F^A: the gradient of sum_i alpha_i D_A(pi_i‖pi), and as the charge
+    its value less the least one, which M / F has; off the policy that sampled k3_ratio and the charge still do."""
+    references, logits, alpha = distribution(0, 3), distribution(1), torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
+    old = distribution(13) if off_policy else logits
+    mixed = power_mean(references, alpha, order)
+    log_f, terms = mixed.logsumexp(-1), [Term(order, Mix(order, tuple(alpha.tolist())))]
+
+    def summed(logps):
+        return (alpha * amari_divergence(references, logps, order)).sum()
+
+    def each(function, logps):
+        ratios = torch.exp(logps - old)
+        found = function((logps - (mixed - log_f))[None, None], ratios[None], log_f.expand(1, 1, VOCABULARY))
+        return (old.exp() * found[0]).sum()
+
+    for estimator in (Estimator.k3_ratio,) if off_policy else (Estimator.k2, Estimator.k3_ratio):
+        loss = partial(sampled_penalty, estimator, terms)
+        given = gradient(partial(each, loss), logits)
+        torch.testing.assert_close(given, gradient(summed, logits))
+    charged = each(partial(sampled_charge, terms), logits)
+    torch.testing.assert_close(charged, summed(logits) - summed(mixed - log_f))
 
 
 def test_k1_as_a_loss_has_no_gradient():
