@@ -222,7 +222,8 @@ def _check_terms(experiment: "Experiment") -> None:
                 experiment.start is not None,
                 f"regularizer.terms: reference={term.reference} needs a reference at policy.path; give a name",
             )
-            _require(term.reference not in names, f"a reference cannot be called {term.reference!r} beside such a term")
+            mistaken = term.reference in names and experiment.start != term.reference
+            _require(not mistaken, f"a reference cannot be called {term.reference!r} beside such a term")
         elif term.reference is not None:
             _choice("regularizer.terms: reference", term.reference, (*names, START, OTHERS))
     forgotten = [

@@ -149,7 +149,10 @@ def test_terms_that_say_nothing_usable_are_refused(terms, words):
         (["regularizer=js", "regularizer.level=token"], "loss terms of the online job"),
         (["regularizer=js", "regularizer.arwc=true"], "belong to one mixed reference"),
         (["experiment=online_toy", "regularizer=js", "regularizer.estimator=k3"], "whatever regularizer.terms say"),
-        (["regularizer=anchor", "policy=folder", "policy.path=a/b"], "needs a reference at policy.path"),
+        (
+            ["regularizer=anchor", "policy=folder", "policy.path=a/b", "references=pair", "first=c", "second=d"],
+            "needs a reference at policy.path",
+        ),
     ],
 )
 def test_what_does_not_go_with_terms_is_refused(overrides, words):
