@@ -15,6 +15,7 @@ PACKAGE = ROOT / "multiref_cli"
 # Nothing imports a layer above its own. A module counts for the longest name listed here that it begins with.
 LAYERS = {
     "multiref_cli": 0,
+    "multiref_cli.dotted": 0,
     "multiref_cli.errors": 0,
     "multiref_cli.files": 0,
     "multiref_cli.seeding": 0,
@@ -25,6 +26,7 @@ LAYERS = {
     "multiref_cli.config.ranges": 0,
     "multiref_cli.config.regularizer": 0,
     "multiref_cli.config.schema": 0,
+    "multiref_cli.config.terms": 0,
     "multiref_cli.config.weights": 0,
     "multiref_cli.config": 1,
     "multiref_cli.objectives": 1,

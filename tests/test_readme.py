@@ -63,7 +63,7 @@ def commands(text: str) -> list[str]:
 # Small enough for a test, whatever a command asks for.
 SIZES = ["steps=4", "rollout.max_new_tokens=6", "evaluation.max_new_tokens=6", "evaluation.bootstrap=50"]
 # of the studies that the README names; a setting that a study does not read is refused
-STUDIES = {"sample_complexity": ["n=64", "draws=20", "class_size=8", "responses=6"]}
+STUDIES = {"sample_complexity": ["n=64", "draws=20", "class_size=8", "responses=6"], "divergences": []}
 
 
 def key(override: str) -> str:

@@ -179,12 +179,13 @@ def store_pairs(
         owner = torch.repeat_interleave(torch.tensor([len(a) for a in tokens[0]]))
         mixed = torch.zeros(len(terms), len(tokens[0]), dtype=torch.float64).index_add(1, owner, per_token)
         return StoredPairs(names, pairs, mixed.reshape(len(terms), -1, 2).transpose(1, 2).contiguous(), vocabulary)
-    weights = torch.tensor(experiment.active_weights, dtype=torch.float64)
-    chosen, rejected, used = adjusted_references(
-        pairs[:, 0], pairs[:, 1], weights, _trust_region(experiment), experiment.penalty.arwc
-    )
-    own = used if experiment.penalty.arwc else None
-    mixed = torch.stack([log_mixed(terms, one, weights=own) for one in (chosen, rejected)], 1)
+    sides, own = [pairs[:, 0], pairs[:, 1]], None
+    if experiment.penalty.ctro is not None or experiment.penalty.arwc:
+        weights = torch.tensor(experiment.active_weights, dtype=torch.float64)
+        region, arwc = _trust_region(experiment), experiment.penalty.arwc
+        sides[0], sides[1], used = adjusted_references(sides[0], sides[1], weights, region, arwc)
+        own = used if experiment.penalty.arwc else None
+    mixed = torch.stack([log_mixed(terms, one, weights=own) for one in sides], 1)
     return StoredPairs(names, pairs, mixed, vocabulary)
 
 
@@ -212,7 +213,10 @@ class PairMicro:
 
 
 class Dpo:
-    """-log sigmoid of the difference of implicit rewards beta s_A(log pi - log M_A) (arXiv 2502.01203, Eq. 60, 61)."""
+    """-log sigmoid of the difference of implicit rewards beta sum_r w_r s_r(log pi - log M_r).
+
+    With one summand of order 0 or 1 it is Eq. 60 or 61 of arXiv 2502.01203.
+    """
 
     def __init__(
         self, experiment: Experiment, pairs: Sequence[Pair], stored: StoredPairs, hidden_size: int | None
@@ -253,8 +257,8 @@ class Dpo:
         mixed = self.stored.mixed[:, :, rows].to(policy.device)
         references = self.stored.references[:, :, rows].to(policy.device)
         if self.penalty.multi_loss:
-            order, clip = self.penalty.score_order, self.penalty.score_clip
-            reward = implicit_reward(policy, references, self.beta, order, clip)
+            score, clip = self.terms[0].score, self.penalty.score_clip
+            reward = implicit_reward(policy, references, self.beta, score, clip)
         else:
             reward = self._implicit_reward(policy, mixed)
         losses = preference_loss(
@@ -322,8 +326,9 @@ class Dpo:
         averages, reward = Averages(), self._implicit_reward(policy, mixed)
         averages.add("reward_margin", reward[0] - reward[1])
         averages.add("accuracy", (reward[0] > reward[1]).double())
-        # On the data's responses a mean log ratio is no divergence: log_ratio/mixed is to the mix that the loss saw.
-        averages.add("log_ratio/mixed", policy - mixed[0])
+        if len(self.terms) == 1:  # several summands have no mixed reference
+            # On the data's responses a mean log ratio is no divergence; this one is to the mix that the loss saw.
+            averages.add("log_ratio/mixed", policy - mixed[0])
         for name, reference in zip(self.stored.names, references):
             averages.add(f"log_ratio/{name}", policy - reference)
         averages.add("score_clip_fraction", is_clipped(self.terms, policy, mixed, self.penalty.score_clip).double())

@@ -334,11 +334,12 @@ class Online:
         normalized = self.experiment.penalty.mixes_whole_vocabulary
         found = token_divergence(model, models, self.terms, packed, self.temperature, True, vocabulary, normalized)
         policy = found.logps.detach()
-        _add_tokens(averages, "disagreement", -found.log_normalizers[0], mask)
         for name, logps in zip(references.names, found.reference_logps):
             averages.add(f"kl/{name}", masked_sum((policy - logps).double(), mask, 1))
-        mixed = references.mixed_tokens(found.reference_logps, found.log_normalizers)
-        averages.add("kl/mixed", masked_sum((policy - mixed[0]).double(), mask, 1))
+        if len(self.terms) == 1:  # several summands have no mixed reference
+            _add_tokens(averages, "disagreement", -found.log_normalizers[0], mask)
+            mixed = references.mixed_tokens(found.reference_logps, found.log_normalizers)
+            averages.add("kl/mixed", masked_sum((policy - mixed[0]).double(), mask, 1))
         return found.logps, found.divergence, found.entropy
 
     def _sampled(
@@ -374,6 +375,8 @@ class Online:
         policy = masked_sum(logps.double(), mask, 1).cpu()
         for name, sums in zip(references.names, scores.sums):
             averages.add(f"kl/{name}", policy - sums[micro.places])
+        if len(self.terms) != 1:  # several summands have no mixed reference
+            return
         averages.add("kl/mixed", policy - scores.mixed_sums[0, micro.places])
         if scores.log_normalizers is not None:
             _add_tokens(averages, "disagreement", -self._at(micro, scores.log_normalizers[0], logps), mask)

@@ -9,6 +9,7 @@ from multiref_cli.cli import display
 from multiref_cli.config.check import check
 from multiref_cli.config.compose import compose, compose_unchecked, expand_axes
 from multiref_cli.config.schema import Experiment, Hardware
+from multiref_cli.config.weights import weights_of
 from multiref_cli.errors import RequestError, RunError
 from multiref_cli.tracking.places import check_place, holds_something
 
@@ -97,6 +98,9 @@ def mix(overrides: list[str]) -> None:
     """Sample the mixed references of a config without any training, score the samples, write a folder with a report."""
     alphas, others = _alphas(overrides)
     experiment = compose_unchecked(others)
+    outside = [alpha for alpha in alphas if not 0 <= alpha <= 1]
+    if outside and not experiment.penalty.signed:
+        weights_of(outside[0], 2)
     names = [reference.name for reference in experiment.references]
     if len(names) != 2:
         raise RequestError(f"refs mix weighs two references against each other, this config has {len(names)}.")
@@ -114,7 +118,8 @@ def mix(overrides: list[str]) -> None:
         job = open_job(experiment, progress)
         evaluator, score = _mix_evaluator(job, progress)
         first, second = (reference.model for reference in job.references(active=False))
-        rows = score_mixtures(evaluator, (first, second), MIX_ORDERS, alphas, progress)
+        orders = MIX_ORDERS[:1] if experiment.penalty.signed else MIX_ORDERS
+        rows = score_mixtures(evaluator, (first, second), orders, alphas, progress)
     RunDir.create(folder, config_text(experiment), overrides, provenance())
     write_scores(rows, folder / "scores.csv")
     write_json(folder / "mixed.json", _facts(experiment, names, score) | {"scores": [asdict(row) for row in rows]})
@@ -148,7 +153,7 @@ def _alphas(overrides: list[str]) -> tuple[list[float], list[str]]:
     """Weights of the first reference from `alpha=0.2,0.5`, and the other overrides; experiment=online_toy unless named.
 
     Raises:
-        RequestError: a weight that is no number from 0 to 1, or several values of another key.
+        RequestError: a weight that is no number, or several values of another key.
     """
     axes, others = expand_axes(overrides)
     given = axes.pop("alpha", [])
@@ -162,9 +167,6 @@ def _alphas(overrides: list[str]) -> tuple[list[float], list[str]]:
         alphas = [float(text) for text in given]
     except ValueError as error:
         raise RequestError(f"alpha={','.join(given)} is not a list of numbers; give alpha=0.1,0.5,0.9.") from error
-    wrong = [alpha for alpha in alphas if not 0 <= alpha <= 1]
-    if wrong:
-        raise RequestError(f"alpha is {wrong[0]:g}, a weight of the first reference lies between 0 and 1.")
     return alphas or list(MIX_ALPHAS), others
 
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from multiref_cli.config.algorithms import DpoSettings, OnlineSettings
 from multiref_cli.config.ranges import check_number, check_numbers
-from multiref_cli.config.regularizer import Estimator, Level, States
+from multiref_cli.config.regularizer import Estimator, Level, Regularizer, States
 from multiref_cli.config.schema import PRECISIONS
+from multiref_cli.config.terms import OTHERS, START
 from multiref_cli.config.weights import weights_of
 from multiref_cli.errors import RequestError
 from multiref_cli.tracking.places import check_name
@@ -165,18 +166,76 @@ def _check_references(experiment: "Experiment") -> None:
     _require(not twice, f"two references have the name {twice[0] if twice else ''!r}; names must differ")
     reserved = sorted({"mixed"} & set(names))
     _require(not reserved, "a reference cannot be called 'mixed': that is the mixed reference's name in the metrics")
-    weights_of(experiment.alpha, len(names))
+    weights_of(experiment.alpha, len(names), experiment.penalty.signed)
+
+
+def check_orders(r: Regularizer) -> None:
+    """Refuse a regularizer that does not say, or says twice, which divergences it is made of.
+
+    Raises:
+        RequestError: naming the key.
+    """
+    orders = [key for key in ("mean_order", "score_order") if getattr(r, key) is not None]
+    _require(
+        not (r.terms and orders),
+        "regularizer.terms say which divergences are charged: beside them regularizer.mean_order and "
+        "regularizer.score_order are null",
+    )
+    _require(bool(r.terms) or len(orders) == 2, "regularizer needs mean_order and score_order, or terms")
+    for term in r.terms:
+        problem = term.problem()
+        _require(problem is None, f"regularizer.terms: {problem}")
+
+
+def _check_terms(experiment: "Experiment") -> None:
+    """What a sum of divergences asks of the references, and what else of a regularizer has no meaning beside it."""
+    r, names = experiment.penalty, [one.name for one in experiment.references]
+    for term in r.terms:
+        if term.reference in (START, OTHERS):
+            _require(
+                experiment.start is not None,
+                f"regularizer.terms: reference={term.reference} needs a reference at policy.path; give a name",
+            )
+            _require(term.reference not in names, f"a reference cannot be called {term.reference!r} beside such a term")
+        elif term.reference is not None:
+            _choice("regularizer.terms: reference", term.reference, (*names, START, OTHERS))
+    forgotten = [
+        one.name
+        for one in experiment.active_references
+        if not any(all(term.concerns([one.name], experiment.start)) for term in r.terms)
+    ]
+    _require(not forgotten, f"reference {forgotten[:1]} has a weight, but no term of regularizer.terms is about it")
+    _require(
+        r.ctro is None and not r.arwc and not r.multi_loss and r.normalized and r.states is States.policy,
+        "ctro, arwc, multi_loss, normalized=false and states=reference belong to one mixed reference; "
+        "regularizer.terms have a divergence from each",
+    )
+    _require(r.estimator is not Estimator.k3, "estimator=k3 descends a forward KL, whatever regularizer.terms say")
+    _require(
+        r.level is Level.sequence or (experiment.algorithm.online and not (r.estimator and r.estimator.in_reward)),
+        "regularizer.terms at level=token are loss terms of the online job; whole responses are level=sequence",
+    )
 
 
 def _check_regularizer(experiment: "Experiment") -> None:
     r, online = experiment.penalty, experiment.algorithm.online
     own, estimator = experiment.policy.tokenizer, experiment.estimator or r.estimator
     other = [x.name for x in experiment.references if x.tokenizer is not None and x.tokenizer != own]
+    check_orders(r)
+    if r.signed:
+        _require(
+            r.mean_order == r.score_order == 0 and r.states is States.policy and not (r.ctro or r.arwc or r.multi_loss),
+            "negative weights are exact for reverse KL alone (both orders 0): of another order a weighted sum of "
+            "powers may be negative, and no policy may be best; leave regularizer.signed false",
+        )
+    if r.terms:
+        _check_terms(experiment)
     if r.level is Level.token:
         _require(not other, f"level=token cannot mix in {other[:1]}, which has its own tokenizer; use level=sequence")
         _require(r.ctro is None and not r.arwc, "ctro and arwc act on whole responses; use level=sequence")
     elif estimator is not None and not estimator.in_reward:
-        additive = estimator is Estimator.exact and r.to_go is not False and r.mean_order == r.score_order == 0
+        reverse = all(term.score == 0 == term.mix.order for term in experiment.terms)
+        additive = estimator is Estimator.exact and r.to_go is not False and reverse
         _require(
             additive,
             f"regularizer.estimator={estimator.name} works token by token; use level=token, or estimator=reward (of "
@@ -198,7 +257,7 @@ def _check_regularizer(experiment: "Experiment") -> None:
             "ctro, arwc and multi_loss belong to the offline job (algorithm=dpo)",
         )
     if r.states is States.reference:
-        _require(r.score_order == 1, f"states=reference is the exact forward KL, score_order 1, not {r.score_order:g}")
+        _require(r.score == 1, f"states=reference is the exact forward KL, score_order 1, not {r.score:g}")
         _require(online, "states=reference belongs to the online job (algorithm=grpo)")
     if r.ctro is not None:
         anchors = [x.name for x in experiment.references]

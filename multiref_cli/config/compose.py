@@ -13,9 +13,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 from yaml import YAMLError
 
-from multiref_cli.config import algorithms, regularizer, schema
+from multiref_cli.config import algorithms, regularizer, schema, terms
 from multiref_cli.config.algorithms import ALGORITHMS
-from multiref_cli.config.check import check
+from multiref_cli.config.check import check, check_orders
 from multiref_cli.config.folders import conf_directory, groups, options, own_conf_directory
 from multiref_cli.config.schema import Ctro, Evaluation, Experiment, Lora, Policy, Regularizer, Reward, Scorer
 from multiref_cli.config.sentences import PAIR_KEYS, no_value, sentence
@@ -52,6 +52,7 @@ def compose_unchecked(overrides: list[str]) -> Experiment:
     found = _typed_experiment(plain)
     if found.regularizer is None:
         return found
+    check_orders(found.regularizer)
     return replace(found, regularizer=_named(found.regularizer, choices.get("regularizer")))
 
 
@@ -145,6 +146,7 @@ def _typed_experiment(plain: DictConfig) -> Experiment:
 
 def _named(found: Regularizer, option: str | None) -> Regularizer:
     """The regularizer under the name of its file where it is what the file says, else under that of its numbers."""
+    found = found.canonical
     own = replace(found, name=found.derived_name)
     if option is None or found.name == own.name:
         return own
@@ -234,7 +236,7 @@ def _hydra_alone() -> Iterator[None]:
 @contextmanager
 def _mergeable() -> Iterator[None]:
     # OmegaConf makes the config of a frozen dataclass read-only before anything can be merged into it.
-    found = (value for module in (schema, regularizer, algorithms) for value in vars(module).values())
+    found = (value for module in (schema, regularizer, terms, algorithms) for value in vars(module).values())
     kinds: list[Any] = [value for value in found if isinstance(value, type) and is_dataclass(value)]
     for kind in kinds:
         kind.__dataclass_params__.frozen = False

@@ -6,6 +6,7 @@ M[A] is the mean of order A of the references, F its sum over the vocabulary at 
 from multiref_cli.config.algorithms import OnlineSettings
 from multiref_cli.config.regularizer import Estimator, Level, Regularizer, States
 from multiref_cli.config.schema import Experiment
+from multiref_cli.config.terms import OTHERS, DivergenceTerm
 
 _THEOREMS = {0.0: ", Theorem 5.1 of arXiv 2502.01203", 1.0: ", Theorem 6.1 of arXiv 2502.01203"}
 
@@ -28,7 +29,7 @@ def objective(experiment: Experiment) -> str:
         return found + (
             f", biased where |log ratio| > {_ratio_clip(penalty)}" if estimator is Estimator.clipped else ""
         )
-    if estimator is Estimator.k3 and penalty.score_order != 1:
+    if estimator is Estimator.k3 and penalty.score != 1:
         return "no objective's optimum: k3 as a loss term descends the forward KL at each state" + given
     if not experiment.to_go:
         return f"no objective's optimum: {_divergence(penalty)} at each state{given}"
@@ -72,18 +73,44 @@ def _offline(penalty: Regularizer) -> str:
 
 
 def _over_responses(penalty: Regularizer) -> str:
-    order = float(penalty.score_order)
+    if isinstance(penalty.score, str):
+        return f"− β [{_summands(penalty)}] of whole responses"
+    order = penalty.score
     if penalty.mean_order != order or penalty.level is Level.token:
         return f"− β {_name(order, _mix(penalty))} of whole responses"
     return f"− β Σ α {_name(order, 'πᵢ')} of whole responses{_THEOREMS.get(order, '')}"
 
 
 def _divergence(penalty: Regularizer) -> str:
-    order = float(penalty.score_order)
+    if isinstance(penalty.score, str):
+        return f"[{_summands(penalty)}]"
+    order = penalty.score
     if penalty.level is Level.sequence:
         return f"Σ α {_name(order, 'πᵢ')}"
     factor = "Fᴬ " if penalty.normalized and penalty.mean_order == order and order not in (0, 1) else ""
     return factor + _name(order, _mix(penalty))
+
+
+def _summands(penalty: Regularizer) -> str:
+    """Every term with the references that it is about: `Σ α JS(π, πᵢ)`, `α KL(π‖π[start]) + Σ α KL(πᵢ‖π), others`."""
+    return " + ".join(map(_summand, penalty.terms))
+
+
+def _summand(term: DivergenceTerm) -> str:
+    several = term.reference in (None, OTHERS)
+    reference = "πᵢ" if several else f"π[{term.reference}]"
+    if term.order is not None:
+        name = _name(float(term.order), reference)
+    else:
+        name = {
+            "reverse_kl": _name(0.0, reference),
+            "forward_kl": _name(1.0, reference),
+            "jensen_shannon": f"JS(π, {reference})",
+            "jeffreys": f"Jeffreys(π, {reference})",
+        }.get(term.divergence, f"{term.divergence}(π‖{reference})")
+    factor = "" if term.weight == 1 else f"{term.weight:g} "
+    others = " over the others" if term.reference == OTHERS else ""
+    return f"{'Σ ' if several else ''}α {factor}{name}{others}"
 
 
 def _mix(penalty: Regularizer) -> str:

@@ -1,13 +1,16 @@
 """What pulls a policy towards its references: the orders of mean and score, where they act, and the name they have."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Optional
 
 from omegaconf import MISSING
 
 from multiref_cli.config.ranges import number
+from multiref_cli.config.terms import DivergenceTerm, Mix, Term, summands
+
+__all__ = ["Ctro", "DivergenceTerm", "Estimator", "Level", "Mix", "Regularizer", "States", "Term"]
 
 
 class Level(Enum):
@@ -40,29 +43,6 @@ class States(Enum):
     reference = "reference"
 
 
-@dataclass(frozen=True)
-class Mix:
-    """K references seen as one policy: the order A of their power mean, and the weight of each, 0 allowed."""
-
-    order: float
-    weights: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Term:
-    """One summand w s_A(log pi - log M) of the penalty: implicit reward, penalty and optimum are beta times their sum.
-
-    Attributes:
-        score_order: A of the score.
-        mix: the mixed reference M; references that the term does not concern have weight 0 in it.
-        weight: w.
-    """
-
-    score_order: float
-    mix: Mix
-    weight: float = 1.0
-
-
 # (order of the mean, order of the score) -> the name that the field has for it.
 _NAMES = {(0.0, 0.0): "rkl", (1.0, 1.0): "fkl", (0.5, 0.5): "hellinger", (-1.0, -1.0): "chi2", (-1.0, 0.0): "mrpo"}
 
@@ -78,19 +58,23 @@ class Ctro:
 
 @dataclass(frozen=True)
 class Regularizer:
-    """E[r] - beta sum_i alpha_i D_A(pi_i || pi) where both orders are A; see conf/regularizer/_base.yaml.
+    """E[r] - beta sum_i alpha_i D_A(pi_i || pi) where both orders are A, or any sum of divergences (`terms`).
+
+    See conf/regularizer/_base.yaml; of orders and terms one is given, the other None and empty.
 
     `name` is an alias: what the file of conf/regularizer calls itself whose numbers these are, else `derived_name`.
     """
 
-    mean_order: float = number("[-100, 100]", MISSING)
-    score_order: float = number("[-100, 100]", MISSING)
+    mean_order: Optional[float] = number("[-100, 100]", MISSING)
+    score_order: Optional[float] = number("[-100, 100]", MISSING)
+    terms: list[DivergenceTerm] = field(default_factory=list)
     level: Level = Level.sequence
     estimator: Optional[Estimator] = None
     normalized: bool = True
     states: States = States.policy
     score_clip: float = number("[0, 80]", 10.0, note="0 is off")
     ratio_clip: Optional[float] = number("(0, 1e6]", None)
+    signed: bool = False
     to_go: Optional[bool] = None
     ctro: Optional[Ctro] = None
     arwc: bool = False
@@ -105,9 +89,7 @@ class Regularizer:
     @property
     def derived_name(self) -> str:
         """The name that the numbers have: rkl, fkl_token, mrpo_ctro_adaptive, power0.25, mean-1_score1, ..."""
-        orders = (float(self.mean_order), float(self.score_order))
-        own = f"power{orders[0]:g}" if orders[0] == orders[1] else f"mean{orders[0]:g}_score{orders[1]:g}"
-        parts = [_NAMES.get(orders, own)]
+        parts = ["+".join(term.title for term in self.terms) or self._orders_name()]
         if self.multi_loss:
             parts = ["multi_dpo"] if parts == ["rkl"] else ["multi_dpo", *parts]
         if self.ctro is not None:
@@ -120,9 +102,56 @@ class Regularizer:
             parts.append("reference_states")
         return "_".join(parts)
 
-    def terms(self, weights: Sequence[float]) -> tuple[Term, ...]:
-        """The summands of the penalty towards K references of these weights; one for every pair of orders."""
-        return (Term(float(self.score_order), Mix(float(self.mean_order), tuple(weights))),)
+    def _orders_name(self) -> str:
+        mean, score = self._orders
+        own = f"power{mean:g}" if mean == score else f"mean{mean:g}_score{score:g}"
+        return "extrapolate" if self.signed else _NAMES.get((mean, score), own)
+
+    @property
+    def _orders(self) -> tuple[float, float]:
+        if self.mean_order is None or self.score_order is None:
+            raise ValueError("a regularizer of terms has no orders")
+        return float(self.mean_order), float(self.score_order)
+
+    @property
+    def score(self) -> float | str:
+        """What is charged for a log ratio: the order of the score, or the terms' title."""
+        return "+".join(term.title for term in self.terms) or self._orders[1]
+
+    @property
+    def description(self) -> str:
+        """Its mathematics in words, for reports."""
+        if self.terms:
+            return f"terms {', '.join(term.title for term in self.terms)}"
+        return f"order of the mean {self.mean_order:g}, of the score {self.score_order:g}"
+
+    @property
+    def plain_order(self) -> float | None:
+        """A where it is one Amari divergence of order A, the same from every reference; else None."""
+        if not self.terms:
+            mean, score = self._orders
+            return mean if mean == score else None
+        only = self.terms[0]
+        alone = len(self.terms) == 1 and only.problem() is None
+        plain = alone and only.reference is None and only.weight == 1 and len(only.parts) == 1
+        return only.parts[0][0] if plain and only.parts[0][1] == 1 else None
+
+    @property
+    def canonical(self) -> "Regularizer":
+        """The same with orders in place of terms where these are one Amari divergence from every reference."""
+        order = self.plain_order if self.terms else None
+        return self if order is None else replace(self, terms=[], mean_order=order, score_order=order)
+
+    def summands(self, names: Sequence[str], start: str | None, weights: Sequence[float]) -> tuple[Term, ...]:
+        """The summands of the penalty towards K references of these names and weights; `start` is the policy's own.
+
+        Over whole responses parts of one order are one mean; token by token each reference keeps its own, because
+        there a mean is divided by its sum over the vocabulary, and a sum of divergences is not.
+        """
+        if self.terms:
+            return summands(self.terms, names, start, weights, collapse=self.level is Level.sequence)
+        mean, score = self._orders
+        return (Term(score, Mix(mean, tuple(weights))),)
 
     @property
     def mixes_whole_vocabulary(self) -> bool:

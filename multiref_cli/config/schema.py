@@ -13,10 +13,10 @@ from omegaconf import MISSING
 from multiref_cli.config.algorithms import ALGORITHMS, Algorithm
 from multiref_cli.config.plain import changed, digest, from_plain, to_plain
 from multiref_cli.config.ranges import COUNT, COUNT_OR_0, SEED, number, within
-from multiref_cli.config.regularizer import Ctro, Estimator, Level, Mix, Regularizer, States, Term
+from multiref_cli.config.regularizer import Ctro, DivergenceTerm, Estimator, Level, Mix, Regularizer, States, Term
 from multiref_cli.config.weights import weights_of
 
-__all__ = ["Ctro", "Estimator", "Level", "Mix", "Regularizer", "States", "Term"]
+__all__ = ["Ctro", "DivergenceTerm", "Estimator", "Level", "Mix", "Regularizer", "States", "Term"]
 
 
 class BadRows(Enum):
@@ -235,18 +235,19 @@ class Experiment:
 
     @cached_property
     def weights(self) -> list[float]:
-        """Alpha as a list on the simplex, one weight a reference; empty without references."""
-        return weights_of(self.alpha, len(self.references)) if self.references else []
+        """Alpha as a list that sums to one, one weight a reference; empty without references."""
+        signed = self.regularizer is not None and self.regularizer.signed
+        return weights_of(self.alpha, len(self.references), signed) if self.references else []
 
     @cached_property
     def active_references(self) -> list[ReferenceSpec]:
-        """The references with a positive weight; the others are never loaded."""
-        return [reference for reference, weight in zip(self.references, self.weights) if weight > 0]
+        """The references with a weight; the others are never loaded."""
+        return [reference for reference, weight in zip(self.references, self.weights) if weight != 0]
 
     @cached_property
     def active_weights(self) -> list[float]:
-        """The positive weights, one an active reference."""
-        return [weight for weight in self.weights if weight > 0]
+        """The weights that are not 0, one an active reference."""
+        return [weight for weight in self.weights if weight != 0]
 
     @property
     def penalty(self) -> Regularizer:
@@ -258,7 +259,15 @@ class Experiment:
     @cached_property
     def terms(self) -> tuple[Term, ...]:
         """The summands of the penalty towards the active references; empty where there is none."""
-        return self.penalty.terms(self.active_weights) if self.regularized else ()
+        return self._terms(self.active_references, self.active_weights) if self.regularized else ()
+
+    @cached_property
+    def terms_of_all(self) -> tuple[Term, ...]:
+        """The same over all references, those of weight 0 among them."""
+        return self._terms(self.references, self.weights) if self.regularized else ()
+
+    def _terms(self, references: list[ReferenceSpec], weights: list[float]) -> tuple[Term, ...]:
+        return self.penalty.summands([one.name for one in references], self.start, weights)
 
     @property
     def precision(self) -> str:
@@ -271,7 +280,7 @@ class Experiment:
     def reference_type(self) -> str:
         """What references that name no type compute in: hardware.dtype, but as the policy does where a score is
         exponential in the log-ratio, so that the rounding of both is the same."""
-        exponential = any(term.score_order != 0 for term in self.terms)
+        exponential = any(isinstance(term.score, float) and term.score != 0 for term in self.terms_of_all)
         mixed = exponential and self.precision == "bf16_mixed"
         return "bf16_mixed" if mixed else self.hardware.dtype_name()
 
@@ -339,7 +348,7 @@ class Experiment:
             return "grid"
         if self.beta == 0:
             return "beta0"
-        return "single" if len(self.references) > 1 and max(self.weights) == 1 else "grid"
+        return "single" if len(self.references) > 1 and len(self.active_references) == 1 else "grid"
 
     @property
     def alone(self) -> str | None:

@@ -162,7 +162,7 @@ class Evaluator:
             raise ValueError("the engine's log-probabilities are not exact, so a policy is needed")
         regularizer = self.experiment.regularizer
         token_level = regularizer is not None and regularizer.level is Level.token
-        active = [r for r, weight in zip(self.references, self.experiment.weights) if weight > 0 and token_level]
+        active = [r for r, weight in zip(self.references, self.experiment.weights) if weight != 0 and token_level]
         tokens, log_f = self._together(active, sequences, progress) if active else ({}, [])
         for reference in self.references:
             if reference.name not in tokens:
@@ -174,8 +174,9 @@ class Evaluator:
         sums = torch.stack([_sums(tokens[reference.name]) for reference in self.references])
         found = {f"kl/{reference.name}": own - sums[i] for i, reference in enumerate(self.references)}
         if regularizer is not None:
-            terms = regularizer.terms(self.experiment.weights)
-            found["kl/mixed"] = own - (self._mixed(tokens, log_f) if token_level else log_mixed(terms, sums)[0])
+            terms = self.experiment.terms_of_all
+            if len(terms) == 1:  # several summands have no mixed reference
+                found["kl/mixed"] = own - (self._mixed(tokens, log_f) if token_level else log_mixed(terms, sums)[0])
         return {name: v.reshape(len(completions), -1).mean(1).numpy() for name, v in found.items()}
 
     def _together(
@@ -198,7 +199,7 @@ class Evaluator:
         logps = torch.stack([torch.cat(tokens[reference.name]) for reference in self.references])
         penalty = self.experiment.penalty
         normalizers = torch.cat(log_f)[None] if penalty.normalized else None
-        per_token = log_mixed(penalty.terms(self.experiment.weights), logps, normalizers)[0]
+        per_token = log_mixed(self.experiment.terms_of_all, logps, normalizers)[0]
         return _sums(list(per_token.split([len(one) for one in log_f])))
 
     def _tokens(

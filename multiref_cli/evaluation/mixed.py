@@ -56,14 +56,14 @@ def score_mixtures(
         evaluator: with one scorer, and no references to measure the distance to.
         models: the two references.
         orders: A of each mean.
-        alphas: weights of the first model, in [0, 1].
+        alphas: weights of the first model, in [0, 1]; outside it for order 0 alone.
         progress: told of every mixed reference.
 
     Returns:
-        One row an order and weight, orders first; weights ascend from 0 to 1.
+        One row an order and weight, orders first; weights ascend.
     """
     alphas = sorted({0.0, 1.0, *alphas})
-    wanted = [(0.0, alpha) for alpha in (0.0, 1.0)] + [(a, w) for a in orders for w in alphas if 0 < w < 1]
+    wanted = [(0.0, alpha) for alpha in (0.0, 1.0)] + [(a, w) for a in orders for w in alphas if w not in (0, 1)]
     values: dict[tuple[float, float], np.ndarray] = {}
     for done, (order, alpha) in enumerate(wanted):
         progress.advance("mixed references", done, len(wanted))

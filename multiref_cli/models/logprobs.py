@@ -17,8 +17,8 @@ from torch import Tensor
 from multiref_cli.config.regularizer import Mix, Term
 from multiref_cli.models.decoder import Head, head_of, hidden_states
 from multiref_cli.models.packing import Packed
-from multiref_cli.objectives.divergence import amari_divergence
-from multiref_cli.objectives.mixing import mix_factor, power_mean
+from multiref_cli.objectives.divergence import kind_of, total, weighted
+from multiref_cli.objectives.mixing import mix_factor, power_mean, wide
 from multiref_cli.types import LanguageModel
 
 # Elements over the vocabulary that may be alive at once (64 MB on CPU, 1 GB on GPU): fewer rows make the matrix product
@@ -162,16 +162,15 @@ def token_divergence(
 def _term_divergence(term: Term, reference_logps: Tensor, logps: Tensor, normalized: bool) -> tuple[Tensor, Tensor]:
     """(K, C, V) and (C, V) -> one term's divergence (C,) and the log F (C,) of its mixed reference."""
     mixed, log_normalizers = _mixed(reference_logps, term.mix)
+    kind = kind_of(term.score)
     if normalized:
-        divergence = amari_divergence(mixed - log_normalizers[:, None], logps, term.score_order)
-        divergence = mix_factor(term, log_normalizers) * divergence
-    elif term.mix.order == term.score_order:
-        pairs = zip(term.mix.weights, reference_logps)
-        parts = [weight * amari_divergence(one, logps, term.score_order) for weight, one in pairs]
-        divergence = sum(parts[1:], parts[0])
+        divergence = mix_factor(term, log_normalizers) * kind.divergence(mixed - log_normalizers[:, None], logps)
+    elif term.mix.order == term.score or isinstance(term.score, str):
+        pairs = [(weight, one) for weight, one in zip(term.mix.weights, reference_logps) if weight != 0]
+        divergence = total(weighted(weight, kind.divergence(one, logps)) for weight, one in pairs)
     else:
-        divergence = amari_divergence(mixed, logps, term.score_order)
-    return (divergence if term.weight == 1 else term.weight * divergence), log_normalizers
+        divergence = kind.divergence(mixed, logps)
+    return weighted(term.weight, divergence), log_normalizers
 
 
 @torch.no_grad()
@@ -189,7 +188,7 @@ def score_references(
     Args:
         references: K models over the same ids.
         packed: rows on the models' device.
-        mixes: the (order, K weights) wanted; weights of 0 are allowed here.
+        mixes: the (order, K weights) wanted; weights of 0 are allowed here, and negative ones for order 0.
         temperature: logits are divided by it.
         vocabulary: ids of the tokenizer, shared by all.
 
@@ -217,8 +216,11 @@ def normalizers(
 
 def _mixed(logps: Tensor, mix: Mix) -> tuple[Tensor, Tensor]:
     """(K, C, V) -> the mixed reference (C, V), unnormalized, and its log-normalizer (C,)."""
-    mixed = power_mean(logps, torch.tensor(mix.weights, device=logps.device), mix.order)
-    if mix.order == 1 or sum(weight > 0 for weight in mix.weights) == 1:
+    if mix.only is not None:
+        alone = wide(logps[mix.only])
+        return alone, alone.new_zeros(alone.shape[0])
+    mixed = power_mean(logps, torch.tensor(mix.weights, device=logps.device), mix.order, mix.signed)
+    if mix.order == 1:
         return mixed, mixed.new_zeros(mixed.shape[0])  # a distribution already: no rounding where the answer is 0
     return mixed, mixed.logsumexp(-1)
 

@@ -1,18 +1,20 @@
 """Divergences by name: the score that every penalty and implicit reward is made of, and the divergence itself.
 
 With D_f(pi || p) = sum_y p f(pi / p) the score is s(x) = f'(e^x) at x = log pi - log p. Reverse KL, forward KL, chi-PO
-and Jeffreys are sums of Amari's scores; Jensen-Shannon is not. `divergence_of` is the table.
+and Jeffreys are sums of Amari's scores; Jensen-Shannon is not. The table of names is `config.terms.DIVERGENCES`.
 """
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from multiref_cli.config.regularizer import Term
+from multiref_cli.config.terms import DivergenceTerm, Term
 
 
 def score(log_ratio: Tensor, order: float, clip: float = 0.0) -> Tensor:
@@ -100,6 +102,27 @@ def amari_divergence(reference_logps: Tensor, policy_logps: Tensor, order: float
     return torch.where(exponent > 1.0, far, near).sum(-1) / (order * (order - 1.0))
 
 
+def ratio_estimate(log_ratio: Tensor, order: float) -> Tensor:
+    """f_A(e^-x), f_A(t) = (t^A - 1 - A (t - 1)) / (A (A - 1)): under the policy its expectation is D_A, its terms >= 0.
+
+    f_0(t) = t - 1 - log t (Schulman's k3), f_1(t) = t log t - t + 1.
+
+    Args:
+        log_ratio: (...) x = log pi - log M in nats, M normalized.
+        order: A.
+
+    Returns:
+        (...) never negative.
+    """
+    log_t = -log_ratio
+    t_minus_one = torch.expm1(log_t)
+    if order == 0:
+        return t_minus_one - log_t
+    if order == 1:
+        return torch.exp(log_t) * log_t - t_minus_one
+    return (torch.expm1(order * log_t) - order * t_minus_one) / (order * (order - 1.0))
+
+
 def total_score(terms: Sequence[Term], policy_logps: Tensor, log_mixed: Tensor, clip: float = 0.0) -> Tensor:
     """sum_r w_r s_r(log pi - log M_r): implicit rewards and penalties are beta times this.
 
@@ -113,28 +136,33 @@ def total_score(terms: Sequence[Term], policy_logps: Tensor, log_mixed: Tensor, 
         (...) the sum, dimensionless.
     """
     parts = [
-        _weighted(term.weight, score(policy_logps - mixed, term.score_order, clip))
+        weighted(term.weight, kind_of(term.score).score(policy_logps - mixed, clip))
         for term, mixed in zip(terms, log_mixed)
     ]
-    return _total(parts)
+    return total(parts)
 
 
-def _weighted(weight: float, values: Tensor) -> Tensor:
+def weighted(weight: float, values: Tensor) -> Tensor:
+    """Values times a weight; the very tensor where the weight is 1."""
     return values if weight == 1 else weight * values
+
+
+def total(values: Iterable[Tensor]) -> Tensor:
+    """Sum of tensors, at least one."""
+    first, *rest = values
+    for value in rest:
+        first = first + value
+    return first
 
 
 def is_clipped(terms: Sequence[Term], policy_logps: Tensor, log_mixed: Tensor, clip: float) -> Tensor:
     """Where the score of any term lies on its linear continuation; (...) bool, arguments as in `total_score`."""
-    found = [score_is_clipped(policy_logps - mixed, t.score_order, clip) for t, mixed in zip(terms, log_mixed)]
+    found = [kind_of(term.score).is_clipped(policy_logps - mixed, clip) for term, mixed in zip(terms, log_mixed)]
     return torch.stack(found).any(0)
 
 
 class Divergence(Protocol):
-    """What a penalty and an exact solver need of a divergence."""
-
-    @property
-    def positive(self) -> bool:
-        """Whether the score is unbounded below, which keeps the optimum positive where the reference is."""
+    """What an exact solver needs of a divergence."""
 
     def score(self, log_ratio: Tensor, clip: float = 0.0) -> Tensor:
         """s(x) = f'(e^x) up to a constant, 0 at x = 0, increasing; (...) -> (...)."""
@@ -143,20 +171,28 @@ class Divergence(Protocol):
         """D_f(pi || p) over the last axis of log-probabilities, -inf allowed; (..., V) -> (...)."""
 
 
+class Trainable(Divergence, Protocol):
+    """What every estimator of a penalty needs of a divergence besides."""
+
+    def is_clipped(self, log_ratio: Tensor, clip: float) -> Tensor:
+        """Where the score is on a linear continuation; (...) -> (...) bool."""
+
+    def integral(self, log_ratio: Tensor, clip: float = 0.0) -> Tensor:
+        """Integral of the score from 0 to x, the k2-type loss; (...) -> (...)."""
+
+    def ratio_estimate(self, log_ratio: Tensor) -> Tensor:
+        """(f(u) - f'(1) (u - 1)) / u at u = e^x, whose expectation under the policy is D_f; (...) -> (...)."""
+
+
 @dataclass(frozen=True)
 class AmariSum:
     """A sum of Amari's divergences; `parts` holds pairs (order, coefficient > 0)."""
 
     parts: tuple[tuple[float, float], ...]
 
-    @property
-    def positive(self) -> bool:
-        """Whether the score is unbounded below: some order is not negative."""
-        return any(order >= 0 for order, _ in self.parts)
-
     def score(self, log_ratio: Tensor, clip: float = 0.0) -> Tensor:
         """Sum of the scores, each clipped on its own growing side; (...) -> (...)."""
-        return _total(weight * score(log_ratio, order, clip) for order, weight in self.parts)
+        return total(weighted(weight, score(log_ratio, order, clip)) for order, weight in self.parts)
 
     def is_clipped(self, log_ratio: Tensor, clip: float) -> Tensor:
         """Where some part is on its linear continuation; (...) -> (...) bool."""
@@ -165,11 +201,19 @@ class AmariSum:
 
     def integral(self, log_ratio: Tensor, clip: float = 0.0) -> Tensor:
         """Integral of the score from 0 to x, the k2-type loss; (...) -> (...)."""
-        return _total(weight * score_integral(log_ratio, order, clip) for order, weight in self.parts)
+        return total(weighted(weight, score_integral(log_ratio, order, clip)) for order, weight in self.parts)
+
+    def ratio_estimate(self, log_ratio: Tensor) -> Tensor:
+        """Sum of `ratio_estimate`; (...) -> (...)."""
+        return total(weighted(weight, ratio_estimate(log_ratio, order)) for order, weight in self.parts)
 
     def divergence(self, reference_logps: Tensor, policy_logps: Tensor) -> Tensor:
         """Full-vocabulary divergence over the last axis; (..., V) -> (...)."""
-        return _total(weight * amari_divergence(reference_logps, policy_logps, order) for order, weight in self.parts)
+        pairs = [(weight, amari_divergence(reference_logps, policy_logps, order)) for order, weight in self.parts]
+        return total(weighted(weight, value) for weight, value in pairs)
+
+
+_LOG2 = math.log(2.0)
 
 
 @dataclass(frozen=True)
@@ -179,27 +223,55 @@ class JensenShannon:
     Its slope is at most 1 and it is bounded above: nothing to clip, `clip` has no effect.
     """
 
-    positive: bool = True
-
     def score(self, log_ratio: Tensor, clip: float = 0.0) -> Tensor:
         """log 2 - softplus(-x); (...) -> (...)."""
-        return torch.nn.functional.logsigmoid(log_ratio) + math.log(2.0)
+        return F.logsigmoid(log_ratio) + _LOG2
 
     def is_clipped(self, log_ratio: Tensor, clip: float) -> Tensor:
         """Nowhere; (...) -> (...) bool."""
         return torch.zeros_like(log_ratio, dtype=torch.bool)
 
+    def integral(self, log_ratio: Tensor, clip: float = 0.0) -> Tensor:
+        """x log 2 - Li_2(-e^-x) - pi^2 / 12, whose derivative is the score; (...) -> (...)."""
+        x = log_ratio.detach()
+        value = x * _LOG2 - _dilogarithm(-x) - math.pi**2 / 12
+        return value + self.score(x) * (log_ratio - x)
+
+    def ratio_estimate(self, log_ratio: Tensor) -> Tensor:
+        """x - (1 + e^-x) log((1 + e^x) / 2), which is f(u) / u; (...) -> (...)."""
+        return log_ratio + (1.0 + torch.exp(-log_ratio)) * (F.logsigmoid(-log_ratio) + _LOG2)
+
     def divergence(self, reference_logps: Tensor, policy_logps: Tensor) -> Tensor:
         """Full-vocabulary divergence over the last axis; (..., V) -> (...)."""
-        return self._towards_middle(policy_logps, reference_logps) + self._towards_middle(reference_logps, policy_logps)
+        p, q = reference_logps.exp(), policy_logps.exp()
+        both = ~(reference_logps.isneginf() | policy_logps.isneginf())
+        ratio = torch.where(both, reference_logps, 0.0) - torch.where(both, policy_logps, 0.0)
+        # log m = log q - logsigmoid(-ratio) - log 2; where one of them is 0, the other has log 2.
+        inside = (p + q) * (F.logsigmoid(-ratio) + _LOG2) + p * ratio
+        return torch.where(both, inside, (p + q) * _LOG2).sum(-1)
 
-    def _towards_middle(self, logps: Tensor, other: Tensor) -> Tensor:
-        possible = ~logps.isneginf()
-        here = torch.where(possible, logps, 0.0)
-        return (here.exp() * possible * self.score(here - other)).sum(-1)
+
+def _dilogarithm(x: Tensor) -> Tensor:
+    """Li_2(-e^x) by Landen's series in w / (1 + w) <= 1/2 with w = e^-|x|, and its inversion for x > 0."""
+    w = torch.exp(-x.abs())
+    ratio, series = w / (1.0 + w), torch.zeros_like(x)
+    for k in range(50, 0, -1):
+        series = ratio * (1.0 / k**2 + series)
+    small = -series - torch.log1p(w).square() / 2
+    return torch.where(x > 0, -(math.pi**2) / 6 - x.square() / 2 - small, small)
 
 
-def divergence_of(name: str, order: float | None = None) -> AmariSum | JensenShannon:
+# Divergences that are no sum of Amari's, by the name that config.terms.DIVERGENCES has for them.
+OTHERS: dict[str, Trainable] = {"jensen_shannon": JensenShannon()}
+
+
+@cache
+def kind_of(score: float | str) -> Trainable:
+    """The divergence of a term's score: an order A, or a name."""
+    return OTHERS[score] if isinstance(score, str) else AmariSum(((float(score), 1.0),))
+
+
+def divergence_of(name: str, order: float | None = None) -> Trainable:
     """The divergence of a name.
 
     Args:
@@ -209,13 +281,11 @@ def divergence_of(name: str, order: float | None = None) -> AmariSum | JensenSha
     Raises:
         ValueError: an unknown name, an order missing or without use, total variation.
     """
-    if name == "total_variation":
-        raise ValueError("total_variation has a score of slope zero almost everywhere, which trains nothing")
-    if name not in (*DIVERGENCES, "amari"):
-        raise ValueError(f"divergence {name} is none of {', '.join(DIVERGENCES)}, amari")
-    if (name == "amari") != (order is not None):
-        raise ValueError(f"amari needs an order and only amari has one, given {name} with order {order}")
-    return AmariSum(((float(order), 1.0),)) if order is not None else DIVERGENCES[name]
+    term = DivergenceTerm(name, order)
+    problem = term.problem()
+    if problem is not None:
+        raise ValueError(problem)
+    return AmariSum(term.parts) if term.parts else OTHERS[name]
 
 
 def score_of(name: str, log_ratio: Tensor, order: float | None = None, clip: float = 0.0) -> Tensor:
@@ -231,19 +301,3 @@ def score_of(name: str, log_ratio: Tensor, order: float | None = None, clip: flo
         (...) the score.
     """
     return divergence_of(name, order).score(log_ratio, clip)
-
-
-def _total(values: Iterable[Tensor]) -> Tensor:
-    first, *rest = values
-    for value in rest:
-        first = first + value
-    return first
-
-
-DIVERGENCES: dict[str, AmariSum | JensenShannon] = {
-    "reverse_kl": AmariSum(((0.0, 1.0),)),
-    "forward_kl": AmariSum(((1.0, 1.0),)),
-    "jensen_shannon": JensenShannon(),
-    "chi_po": AmariSum(((0.0, 1.0), (-1.0, 1.0))),
-    "jeffreys": AmariSum(((0.0, 1.0), (1.0, 1.0))),
-}

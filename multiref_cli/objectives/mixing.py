@@ -31,7 +31,7 @@ def power_mean(logps: Tensor, weights: Tensor, order: float, signed: bool = Fals
     """
     if signed and order != 0:
         raise ValueError(f"negative weights need order 0: at order {order:g} a weighted sum of powers may be negative")
-    logps = logps.float() if logps.dtype.itemsize < 4 else logps
+    logps = wide(logps)
     weights = checked_weights(weights, logps, signed)
     dropped, largest = weights == 0, order >= 0
     kept = logps.detach()
@@ -67,7 +67,9 @@ def log_mixed(
     means = []
     for term in terms:
         own = torch.tensor(term.mix.weights, dtype=torch.float64) if weights is None else weights
-        means.append(power_mean(logps, own, term.mix.order))
+        alone = term.mix.only if weights is None else None
+        mean = power_mean(logps, own, term.mix.order, term.mix.signed) if alone is None else wide(logps[alone])
+        means.append(mean)
     mixed = torch.stack(means)
     return mixed if log_normalizers is None else mixed - log_normalizers
 
@@ -85,8 +87,13 @@ def mix_factor(term: Term, log_normalizers: Tensor) -> Tensor:
     Returns:
         (...) the factor; 1 everywhere for A = 0 and A = 1.
     """
-    same = term.mix.order == term.score_order and term.score_order not in (0, 1)
-    return torch.exp(term.score_order * log_normalizers) if same else torch.ones_like(log_normalizers)
+    same = not isinstance(term.score, str) and term.mix.order == term.score and term.score not in (0, 1)
+    return torch.exp(term.mix.order * log_normalizers) if same else torch.ones_like(log_normalizers)
+
+
+def wide(logps: Tensor) -> Tensor:
+    """The same in float32 or better."""
+    return logps.float() if logps.dtype.itemsize < 4 else logps
 
 
 def token_power_mean(logps: Tensor, log_normalizers: Tensor, weights: Tensor, order: float) -> Tensor:

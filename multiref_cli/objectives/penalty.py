@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 
 from multiref_cli.config.regularizer import Estimator, Term
-from multiref_cli.objectives.divergence import score, score_integral
+from multiref_cli.objectives.divergence import kind_of, ratio_estimate, score_integral, total, weighted
 from multiref_cli.objectives.mixing import mix_factor
 
 
@@ -56,8 +56,7 @@ def clipped_penalty(terms: Sequence[Term], policy_logps: Tensor, mixed_logps: Te
         (B,) the clipped scores' sum.
     """
     ratios = (policy_logps - mixed_logps).clamp(-threshold, threshold)
-    parts = [term.weight * score(ratio, term.score_order) for term, ratio in zip(terms, ratios)]
-    return sum(parts[1:], parts[0])
+    return total(weighted(term.weight, kind_of(term.score).score(ratio)) for term, ratio in zip(terms, ratios))
 
 
 def calibrated_threshold(log_ratios: Tensor, confidence: float = 0.05) -> float:
@@ -124,15 +123,7 @@ def k3_ratio(log_ratio: Tensor, ratios: Tensor, order: float = 0.0) -> Tensor:
     Returns:
         (B, T), never negative.
     """
-    log_t = -log_ratio
-    t_minus_one = torch.expm1(log_t)
-    if order == 0:
-        value = t_minus_one - log_t
-    elif order == 1:
-        value = torch.exp(log_t) * log_t - t_minus_one
-    else:
-        value = (torch.expm1(order * log_t) - order * t_minus_one) / (order * (order - 1.0))
-    return ratios * value
+    return ratios * ratio_estimate(log_ratio, order)
 
 
 def sampled_penalty(
@@ -157,27 +148,27 @@ def sampled_penalty(
         (B, T) the penalty.
     """
 
-    def one(log_ratio: Tensor, order: float) -> Tensor:
+    def one(log_ratio: Tensor, score: float | str) -> Tensor:
         if estimator is Estimator.k2:
-            return k2(log_ratio, order, clip)
-        return k3(log_ratio) if estimator is Estimator.k3 else k3_ratio(log_ratio, ratios, order)
+            return kind_of(score).integral(log_ratio, clip)
+        return k3(log_ratio) if estimator is Estimator.k3 else ratios * kind_of(score).ratio_estimate(log_ratio)
 
-    return _summed(terms, [one(x, term.score_order) for term, x in zip(terms, log_ratios)], log_normalizers)
+    return _summed(terms, [one(x, term.score) for term, x in zip(terms, log_ratios)], log_normalizers)
 
 
 def sampled_charge(
     terms: Sequence[Term], log_ratios: Tensor, ratios: Tensor, log_normalizers: Tensor | None = None
 ) -> Tensor:
     """Unbiased estimates of each token's divergence, whatever the loss term is; (B, T), arguments as above."""
-    found = [k3_ratio(x, ratios, term.score_order) for term, x in zip(terms, log_ratios)]
+    found = [ratios * kind_of(term.score).ratio_estimate(x) for term, x in zip(terms, log_ratios)]
     return _summed(terms, found, log_normalizers).detach()
 
 
 def _summed(terms: Sequence[Term], values: Sequence[Tensor], log_normalizers: Tensor | None) -> Tensor:
-    parts = [term.weight * value for term, value in zip(terms, values)]
+    parts = [weighted(term.weight, value) for term, value in zip(terms, values)]
     if log_normalizers is not None:
         parts = [mix_factor(term, log_f) * part for term, log_f, part in zip(terms, log_normalizers, parts)]
-    return sum(parts[1:], parts[0])
+    return total(parts)
 
 
 def penalty_to_go(penalty: Tensor, mask: Tensor, group_size: int) -> Tensor:

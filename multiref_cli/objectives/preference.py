@@ -4,12 +4,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multiref_cli.objectives.divergence import score
+from multiref_cli.objectives.divergence import kind_of
 from multiref_cli.objectives.mixing import checked_weights
 
 
-def implicit_reward(policy_logps: Tensor, mixed_logps: Tensor, beta: float, order: float, clip: float = 0.0) -> Tensor:
-    """The reward that the policy stands for, beta s_A(log pi(y) - log M_A(y)), up to a constant per prompt.
+def implicit_reward(
+    policy_logps: Tensor, mixed_logps: Tensor, beta: float, order: float | str, clip: float = 0.0
+) -> Tensor:
+    """The reward that the policy stands for, beta s(log pi(y) - log M(y)), up to a constant per prompt.
 
     A policy that is the optimum of E[r] - beta sum_i alpha_i D_A(pi_i || pi) gives back r. Order 0 with a geometric
     reference is Eq. 60 of arXiv 2502.01203, order 1 with an arithmetic reference its Eq. 61.
@@ -18,13 +20,13 @@ def implicit_reward(policy_logps: Tensor, mixed_logps: Tensor, beta: float, orde
         policy_logps: (...) log pi(y) of whole responses, in nats.
         mixed_logps: (...) or any shape that broadcasts, log M(y) in nats; a leading K for one reward a reference.
         beta: weight of the divergence in units of reward per nat; usual 0.01 to 1.
-        order: A of the score; 0 reverse KL, 1 forward KL.
+        order: A of the score; 0 reverse KL, 1 forward KL; or the name of a divergence that has none.
         clip: |A x| in nats beyond which the score goes on linearly, see `score`; usual 10; 0 turns it off.
 
     Returns:
         (...) implicit reward, in units of reward.
     """
-    return beta * score(policy_logps - mixed_logps, order, clip)
+    return beta * kind_of(order).score(policy_logps - mixed_logps, clip)
 
 
 def preference_loss(

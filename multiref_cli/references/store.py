@@ -169,7 +169,7 @@ class ReferenceStore:
             RequestError, RunError: as `logps`.
         """
         rows = scored_rows([(one.prompt, one.completion) for one in sequences])
-        trivial = [mix.order == 1 or sum(w > 0 for w in mix.weights) == 1 for mix in mixes]
+        trivial = [mix.order == 1 or mix.only is not None for mix in mixes]
         addresses = {i: self._mix_address(references, mix, rows) for i, mix in enumerate(mixes) if not trivial[i]}
         keys = {i: address_key(address) for i, address in addresses.items()}
 
@@ -267,7 +267,7 @@ class ReferenceStore:
         return other.tokens, scored_rows([rescored_ids(one, self.scoring.tokenizer, own) for one in sequences])
 
     def _mix_address(self, references: Items[Reference], mix: Mix, rows: ScoredRows) -> dict[str, Any]:
-        members = sorted([r.fingerprint(), r.dtype, float(w)] for r, w in zip(references, mix.weights) if w > 0)
+        members = sorted([r.fingerprint(), r.dtype, float(w)] for r, w in zip(references, mix.weights) if w != 0)
         address = {"kind": "normalizers", "order": float(mix.order), "members": members, "rows": rows.sha256}
         return address | self.scoring.tokens
 
@@ -294,7 +294,7 @@ class ReferenceStore:
         progress: Progress,
     ) -> None:
         start, scoring = time.monotonic(), self.scoring
-        needed = [i for i in range(len(references)) if any(mix.weights[i] > 0 for _, mix in wanted)]
+        needed = [i for i in range(len(references)) if any(mix.weights[i] != 0 for _, mix in wanted)]
         members = [references[i] for i in needed]
         for reference in members:
             _check_size(reference, scoring.vocabulary)
@@ -310,8 +310,8 @@ class ReferenceStore:
             reference.release()
         for (address, mix), values in zip(wanted, found):
             _refuse_infinite(values, rows, "the mixed references")
-            origin = _origin([r for r, w in zip(references, mix.weights) if w > 0])
-            origin["weights"] = [w for w in mix.weights if w > 0]
+            origin = _origin([r for r, w in zip(references, mix.weights) if w != 0])
+            origin["weights"] = [w for w in mix.weights if w != 0]
             self.entries.write(address, {**rows.arrays(), "values": values}, origin, time.monotonic() - start)
 
     def _stored(self, keys: Items[str], build: Callable[[Items[str]], None]) -> list[dict[str, np.ndarray]]:

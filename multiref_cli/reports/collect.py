@@ -22,7 +22,7 @@ from multiref_cli.evaluation.statistics import Interval
 from multiref_cli.files import read_json, read_lines, write_text
 
 # Told by a condition's label already, so never needed to tell two labels apart.
-_IN_LABEL = ("regularizer.name", "regularizer.mean_order", "alpha", "beta", "algorithm.name")
+_IN_LABEL = ("regularizer.name", "regularizer.mean_order", "regularizer.terms", "alpha", "beta", "algorithm.name")
 
 KL_WEIGHTED, CENTERED, STANDARDIZED = "kl/weighted", "/centered", "/standardized"
 
@@ -125,7 +125,7 @@ class Run:
         """
         if metric == KL_WEIGHTED:
             weighted = zip(self.references, self.weights if self.experiment.penalized else [])
-            return {f"kl/{name}": weight for name, weight in weighted if weight > 0}
+            return {f"kl/{name}": weight for name, weight in weighted if weight != 0}
         name, _, form = metric.rpartition("/")
         start = f"reference/{name}/{self.experiment.start}"
         if f"/{form}" == CENTERED:
@@ -241,8 +241,8 @@ class Condition:
     @cached_property
     def setting(self) -> tuple[Any, ...]:
         """What two conditions share that differ in alpha or in the mean alone: such pairs are compared."""
-        order = self.regularizer and self.regularizer.score_order
-        return (self.algorithm, self.level, self.estimator, self.beta, order, self.rest)
+        score = self.regularizer and self.regularizer.score
+        return (self.algorithm, self.level, self.estimator, self.beta, score, self.rest)
 
     @cached_property
     def rest(self) -> str:

@@ -262,8 +262,8 @@ def _name_lines(
 
 def _setting_title(lines: list[Series], setting: tuple) -> str:
     head = next(line.conditions[0] for line in lines if line.conditions[0].setting == setting)
-    order = head.experiment.penalty.score_order
-    score = _SCORES.get(float(order), f"score order {order:g}")
+    charged = head.experiment.penalty.score
+    score = charged if isinstance(charged, str) else _SCORES.get(charged, f"score order {charged:g}")
     estimator = "" if head.estimator == "–" else f", {head.estimator}"
     return f"{score}, {head.level}{estimator}, β = {head.beta:g}"
 

@@ -58,7 +58,7 @@ def conclusions(rows: Sequence[Row], references: tuple[str, str]) -> list[str]:
     better = references[0] if singles[1.0] >= singles[0.0] else references[1]
     sentences = []
     for order in dict.fromkeys(row["order"] for row in rows):
-        inner = [row for row in rows if row["order"] == order and 0 < row["alpha"] < 1]
+        inner = [row for row in rows if row["order"] == order and row["alpha"] not in (0.0, 1.0)]
         if not inner:
             continue
         best = max(inner, key=lambda row: row["mean"])
@@ -78,16 +78,17 @@ def _figure(rows: Sequence[Row], references: tuple[str, str], score: str) -> Any
         for index, order in enumerate(dict.fromkeys(row["order"] for row in rows)):
             own = [row for row in rows if row["order"] == order]
             # Small sideways steps keep the intervals of several lines apart; single references stay where they are.
-            xs = [row["alpha"] + (0.008 * (index - 1) if 0 < row["alpha"] < 1 else 0.0) for row in own]
+            xs = [row["alpha"] + (0.008 * (index - 1) if row["alpha"] not in (0.0, 1.0) else 0.0) for row in own]
             means = [row["mean"] for row in own]
             halves = [[abs(row["mean"] - row[end]) for row in own] for end in ("ci_low", "ci_high")]
             look = style.series(index)
             axes.errorbar(xs, means, halves, capsize=2.5, elinewidth=1, zorder=3, label=MEANS[order], **look.line())
         axes.plot(list(ends), list(ends.values()), "o", markersize=8, color=style.INK, zorder=4)
-        ticks = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+        outside = [row["alpha"] for row in rows if not 0 <= row["alpha"] <= 1]
+        ticks = sorted({0.0, 0.2, 0.4, 0.6, 0.8, 1.0, *outside})
         names = {0.0: f"\n{references[1]} alone", 1.0: f"\n{references[0]} alone"}
         axes.set_xticks(ticks, [f"{tick:g}{names.get(tick, '')}" for tick in ticks])
-        axes.set_xlim(-0.03, 1.03)
+        axes.set_xlim(ticks[0] - 0.03, ticks[-1] + 0.03)
         axes.set_xlabel(f"α, weight of {references[0]}")
         axes.set_ylabel(score)
         axes.legend(title="mean over references", loc="best")

@@ -170,7 +170,7 @@ def _what(condition: Condition) -> str:
         weights = ", ".join(f"{w:g} × {name}" for name, w in zip(run.references, run.weights))
         estimator = "" if condition.estimator == "–" else f", estimator {condition.estimator}"
         facts.append(
-            f"Regularizer `{r.title}` (order of the mean {r.mean_order:g}, of the score {r.score_order:g}) "
+            f"Regularizer `{r.title}` ({r.description}) "
             f"at level `{condition.level}`{estimator}; β = {condition.beta:g}; "
             f"references {weights} (α = {alpha_text(run.weights)})."
         )

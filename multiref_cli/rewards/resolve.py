@@ -1,11 +1,9 @@
 """From a dotted path in a config to the reward function that it names."""
 
-import importlib
 import inspect
-import os
-import sys
 from typing import Any
 
+from multiref_cli.dotted import function_of
 from multiref_cli.errors import RequestError
 from multiref_cli.rewards.sample import RewardFunction
 
@@ -22,26 +20,7 @@ def resolve(path: str) -> RewardFunction:
     Raises:
         RequestError: there is no such module or function, or it cannot be called.
     """
-    module, _, name = str(path).rpartition(".")
-    if not module:
-        raise RequestError(f"_target_={path}: give a dotted path, such as my_module.my_reward.")
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.append(os.getcwd())  # an installed command does not look into the working directory by itself
-    try:
-        found = importlib.import_module(module)
-    except ImportError as error:
-        raise RequestError(f"_target_={path}: importing {module} failed: {error}.") from error
-    if not hasattr(found, name):
-        import difflib
-
-        functions = [key for key, value in vars(found).items() if callable(value) and not key.startswith("_")]
-        near = difflib.get_close_matches(name, functions, n=1)
-        hint = f"; did you mean {near[0]}?" if near else f"; it has {', '.join(sorted(functions)) or 'no function'}."
-        raise RequestError(f"_target_={path}: {module} has no {name}{hint}")
-    function = getattr(found, name)
-    if not callable(function):
-        raise RequestError(f"_target_={path} is a {type(function).__name__}, not a function.")
-    return function
+    return function_of(path)
 
 
 def check_options(path: str, function: RewardFunction, options: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from multiref_cli.errors import RequestError
-from multiref_cli.objectives.mixing import checked_weights, power_mean
+from multiref_cli.objectives.mixing import power_mean
 from multiref_cli.rollouts.engine import Completion, Sampling
 from multiref_cli.rollouts.transformers_engine import Session, TransformersEngine, decode_chunks
 
@@ -33,20 +33,21 @@ class MixtureEngine:
 
         Args:
             models: K decoder-only transformers models over one vocabulary, on one device.
-            weights: K weights alpha on the simplex.
+            weights: K weights alpha on the simplex; for order 0 some may be negative.
             order: A of the mean: 0 geometric, 1 arithmetic, -1 harmonic.
             pad_id: any valid token id, used where nothing is read.
             batch_size: most sequences decoded at once.
             vocabulary: ids that the models share; None: the whole head, which must then be equally wide in all.
 
         Raises:
-            RequestError: weights that do not lie on the simplex, or heads of different width without `vocabulary`.
+            RequestError: weights that do not sum to one or are negative at another order, or
+                heads of different width without `vocabulary`.
         """
         try:
-            checked_weights(torch.tensor(list(weights)), torch.zeros(len(models)))
+            power_mean(torch.zeros(len(models), 1), torch.tensor(list(weights)), order, signed=min(weights) < 0)
         except ValueError as error:
             raise RequestError(f"The models cannot be mixed: {error}.") from error
-        active = [(model, weight) for model, weight in zip(models, weights) if weight > 0]
+        active = [(model, weight) for model, weight in zip(models, weights) if weight != 0]
         widths = sorted({model.config.vocab_size for model, _ in active})
         if vocabulary is None and len(widths) > 1:
             raise RequestError(f"Heads of {widths} tokens cannot be mixed: say how many ids the models share.")
@@ -104,4 +105,4 @@ class MixtureSession:
 
     def _mean(self, logits: list[Tensor]) -> Tensor:
         logps = [torch.log_softmax(one[:, : self.vocabulary].float(), -1) for one in logits]
-        return power_mean(torch.stack(logps), self.weights, self.order)
+        return power_mean(torch.stack(logps), self.weights, self.order, signed=bool((self.weights < 0).any()))

@@ -88,8 +88,8 @@ def _reference_rows(job: Job) -> list[list[Any]]:
     # Offline the penalty is the loss itself: nothing of it is estimated.
     how = f", estimator {experiment.estimator_name}" if experiment.estimator else ""
     rows = [
-        ["mixed reference", f"order {penalty.mean_order:g} at level {penalty.level.name}: {mixed}"],
-        ["penalty", f"score order {penalty.score_order:g}{how}, beta {experiment.beta:g}"],
+        ["references", f"{mixed}, at level {penalty.level.name}"],
+        ["penalty", f"{penalty.description}{how}, beta {experiment.beta:g}"],
     ]
     if experiment.penalized:
         rows.append(["objective at rest", "; ".join([objective(experiment), *deviations(experiment)])])

@@ -227,7 +227,7 @@ def _passes(experiment: Experiment) -> list[Pass]:
     if not experiment.regularized:
         return made
     needs, data = tuple(one.id for one in made), experiment.data.name + where
-    active = [index for index, weight in enumerate(experiment.weights) if weight > 0]
+    active = [index for index, weight in enumerate(experiment.weights) if weight != 0]
     found = [
         _reference_pass(canonical(_alone(experiment, i)), f"{experiment.references[i].name} over {data}", [i], needs)
         for i in active
@@ -236,7 +236,7 @@ def _passes(experiment: Experiment) -> list[Pass]:
         everyone = list(range(len(experiment.references)))
         before = (*needs, *(one.id for one in found))
         one = _reference_pass(experiment, f"normalizers of the mixes over {data}", everyone, before)
-        mixes = tuple(term.mix for term in experiment.penalty.terms(experiment.weights))
+        mixes = tuple(term.mix for term in experiment.terms_of_all)
         found.append(replace(one, mixes=mixes))
     return made + found
 

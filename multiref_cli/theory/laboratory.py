@@ -11,6 +11,7 @@ from multiref_cli.theory.settings import Laboratory
 
 STUDIES = {
     "exact_solutions": "one family of regularizers, surrogates and their regret (Theorems 5.1, 6.1)",
+    "divergences": "any divergence, or your own: exact optima, shape, support, DPO's equality, regrets",
     "alpha": "choosing alpha by the value, the normalized value, held-out reward (Remark D.4)",
     "autoregressive": "sequence level against token level on enumerable trees",
     "estimators": "estimators of the online penalty: where they rest, regret, gradient variance",
@@ -46,6 +47,10 @@ def check(lab: Laboratory) -> None:
         )
     _check_alpha(lab.alpha)
     _check_reads(lab)
+    if lab.divergence is not None:
+        from multiref_cli.theory.own import own_divergence
+
+        own_divergence(lab.divergence)
 
 
 def reads(study: str) -> tuple[str, ...]:

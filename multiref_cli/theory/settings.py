@@ -40,4 +40,5 @@ class Laboratory:
     vocabulary: int = number("[2, 1000]", 3)
     length: int = number("[1, 14]", 6)
     trees: int = number("[2, 1e6]", 40)
+    divergence: Optional[str] = None
     run: RunFolder = field(default_factory=RunFolder)

@@ -73,24 +73,30 @@ def optimal_policy_of_terms(references: Tensor, terms: Terms, reward: Tensor) ->
     count = allowed.sum(-1, keepdim=True).to(gain.dtype)
     low = (gain - total_score(start, logps, pairs)).amax(-1, keepdim=True)
     high = (gain - total_score(start - count.log(), logps, pairs)).amax(-1, keepdim=True)
+    fewest, most = torch.full_like(gain, LEAST), start  # log pi at lambda = high and at lambda = low
     for _ in range(STEPS):
         middle = low + (high - low) / 2
         if bool(((middle <= low) | (middle >= high)).all()):
             break
-        heavy = _log_policy(gain - middle, logps, pairs).exp().sum(-1, keepdim=True) >= 1
+        found = _log_policy(gain - middle, logps, pairs, fewest, most)
+        heavy = found.exp().sum(-1, keepdim=True) >= 1
         low, high = torch.where(heavy, middle, low), torch.where(heavy, high, middle)
-    return torch.softmax(_log_policy(gain - low, logps, pairs), -1)
+        most, fewest = torch.where(heavy, found, most), torch.where(heavy, fewest, found)
+    found = _log_policy(gain - low, logps, pairs, fewest, most)
+    return torch.softmax(found.masked_fill((found <= LEAST) | ~allowed, -torch.inf), -1)
 
 
-def _log_policy(target: Tensor, logps: Tensor, pairs: list[tuple[Divergence, float]]) -> Tensor:
-    # (..., Y) the x in [LEAST, 0] at which S_y(x) = target; -inf where S_y exceeds it everywhere.
-    low, high = torch.full_like(target, LEAST), torch.zeros_like(target)
-    present = total_score(low, logps, pairs) < target
+def _log_policy(
+    target: Tensor, logps: Tensor, pairs: list[tuple[Divergence, float]], low: Tensor, high: Tensor
+) -> Tensor:
+    # (..., Y) the x between low and high at which S_y(x) = target; low where S_y exceeds it everywhere.
     for _ in range(INNER_STEPS):
         middle = low + (high - low) / 2
+        if bool(((middle <= low) | (middle >= high)).all()):
+            break
         below = total_score(middle, logps, pairs) <= target
         low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-    return low.masked_fill(~present, -torch.inf)
+    return low
 
 
 def total_score(log_policy: Tensor, logps: Tensor, pairs: list[tuple[Divergence, float]]) -> Tensor:

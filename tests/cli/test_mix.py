@@ -39,6 +39,15 @@ def test_mix_writes_scores_and_report(place, multiref, mixing, capsys):
     assert "run.dir" in capsys.readouterr().err
 
 
+def test_mix_beyond_a_reference(place, multiref, mixing):
+    """Negative weights under the geometric mean alone; the same weights are refused without being asked for."""
+    small = ["regularizer=extrapolate", "evaluation.prompts=2", "evaluation.max_new_tokens=3"]
+    assert multiref("refs", "mix", *mixing, *small, "alpha=-0.5,0.5") == 0
+    with open("mixed/scores.csv") as file:
+        found = [(float(r["order"]), float(r["alpha"])) for r in csv.DictReader(file)]
+    assert found == [(0, -0.5), (0, 0), (0, 0.5), (0, 1)]
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [

@@ -1,6 +1,7 @@
 """The files of conf/regularizer: what they say, and that a new one costs one file."""
 
 import itertools
+import re
 from functools import cache
 
 import pytest
@@ -32,6 +33,11 @@ ORDERS = {
     "rkl_paper": (0, 0, "token"),
     "fkl_paper": (1, 1, "token"),
     "fkl_reference_states": (1, 1, "sequence"),
+    "js": (None, None, "sequence"),
+    "chipo": (None, None, "sequence"),
+    "jeffreys": (None, None, "sequence"),
+    "anchor": (None, None, "sequence"),
+    "extrapolate": (0, 0, "sequence"),
 }
 
 
@@ -78,6 +84,17 @@ def test_what_sets_the_variants_apart():
         (["regularizer=mrpo_arwc", "regularizer.score_order=-1"], "chi2_arwc"),
         (["regularizer=rkl_paper", "regularizer.estimator=exact"], "rkl_token"),
         (["regularizer=rkl", "regularizer.name=mine"], "rkl"),
+        (["regularizer=js", "regularizer.terms=[{divergence: jensen_shannon, weight: 2}]"], "2xjs"),
+        (["regularizer=js", "regularizer.terms=[{divergence: amari, order: 0.5}]"], "hellinger"),
+        (["regularizer=chipo", "regularizer.terms=[{divergence: reverse_kl}]"], "rkl"),
+        (
+            [
+                "regularizer=js",
+                "regularizer.terms=[{divergence: reverse_kl, reference: start}, {divergence: forward_kl, "
+                "reference: instruct_large}]",
+            ],
+            "reverse_kl.start+forward_kl.instruct_large",
+        ),
     ],
 )
 def test_an_override_that_changes_the_numbers_changes_the_name(overrides, name):
@@ -91,6 +108,62 @@ def test_two_names_of_the_same_numbers_are_one_result():
     paper, own = compose(["regularizer=rkl_paper"]), compose(numbers)
     assert (paper.regularizer.title, own.regularizer.title) == ("rkl_paper", "rkl_token")
     assert paper.hash == own.hash
+
+
+def test_terms_that_are_one_amari_divergence_are_that_regularizer():
+    terms = compose(["regularizer=js", "regularizer.terms=[{divergence: forward_kl}]"])
+    assert (
+        terms.regularizer == compose(["regularizer=fkl"]).regularizer
+        and terms.hash == compose(["regularizer=fkl"]).hash
+    )
+
+
+@pytest.mark.parametrize(
+    ("terms", "words"),
+    [
+        ("{divergence: total_variation}", "slope zero almost everywhere"),
+        ("{divergence: kl}", "divergence 'kl' is unknown; allowed: reverse_kl"),
+        ("{divergence: amari}", "amari needs an order"),
+        ("{divergence: jeffreys, order: 1}", "only amari has one"),
+        ("{divergence: jeffreys, weight: 0}", "must be above 0"),
+        ("{divergence: jeffreys, reference: nobody}", "allowed: instruct, instruct_large, start, others"),
+        ("{divergence: jeffreys, reference: start}", "reference ['instruct_large'] has a weight"),
+        ("", "mean_order and score_order, or terms"),
+    ],
+)
+def test_terms_that_say_nothing_usable_are_refused(terms, words):
+    with pytest.raises(RequestError, match=re.escape(words)):
+        compose(["regularizer=js", f"regularizer.terms=[{terms}]"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["regularizer=js", "regularizer.mean_order=0"], "score_order are null"),
+        (["regularizer=extrapolate", "alpha=[-0.5,1.2]"], "must sum to 1"),
+        (["regularizer=extrapolate", "alpha=nan"], "finite number"),
+        (["regularizer=rkl", "alpha=[-0.5,1.5]"], "regularizer=extrapolate takes negative weights"),
+        (["regularizer=fkl", "regularizer.signed=true"], "exact for reverse KL alone"),
+        (["regularizer=multi_dpo", "regularizer.signed=true"], "exact for reverse KL alone"),
+        (["regularizer=rkl", "regularizer.terms=[{divergence: jeffreys}]"], "score_order are null"),
+        (["regularizer=js", "regularizer.level=token"], "loss terms of the online job"),
+        (["regularizer=js", "regularizer.arwc=true"], "belong to one mixed reference"),
+        (["experiment=online_toy", "regularizer=js", "regularizer.estimator=k3"], "whatever regularizer.terms say"),
+        (["regularizer=anchor", "policy=folder", "policy.path=a/b"], "needs a reference at policy.path"),
+    ],
+)
+def test_what_does_not_go_with_terms_is_refused(overrides, words):
+    with pytest.raises(RequestError, match=re.escape(words)):
+        compose(overrides)
+
+
+def test_signed_weights():
+    beyond = compose(["regularizer=extrapolate", "alpha=-0.25"])
+    assert beyond.weights == [-0.25, 1.25] and beyond.role == "grid"
+    assert beyond.condition == "dpo-extrapolate-a-0.25-b0.1"
+    shift = compose(["references=toy_trio", "regularizer=extrapolate", "alpha=[1,1,-1]"])
+    assert shift.role == "grid" and shift.alone is None and shift.active_weights == [1.0, 1.0, -1.0]
+    assert compose(["regularizer=extrapolate", "alpha=1"]).role == "single"
 
 
 def test_an_own_file_with_a_shipped_name_is_refused_where_it_would_be_read(tmp_path, monkeypatch):
