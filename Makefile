@@ -30,6 +30,9 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 # Puts the committed results $(1) between their marks in the README.
 update_readme = $(BIN)/python -c "from pathlib import Path; from multiref_cli.reports import published; \
   published.update_readme(Path('README.md'), Path('$(1)'), '$(1)', published.README_METRICS)"
+# Puts the rows, scores and verdicts of the report $(1) under the published name $(2).
+publish_report = cp $(1)/summary.csv $(2).csv && cp $(1)/scores.csv.gz $(2).scores.csv.gz && \
+  cp $(1)/verdicts.csv $(2).verdicts.csv
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test reproduce publish worlds lint bench clean
@@ -75,13 +78,19 @@ endif
 
 publish: $(STAMP) ## the last reproduction's results into runs/published and the README's table
 	mkdir -p $(dir $(PUBLISHED))
-	cp $(OUT)/report/summary.csv $(PUBLISHED)
+	$(call publish_report,$(OUT)/report,$(PUBLISHED:.csv=))
 	cp $(OUT)/report/figures/dpo-reward-model-against-alpha.png runs/published/offline.png
 	cp $(OUT)/report/figures/grpo-toy-verifier-against-alpha.png runs/published/online.png
 	cp $(OUT)/mixed/report/figures/*.png runs/published/mixed.png
+	cp $(OUT)/mixed/scores.csv runs/published/mixed.csv && cp $(OUT)/mixed/mixed.json runs/published/mixed.json
 	$(call update_readme,$(PUBLISHED))
-	if test -d runs/estimators; then cp runs/estimators/report/summary.csv $(ESTIMATORS); fi
+	if test -d runs/estimators; then $(call publish_report,runs/estimators/report,$(ESTIMATORS:.csv=)); fi
 	$(call update_readme,$(ESTIMATORS))
+	test -d runs/sample_complexity || $(MULTIREF) theory study=sample_complexity run.dir=runs/sample_complexity
+	cp runs/sample_complexity/results.json runs/published/sample-complexity.json
+	cp runs/sample_complexity/report/figures/sample-complexity.png runs/published/sample-complexity.png
+	$(BIN)/python -c "from pathlib import Path; from multiref_cli.reports.captions import update_captions; \
+	  update_captions(Path('README.md'))"
 
 worlds: $(STAMP) ## both experiments in five embedded worlds: what holds in all, in most, in one (an hour or more)
 	OMP_NUM_THREADS=1 $(MULTIREF) sweep sweep=worlds_embedded run.dir=runs/worlds/sweep --workers $(WORKERS)

@@ -14,6 +14,8 @@ import pytest
 from multiref_cli.config.check import check
 from multiref_cli.config.compose import compose
 from multiref_cli.files import read_json
+from multiref_cli.reports import captions
+from multiref_cli.reports.captions import CAPTIONS, caption
 from multiref_cli.reports.published import BEGIN, END, README_METRICS, read_rows, readme_table
 from multiref_cli.reports.worlds import read_claims, worlds_table
 from multiref_cli.sweeps import launch
@@ -39,6 +41,13 @@ def test_what_holds_over_worlds_is_that_of_the_committed_csv():
     shown = README.split(BEGIN.format(path=path), 1)[1].split(END, 1)[0].strip()
     published = ROOT / path
     assert shown == (worlds_table(read_claims(published)).strip() if published.is_file() else "")
+
+
+@pytest.mark.parametrize("name", CAPTIONS)
+def test_the_captions_are_those_of_the_published_files(name):
+    begin = captions.BEGIN.format(name=name, path=CAPTIONS[name][0])
+    start = README.index(begin) + len(begin)
+    assert README[start : README.index(captions.END, start)].strip() == caption(ROOT, name)
 
 
 def test_every_picture_and_file_that_it_names_is_there():

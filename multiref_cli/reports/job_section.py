@@ -42,8 +42,8 @@ def stems(groups: Sequence[Sequence[Condition]]) -> list[str]:
     ]
 
 
-def add_job(page: Page, found: list[Condition], stem: str) -> None:
-    """Add one job: setting, table of results, figures, comparisons with plain sentences.
+def add_job(page: Page, found: list[Condition], stem: str) -> list[Verdict]:
+    """Add one job: setting, table of results, figures, comparisons with plain sentences; returns the comparisons.
 
     Args:
         page: to add to.
@@ -55,11 +55,12 @@ def add_job(page: Page, found: list[Condition], stem: str) -> None:
     if not several:
         page.text("## Results")
     _add_results(page, found, stem)
+    verdicts = compare_job(found, scorers(found), CONFIDENCE) if found[0].regularized else []
     if found[0].regularized:
-        verdicts = compare_job(found, scorers(found), CONFIDENCE)
         for metric in scorers(found):
             _add_metric(page, found, metric, verdicts, stem, "###" if several else "##")
     _add_curves(page, found, stem, "###" if several else "##")
+    return verdicts
 
 
 def in_order(found: Sequence[Condition]) -> list[Condition]:

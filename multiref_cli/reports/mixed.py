@@ -23,8 +23,7 @@ def write_mixed_report(folder: Path) -> Path:
         The path of report/index.html.
     """
     facts = read_json(folder / "mixed.json")
-    with (folder / "scores.csv").open() as file:
-        rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    rows = read_scores(folder / "scores.csv")
     first, second = facts["references"]
     score, count = facts["score"], int(rows[0]["n"])
     page = Page(f"The mixed references of {first} and {second}, before any training")
@@ -50,6 +49,12 @@ def write_mixed_report(folder: Path) -> Path:
     headers = ["mean", f"α, weight of {first}", f"{score} [95 %]", "above the better single reference [95 %]"]
     page.table(headers, cells, f"Scores on {count} prompts; differences are paired over prompts.", "scores")
     return page.write(folder / "report")
+
+
+def read_scores(path: Path) -> list[Row]:
+    """The rows of scores.csv of `multiref refs mix`."""
+    with path.open() as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
 def conclusions(rows: Sequence[Row], references: tuple[str, str]) -> list[str]:

@@ -8,8 +8,9 @@ from typing import Any
 from multiref_cli.config.objective import deviations, objective
 from multiref_cli.errors import RequestError
 from multiref_cli.reports import figures
+from multiref_cli.reports.captions import VERDICTS, write_verdicts
 from multiref_cli.reports.collect import Condition, Run, alpha_text, conditions, read_run, write_csv
-from multiref_cli.reports.job_section import add_job, jobs, plus_minus, stems, summary_line, write_pending
+from multiref_cli.reports.job_section import add_job, job_name, jobs, plus_minus, stems, summary_line, write_pending
 from multiref_cli.reports.page import Page
 from multiref_cli.reports.published import Row, compare_with, conclusions, read_rows, rows_of, verdict, write_rows
 from multiref_cli.reports.scores import SCORES, write_scores
@@ -27,8 +28,9 @@ def write_report(folders: Sequence[Path], out: Path | None = None, against: Path
 
     Returns:
         The path of index.html. Beside it lies summary.csv, one row a condition and metric, in the form that is
-        committed, and scores.csv.gz, from which `--check` computes it again; a sweep's results.csv, one row a run, lies
-        beside its plan, and in `out` if that is given; over several worlds worlds.csv holds their comparisons.
+        committed, scores.csv.gz, from which `--check` computes it again, and verdicts.csv, one row a comparison; a
+        sweep's results.csv, one row a run, lies beside its plan, and in `out` if that is given; over several worlds
+        worlds.csv holds their comparisons.
 
     Raises:
         RequestError: a folder that is neither, or nothing finished in any.
@@ -66,8 +68,10 @@ def write_report(folders: Sequence[Path], out: Path | None = None, against: Path
     if over_worlds:
         write_claims(over_worlds, target / "worlds.csv")
     groups = jobs(found)
-    for group, stem in zip(groups, stems(groups)):
-        add_job(page, group, stem)
+    verdicts = [
+        (job_name(group[0]), one) for group, stem in zip(groups, stems(groups)) for one in add_job(page, group, stem)
+    ]
+    write_verdicts(verdicts, target / VERDICTS)
     add_provenance(page, runs, [Ledger(sweep).description().get("command", "unknown") for sweep in sweeps])
     return page.write(target)
 

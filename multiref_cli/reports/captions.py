@@ -1,0 +1,197 @@
+"""The README's sentences about results: each a function of published files, put between marks as the tables are."""
+
+import csv
+import io
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from multiref_cli.errors import RequestError
+from multiref_cli.files import read_json, write_text
+from multiref_cli.reports.metrics import heading
+from multiref_cli.reports.mixed import conclusions, read_scores
+from multiref_cli.reports.published import Row, read_rows
+from multiref_cli.reports.verdicts import Verdict
+
+VERDICTS = "verdicts.csv"
+COLUMNS = ("job", "metric", "kind", "over_alpha", "first", "second", "difference", "low", "high", "p", "verdict")
+BEGIN, END = "<!-- caption {name}: made by multiref from {path}; do not edit -->", "<!-- caption end -->"
+# More pairs than this are counted, not named.
+_NAMED = 12
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A comparison as it is published; `p` is corrected for all of its job."""
+
+    job: str
+    metric: str
+    kind: str
+    over_alpha: bool
+    first: str
+    second: str
+    difference: float
+    verdict: str
+
+
+def write_verdicts(found: Iterable[tuple[str, Verdict]], path: Path) -> None:
+    """Write verdicts.csv: one row a comparison of a job, numbers with six significant digits."""
+    with io.StringIO(newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for job, one in found:
+            interval = one.comparison.difference
+            numbers = [f"{x:.6g}" for x in (interval.mean, interval.low, interval.high, one.adjusted_p)]
+            names = [job, one.metric, one.kind, int(one.over_alpha), one.first, one.second]
+            writer.writerow([*names, *numbers, one.word().strip("*")])
+        write_text(path, file.getvalue())
+
+
+def read_verdicts(path: Path) -> list[Judged]:
+    """Read what `write_verdicts` wrote; nothing where there is no such file.
+
+    Raises:
+        RequestError: another file.
+    """
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != COLUMNS:
+            raise RequestError(f"{path} is no file of verdicts: its columns must be {', '.join(COLUMNS)}.")
+        return [
+            Judged(
+                *(row["job"], row["metric"], row["kind"], row["over_alpha"] == "1", row["first"], row["second"]),
+                *(float(row["difference"]), row["verdict"]),
+            )
+            for row in reader
+        ]
+
+
+def levels(rows: Sequence[Row], metric: str) -> str:
+    """Where a metric begins and ends: untrained models, without penalty, one reference alone, several."""
+    parts = [
+        f"{role} {_span([row for row in rows if row.role == key and row.metric == metric])}"
+        for key, role in (
+            ("untrained", "untrained models"),
+            ("beta0", "without a penalty"),
+            ("single", "towards one reference alone"),
+            ("grid", "towards several"),
+        )
+        if any(row.role == key and row.metric == metric for row in rows)
+    ]
+    return f"{heading(metric)}: {'; '.join(parts)}."
+
+
+def judged(found: Sequence[Judged], metric: str) -> str:
+    """Which pairs are told apart on a metric, averaged over alpha where there are several."""
+    own = [one for one in found if one.metric == metric]
+    if not own:
+        return "Which differences are significant stands in the report behind these numbers."
+    over = [one for one in own if one.over_alpha]
+    shown, which = (over, "averaged over α, ") if over else (own, "")
+    told = [one for one in shown if one.verdict in ("above", "below")]
+    equal = [one for one in shown if one.verdict == "not significant"]
+    unknown = len(shown) - len(told) - len(equal)
+    parts = [
+        f"significant: {_pairs(told, lambda one: f'{one.first} {one.verdict} {one.second} ({one.difference:+.2g})')}",
+        f"not told apart: {_pairs(equal, lambda one: f'{one.first} and {one.second}')}",
+        *([f"{unknown} cannot be judged"] if unknown else []),
+    ]
+    return f"Corrected for all comparisons of the job, {which}{'; '.join(parts)}.".replace("-", "−")
+
+
+def figure(rows: Sequence[Row], found: Sequence[Judged], metric: str) -> str:
+    """Caption of a figure of a metric against alpha."""
+    own = [row for row in rows if row.metric == metric]
+    jobs = {row.job for row in own}
+    seeds = max((row.interval.n for row in own if row.role != "untrained"), default=0)
+    over = "seeds and prompts" if any(row.prompts for row in own if row.role != "untrained") else "seeds"
+    said = (
+        f"{', '.join(sorted(jobs))}: {heading(metric)} against α, the weight of the first reference; {seeds} seeds, "
+        f"95 % intervals over {over}."
+    )
+    return f"{said} {levels([row for row in rows if row.job in jobs], metric)} {judged(found, metric)}"
+
+
+def estimators(rows: Sequence[Row], found: Sequence[Judged], metric: str) -> str:
+    """How ways to estimate one penalty end at the same beta, in score and in distance."""
+    own = [row for row in rows if row.role == "grid"]
+    distance = [row for row in own if row.metric == "kl/weighted"]
+    far = f" {heading('kl/weighted')}: {_span(distance)}." if distance else ""
+    return f"At the same β, {levels(own, metric)}{far} {judged(found, metric)}"
+
+
+def _span(rows: Sequence[Row]) -> str:
+    low, high = (choose(rows, key=lambda row: row.interval.mean) for choose in (min, max))
+    if low is high:
+        return _value(low)
+    return f"{_value(low)} to {_value(high)}"
+
+
+def _value(row: Row) -> str:
+    return f"{row.interval.mean:.3g} ({row.condition.removesuffix(', untrained')})"
+
+
+def _pairs(found: Sequence[Judged], words: Callable[[Judged], str]) -> str:
+    if len(found) > _NAMED:
+        return f"{len(found)} pairs"
+    return ", ".join(words(one) for one in found) or "none"
+
+
+def _of_job(metric: str, make: Callable[[Sequence[Row], Sequence[Judged], str], str]) -> Callable[[Path], str]:
+    return lambda path: make(read_rows(path), read_verdicts(path.with_suffix(f".{VERDICTS}")), metric)
+
+
+def _mixed(path: Path) -> str:
+    """What the mixed references are worth before any training."""
+    facts = read_json(path.with_suffix(".json")) or {}
+    first, second = facts["references"]
+    told = " ".join(conclusions(read_scores(path), (first, second)))
+    return (
+        f"The mixed references of {first} and {second} themselves, sampled token by token without any training. {told}"
+    )
+
+
+def _laboratory(path: Path) -> str:
+    """What the laboratory saw of the rates in n."""
+    from multiref_cli.theory.studies.sample_complexity import rates
+
+    metrics = (read_json(path) or {})["metrics"]
+    return rates({name.removeprefix("sample_complexity/"): value for name, value in metrics.items()})
+
+
+# Name of a caption -> the file that it is made from, under the README's folder, and how.
+CAPTIONS: dict[str, tuple[str, Callable[[Path], str]]] = {
+    "offline": ("runs/published/embedded.csv", _of_job("reward_model", figure)),
+    "online": ("runs/published/embedded.csv", _of_job("toy_verifier", figure)),
+    "estimators": ("runs/published/estimators.csv", _of_job("toy_verifier", estimators)),
+    "mixed": ("runs/published/mixed.csv", _mixed),
+    "laboratory": ("runs/published/sample-complexity.json", _laboratory),
+}
+
+
+def caption(root: Path, name: str) -> str:
+    """The caption as it stands in the README, in italics; that nothing is published, where the file is not there."""
+    path, make = CAPTIONS[name]
+    text = make(root / path) if (root / path).is_file() else f"`{path}` is not published yet."
+    return textwrap.fill(f"*{text}*", 120, break_long_words=False, break_on_hyphens=False)
+
+
+def update_captions(readme: Path) -> bool:
+    """Put every caption between its marks in the README; returns whether anything changed.
+
+    Raises:
+        RequestError: marks are missing.
+    """
+    before = text = readme.read_text()
+    for name, (path, _) in CAPTIONS.items():
+        begin = BEGIN.format(name=name, path=path)
+        if begin not in text or END not in text[text.index(begin) :]:
+            raise RequestError(f"{readme} has no caption {name!r}: put '{begin}' and '{END}' where it belongs.")
+        start = text.index(begin) + len(begin)
+        text = f"{text[:start]}\n{caption(readme.parent, name)}\n{text[text.index(END, start) :]}"
+    if text != before:
+        readme.write_text(text)
+    return text != before
