@@ -5,6 +5,8 @@ mass, the best ones take more than +c for free), while the linear continuation o
 exact optimum as soon as c covers the log-ratios that the optimum needs.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -60,6 +62,69 @@ def best_threshold(policy: Tensor, log_ratio: Tensor, threshold: Tensor, samples
     error = (bias**2 + variance / samples).sqrt()
     best = int(error.argmin())
     return float(threshold[best]), float(error[best])
+
+
+def printed_threshold(log_ratio: Tensor, prompts: int, rollouts: int, delta: float) -> float | None:
+    """The clip rule that arXiv 2602.21765 prints: the (1 - 2a)-quantile of |log u| of the rollouts.
+
+    Equation: a = sqrt(log(4 / delta) / (2 P)) + sqrt(log(4 / delta) / (2 P G)), what P prompts of G rollouts each leave
+    unknown of a distribution function.
+
+    Args:
+        log_ratio: (P G,) log pi / q of the rollouts.
+        prompts: P.
+        rollouts: G a prompt.
+        delta: probability that the rule fails, a scalar.
+
+    Returns:
+        tau in nats; None where a is 1/2 or more and no quantile is left.
+    """
+    unknown = (math.log(4 / delta) / (2 * prompts)) ** 0.5 + (math.log(4 / delta) / (2 * prompts * rollouts)) ** 0.5
+    return float(log_ratio.abs().quantile(1 - 2 * unknown)) if unknown < 0.5 else None
+
+
+def shift_constant(policy: Tensor, reference: Tensor) -> Tensor:
+    """C = sqrt(1 + chi^2(pi || q)): E_pi|e| <= C sqrt(E_q e^2) for every error e of a reward (Cauchy-Schwarz).
+
+    The reward is fitted where q samples and used where pi does: the reward shift of arXiv 2602.21765. Errors
+    proportional to pi / q reach it.
+
+    Args:
+        policy: (..., Y) probabilities.
+        reference: (..., Y) probabilities, positive where the policy is.
+
+    Returns:
+        (...).
+    """
+    return (torch.where(policy > 0, policy**2 / reference, 0.0)).sum(-1).sqrt()
+
+
+def best_rollouts(cost_ratio: float) -> float:
+    """Rollouts a prompt that spend a budget best, K* = (c_p / c_d)^(2/3) (arXiv 2602.21765).
+
+    A prompt costs c_p, a rollout c_d. Minimum over K of the deviation 1 / sqrt(P) + 1 / sqrt(P K) at a fixed
+    P (c_p + c_d K), see `deviation`.
+
+    Args:
+        cost_ratio: c_p / c_d, a scalar.
+
+    Returns:
+        K*, not rounded.
+    """
+    return cost_ratio ** (2 / 3)
+
+
+def deviation(rollouts: Tensor, cost_ratio: float) -> Tensor:
+    """1 / sqrt(P) + 1 / sqrt(P K) with P = 1 / (c_p / c_d + K), all that a budget of one unit c_d buys.
+
+    Args:
+        rollouts: (...) K.
+        cost_ratio: c_p / c_d, a scalar.
+
+    Returns:
+        (...); with b times the budget it is 1 / sqrt(b) of it.
+    """
+    return (cost_ratio + rollouts).sqrt() * (1 + rollouts.rsqrt())
 
 
 def clamped_policy(mixed: Tensor, reward: Tensor, beta: float, order: float, clip: float) -> Tensor:

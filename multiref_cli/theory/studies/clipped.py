@@ -1,4 +1,4 @@
-"""Clipped log-ratios (arXiv 2602.21765): the best threshold, and what a clamp does to the optimum."""
+"""Clipped log-ratios, reward shift, the split of a budget (arXiv 2602.21765); what a clamp does to the optimum."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from multiref_cli.theory.findings import Chart, Line, Metrics, Panel, Study, Tab
 from multiref_cli.theory.settings import Laboratory
 from multiref_cli.theory.studies.setting import simplex
 
-READS = ("reward_max",)
+READS = ("reward_max", "delta")
 
 BETA = 0.1  # low enough that optima have log-ratios of several nats
 
@@ -19,6 +19,10 @@ SAMPLES = (16, 256, 4096, 65536)
 CLIPS = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
 ORDERS = {0.0: "reverse KL", 0.5: "Hellinger", 1.0: "forward KL"}
 FLOOR = 1e-12  # regrets below are rounding
+GROUP = 8  # rollouts a prompt, for the rule that counts prompts
+SHIFTS = (1.0, 0.3, 0.1)  # beta of the optima that leave the reference
+ERRORS = 1000  # random errors of a reward
+COSTS = (1.0, 8.0, 64.0, 512.0)  # c_p / c_d
 
 
 def departing_policy(references: Tensor, weights: Tensor, reward: Tensor, beta: float) -> tuple[Tensor, Tensor]:
@@ -56,12 +60,59 @@ def estimates(lab: Laboratory, policy: Tensor, log_ratio: Tensor) -> tuple[list[
         lines.append(Line(f"{n} rollouts", THRESHOLDS, (bias**2 + variance / n).sqrt().tolist(), "shape", i))
         drawn = generator(lab.seed, "rollouts", n).choice(len(policy), n, p=policy.numpy())
         rule = torch.tensor([calibrated_threshold(log_ratio[torch.from_numpy(drawn)])], dtype=torch.float64)
-        at_rule = clipping.clipped_moments(policy, log_ratio, rule)
-        calibrated = float((at_rule[0] ** 2 + at_rule[1] / n).sqrt())
+        calibrated = _error(policy, log_ratio, float(rule), n)
         best = clipping.best_threshold(policy, log_ratio, thresholds, n)
-        rows.append([n, *best, float((variance[-1] / n).sqrt()), float(rule), calibrated])
+        printed = clipping.printed_threshold(log_ratio[torch.from_numpy(drawn)], n // GROUP, GROUP, lab.delta)
+        error = None if printed is None else _error(policy, log_ratio, printed, n)
+        rows.append([n, *best, float((variance[-1] / n).sqrt()), float(rule), calibrated, printed, error])
     limit = clipping.clip_bias_bound(policy, log_ratio, thresholds)
     return [*lines, Line("bias bound", THRESHOLDS, limit.tolist(), "bound", 4)], rows
+
+
+def _error(policy: Tensor, log_ratio: Tensor, threshold: float, samples: int) -> float:
+    bias, variance = clipping.clipped_moments(policy, log_ratio, torch.tensor([threshold], dtype=torch.float64))
+    return float((bias**2 + variance / samples).sqrt())
+
+
+def reward_shift(
+    lab: Laboratory, references: Tensor, weights: Tensor, reward: Tensor, metrics: Metrics
+) -> list[list[float]]:
+    """How far errors of a reward grow from the reference to optima that leave it, beside C.
+
+    Args:
+        lab: the laboratory's settings.
+        references: (K, Y) probabilities.
+        weights: (K,) alpha.
+        reward: (Y,).
+        metrics: written to.
+
+    Returns:
+        Rows of floats: beta, chi^2, C, largest growth over random errors, growth of the worst error.
+    """
+    reference, rows = exact.generalized_escort(references, weights), []
+    errors = torch.from_numpy(generator(lab.seed, "shift").standard_normal((ERRORS, len(reward))))
+    for beta in SHIFTS:
+        policy = exact.optimal_policy(references, weights, reward, beta, 0.0)
+        constant = clipping.shift_constant(policy, reference)
+        every = torch.cat([errors, (policy / reference)[None]])
+        growth = (every.abs() @ policy) / (every**2 @ reference).sqrt()
+        numbers = [float(constant), float(growth[:-1].max()), float(growth[-1])]
+        metrics |= {f"shift/{k}/beta={beta:g}": metric(v) for k, v in zip(("constant", "random", "worst"), numbers)}
+        rows.append([beta, numbers[0] ** 2 - 1, *numbers])
+    return rows
+
+
+def budget(metrics: Metrics) -> list[list[float]]:
+    """The split of a budget; rows of floats: c_p / c_d, K*, best whole K, what K = 1 and K = 8 cost above it."""
+    rollouts, rows = torch.arange(1, 1025, dtype=torch.float64), []
+    for ratio in COSTS:
+        found = clipping.deviation(rollouts, ratio)
+        best = float(rollouts[found.argmin()])
+        metrics |= {f"budget/printed/costs={ratio:g}": metric(clipping.best_rollouts(ratio))}
+        metrics |= {f"budget/best/costs={ratio:g}": metric(best)}
+        excess = [float(found[k - 1] / found.min() - 1) for k in (1, GROUP)]
+        rows.append([ratio, clipping.best_rollouts(ratio), best, *excess])
+    return rows
 
 
 def optima(references: Tensor, weights: Tensor, reward: Tensor, beta: float, order: float) -> list[list[float]]:
@@ -92,7 +143,11 @@ def run(lab: Laboratory) -> Study:
     references, weights = pushed_apart(0.6, 60), simplex(0.5)
     reward = lab.reward_max * torch.from_numpy(generator(lab.seed, "clipped").random(60))
     errors, rows = estimates(lab, *departing_policy(references, weights, reward, BETA))
-    metrics: Metrics = {f"best_threshold/n={row[0]}": metric(row[1]) for row in rows}
+    names = ("best_threshold", "best_error", "unclipped_error", "calibrated_threshold", "calibrated_error",
+             "printed_threshold", "printed_error")  # fmt: skip
+    metrics: Metrics = {
+        f"{name}/n={row[0]}": metric(value) for row in rows for name, value in zip(names, row[1:]) if value is not None
+    }
     optima_rows, lines = [], []
     for i, (order, name) in enumerate(ORDERS.items()):
         clamped, continued = optima(references, weights, reward, BETA, order)
@@ -108,10 +163,32 @@ def run(lab: Laboratory) -> Study:
             lines.append(Line(f"{name}, continued linearly", CLIPS, shown, "bound", 1, at_peak=True))
     tables = [
         Table(
-            "Threshold with the least root mean squared error of the clipped divergence estimate, and the one that "
-            "objectives.penalty.calibrated_threshold takes from one set of rollouts.",
-            ["Rollouts", "Best threshold (nats)", "Its error", "Unclipped error", "Calibrated threshold", "Its error"],
+            "Threshold with the least root mean squared error of the clipped divergence estimate, the one that "
+            "objectives.penalty.calibrated_threshold takes from one set of rollouts, and the one by the rule that the "
+            f"paper prints, {GROUP} rollouts a prompt, delta = {lab.delta:g}.",
+            [
+                "Rollouts",
+                "Best threshold (nats)",
+                "Its error",
+                "Unclipped error",
+                "Calibrated threshold",
+                "Its error",
+                "Printed rule",
+                "Its error",
+            ],
             rows,
+        ),
+        Table(
+            "Errors of a reward where the optimum samples, E_π|e|, over their root mean square where the reference "
+            f"does: C = √(1 + χ²) bounds it; largest of {ERRORS} random errors, and the error proportional to π / q.",
+            ["beta", "χ²", "C", "Random errors", "Worst error"],
+            reward_shift(lab, references, weights, reward, metrics),
+        ),
+        Table(
+            "Rollouts a prompt that make 1/√P + 1/√(PK) least at a given budget P (c_p + c_d K), and what one or "
+            f"{GROUP} rollouts a prompt cost above it.",
+            ["c_p / c_d", "K* = (c_p/c_d)^(2/3)", "Best whole K", "K = 1", f"K = {GROUP}"],
+            budget(metrics),
         ),
         Table(
             f"Regret of the policy that a clipped penalty leads to, beta = {BETA:g}; infinite where it gives up a "
@@ -127,14 +204,50 @@ def run(lab: Laboratory) -> Study:
 
 def conclusion(metrics: Metrics) -> str:
     """What the numbers say, each sentence with its other branch; metrics are scalars."""
-    return " ".join([_threshold(metrics), _clamp(metrics), _continuation(metrics), _LIMITS])
+    parts = (_threshold, _printed, _clamp, _continuation, _shift, _budget)
+    return " ".join(part(metrics) for part in parts)
 
 
-_LIMITS = (
-    "The calibrated threshold is this project's own reading; 2602.21765 prints another clip rule, and also treats a "
-    "shift of "
-    "the reward and the split of a budget, which are not measured here."
-)
+def _printed(metrics: Metrics) -> str:
+    known = [n for n in SAMPLES if f"printed_error/n={n}" in metrics]
+    said = "The clip rule that 2602.21765 prints, the (1 − 2a)-quantile of |log u|, "
+    missing = [str(n) for n in SAMPLES if n not in known]
+    none = f" (no quantile is left at {' and '.join(missing)} rollouts)" if missing else ""
+    if not known:
+        return f"{said}gives no threshold at these settings{none}; the calibrated one is this project's own reading."
+    n = known[-1]
+    printed, calibrated, plain = (metrics[f"{k}_error/n={n}"]["mean"] for k in ("printed", "calibrated", "unclipped"))
+    better = "larger than" if printed > plain else "no larger than"
+    return (
+        f"{said}clips at {metrics[f'printed_threshold/n={n}']['mean']:.2g} nats with {n} rollouts{none}: an error of "
+        f"{printed:.2g}, {better} the {plain:.2g} without a clip; the calibrated threshold, this project's own "
+        f"reading, has {calibrated:.2g}."
+    )
+
+
+def _shift(metrics: Metrics) -> str:
+    constant, random, worst = (
+        [metrics[f"shift/{k}/beta={b:g}"]["mean"] for b in SHIFTS] for k in ("constant", "random", "worst")
+    )
+    kept = all(max(r, w) <= c * (1 + 1e-9) for r, w, c in zip(random, worst, constant))
+    holds = "bounds" if kept else "does not bound at these settings"
+    reached = min(w / c for w, c in zip(worst, constant))
+    tight = "is reached by the error proportional to π / q" if reached > 1 - 1e-9 else f"is reached to {reached:.2f}"
+    share = max(r / c for r, c in zip(random, constant))
+    return (
+        f"A reward that is fitted on the reference and used by the optimum: C = √(1 + χ²) {holds} the growth of its "
+        f"errors and {tight}; random errors come to at most {share:.2f} of it (C is {constant[0]:.2g} at beta = "
+        f"{SHIFTS[0]:g}, {constant[-1]:.2g} at {SHIFTS[-1]:g})."
+    )
+
+
+def _budget(metrics: Metrics) -> str:
+    pairs = [[metrics[f"budget/{k}/costs={c:g}"]["mean"] for k in ("printed", "best")] for c in COSTS]
+    agree = "is" if all(abs(a - b) <= 0.5 for a, b in pairs) else "is not, at these costs,"
+    return (
+        f"Of a budget the best number of rollouts a prompt, K* = (c_p/c_d)^(2/3), {agree} where the sum of deviations "
+        "over prompts and rollouts is least (to the next whole number)."
+    )
 
 
 def _threshold(metrics: Metrics) -> str:
