@@ -1,6 +1,11 @@
-"""Label privacy by randomized response (arXiv 2510.13512): what flipped labels cost, and what ignoring them costs."""
+"""Label privacy by randomized response (arXiv 2510.13512): what flipped labels cost, ignoring them, and pessimism."""
 
 import math
+
+import torch
+from torch import Tensor
+
+from multiref_cli.theory.complexity import PRIOR, label_probability
 
 
 def flip_probability(epsilon: float) -> float:
@@ -27,3 +32,25 @@ def inflation(epsilon: float) -> float:
         float >= 1.
     """
     return 1.0 / math.tanh(epsilon / 2) ** 2
+
+
+def standard_errors(counts: Tensor, estimate: Tensor, behavior: Tensor, flip: float) -> Tensor:
+    """Standard errors of fitted rewards, one free reward a response, against their mean where the data come from.
+
+    The bonus of pessimism: sqrt((e_y - q)' I^-1 (e_y - q)) with I the Fisher information in flipped labels.
+
+    Args:
+        counts: (D, Y, Y) pairs won and lost.
+        estimate: (D, Y) fitted rewards.
+        behavior: (Y,) q, probabilities of a response in the data.
+        flip: probability of a turned label.
+
+    Returns:
+        (D, Y).
+    """
+    plain, seen = label_probability(estimate), label_probability(estimate, flip)
+    weight = (counts + counts.mT) * ((1 - 2 * flip) * plain * (1 - plain)) ** 2 / (seen * (1 - seen))
+    identity = torch.eye(len(behavior), dtype=counts.dtype)
+    covariance = torch.linalg.inv(torch.diag_embed(weight.sum(-1)) - weight + PRIOR * identity)
+    difference = identity - behavior
+    return torch.einsum("yi,dij,yj->dy", difference, covariance, difference).sqrt()
