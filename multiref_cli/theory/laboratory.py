@@ -18,9 +18,9 @@ STUDIES = {
     "violations": "every bound over random problems",
     "sample_complexity": "gaps against n with their bounds and slopes (Theorems 5.2, 5.3, 6.2, 6.3)",
     "effects": "K, alpha, gamma, coverage, R_max",
-    "sampling": "two-stage sampling (2411.04625), private labels (2510.13512)",
-    "clipped": "clipped log-ratios (2602.21765)",
-    "games": "Nash equilibria of general preferences (2602.23116)",
+    "sampling": "two-stage sampling (2411.04625), private labels and pessimism (2510.13512)",
+    "clipped": "clipped log-ratios, reward shift, budget (2602.21765)",
+    "games": "Nash equilibria of general preferences, given and learned (2602.23116)",
 }
 
 

@@ -185,3 +185,40 @@ def test_clips_and_games_have_their_other_branch(studies):
     linear = {k: metric(1.0) for k in study.metrics if k.startswith(("dual_gap_slope", "dual_gap/equi"))}
     said = games.conclusion(study.metrics | linear)
     assert UNSEEN in said and "not to rounding" in said
+    regrets = study.tables[2].rows[-1]
+    assert f"rounds {regrets[1]:.3g} against {regrets[2]:.3g}" in study.texts[0]
+    greedy, commit = (study.metrics[f"regret_slope/{name}"] for name in ("greedy", "commit"))
+    assert ("within its (log T)²;" in study.texts[0]) == (greedy["ci_high"] <= 2.25)
+    assert ("its √T;" in study.texts[0]) == follows(commit, 0.5)
+    rates = {f"regret_slope/{name}": metric(3.0) for name in ("greedy", "commit")}
+    assert games.conclusion(study.metrics | rates).count(UNSEEN) == study.texts[0].count(UNSEEN) + (
+        greedy["ci_high"] <= 2.25
+    ) + follows(commit, 0.5)
+
+
+def test_the_rules_of_the_clipping_paper_are_told_by_their_tables(studies):
+    study = studies["clipped"]
+    last = study.tables[0].rows[-1]
+    assert f"clips at {last[6]:.2g} nats with {last[0]} rollouts" in study.texts[0]
+    assert ("larger than the" in study.texts[0]) == (last[7] > last[3]) and "no quantile is left at 16" in study.texts[
+        0
+    ]
+    shift = study.tables[1].rows
+    assert all(row[3] <= row[2] * (1 + 1e-9) and row[4] == pytest.approx(row[2]) for row in shift)
+    assert "is reached by the error proportional" in study.texts[0]
+    for _, star, best, one, eight in study.tables[2].rows:
+        assert abs(star - best) <= 0.5 and min(one, eight) >= 0
+    changed = {k: metric(9.0) for k in study.metrics if k.startswith(("shift/random", "budget/best"))}
+    none = {k: v for k, v in study.metrics.items() if not k.startswith("printed")}
+    said = clipped.conclusion(none | changed)
+    assert "gives no threshold at these settings" in said and "does not bound" in said and "is not, at these" in said
+
+
+def test_pessimism_is_judged_by_its_table(studies):
+    study = studies["sampling"]
+    row = next(row for row in study.tables[3].rows if row[:2] == [2**14, 1.0])
+    plain, careful = (bounds_of(cell) for cell in row[2:])
+    assert ("pessimism loses 0" in study.texts[0]) == (careful[1] < plain[0])
+    other = {"pessimism/n=16384/eps=1": study.metrics["likelihood/n=16384/eps=1"], "pessimism/slope": metric(0.0)}
+    said = sampling.conclusion(study.metrics | other)
+    assert "that pessimism loses less than maximum likelihood is not seen" in said

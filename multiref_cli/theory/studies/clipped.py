@@ -42,7 +42,7 @@ def departing_policy(references: Tensor, weights: Tensor, reward: Tensor, beta: 
     return policy, (policy / reference).log()
 
 
-def estimates(lab: Laboratory, policy: Tensor, log_ratio: Tensor) -> tuple[list[Line], list[list[float]]]:
+def estimates(lab: Laboratory, policy: Tensor, log_ratio: Tensor) -> tuple[list[Line], list[list[float | None]]]:
     """Error of the clipped estimate over thresholds, and the best, no, and the calibrated threshold.
 
     Args:
@@ -51,11 +51,12 @@ def estimates(lab: Laboratory, policy: Tensor, log_ratio: Tensor) -> tuple[list[
         log_ratio: (Y,) log pi / q.
 
     Returns:
-        Lines for the chart and rows of floats for the table.
+        Lines for the chart and rows of floats for the table; None where the printed rule has no threshold.
     """
     thresholds = torch.tensor(THRESHOLDS, dtype=torch.float64)
     bias, variance = clipping.clipped_moments(policy, log_ratio, thresholds)
-    lines, rows = [], []
+    lines: list[Line] = []
+    rows: list[list[float | None]] = []
     for i, n in enumerate(SAMPLES):
         lines.append(Line(f"{n} rollouts", THRESHOLDS, (bias**2 + variance / n).sqrt().tolist(), "shape", i))
         drawn = generator(lab.seed, "rollouts", n).choice(len(policy), n, p=policy.numpy())
