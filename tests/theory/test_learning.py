@@ -48,7 +48,7 @@ def test_preferences_are_found_again_from_many_pairs():
 
 def test_regrets_are_sums_of_dual_gaps():
     """With horizons 8 and 16 greedy plays the start eight times, then what eight rounds say eight times."""
-    rng, features, _, preferences = game()
+    _, features, _, preferences = game()
     start, args = REFERENCES[0], (REFERENCES, WEIGHTS, 0.3, 0.0)
     z, gap = learning.skew_features(features), nash.dual_gap(REFERENCES[0], preferences, REFERENCES, WEIGHTS, 0.3, 0.0)
     regret = learning.greedy_regret(generator(1, "x"), preferences, z, start, [8, 16], 2, *args)
