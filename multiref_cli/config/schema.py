@@ -282,7 +282,7 @@ class Experiment:
     def reference_type(self) -> str:
         """What references that name no type compute in: hardware.dtype, but as the policy does where a score is
         exponential in the log-ratio, so that the rounding of both is the same."""
-        exponential = any(term.score not in (0, "jensen_shannon") for term in self.terms)
+        exponential = any(isinstance(term.score, float) and term.score != 0 for term in self.terms_of_all)
         mixed = exponential and self.precision == "bf16_mixed"
         return "bf16_mixed" if mixed else self.hardware.dtype_name()
 

@@ -13,10 +13,14 @@ from multiref_cli.evaluation.statistics import (
     Comparison,
     Interval,
     probability_of_improvement,
+    regularized_beta,
     student_t_cdf,
     student_t_quantile,
 )
 
+# Level of the test by which a pair that varies more than other conditions is judged by its own spread: high, since what
+# it misses is covered too rarely.
+APART = 0.1
 # One value of every seed: (P,) scores of its prompts, or their mean alone where no more is known.
 BySeed = Mapping[int, float | np.ndarray]
 
@@ -96,6 +100,7 @@ def compare(
     block: Sequence[Mapping[int, float]] = (),
     weight: float = 2.0,
     confidence: float = 0.95,
+    others: Sequence[Mapping[int, float]] = (),
 ) -> Comparison:
     """Compare two sides on their common seeds, and on their common prompts where these are known.
 
@@ -103,7 +108,9 @@ def compare(
     SE^2 = weight * MS_block / S + max(MS_prompt(d) - MS_residual(d), 0) / (S P),
     where MS_block, (C-1)(S-1) degrees of freedom, is the residual of the means of C conditions over S seeds after
     their condition and seed effects: what seeds do to all conditions alike is gone, and three seeds of one pair need
-    not tell their spread by themselves. Without a block MS_block comes from the two sides, as in a paired t test.
+    not tell their spread by themselves. Without a block MS_block comes from the two sides, as in a paired t test; so
+    it does where the sides vary more than the others of the block do (F test at `APART`), whose spread says nothing
+    of them.
 
     Args:
         first: seed -> (P,) scores, or seed -> mean.
@@ -112,6 +119,7 @@ def compare(
         weight: sum of the squared coefficients of conditions in the difference: 2 for two conditions,
             1/m + 1/n for the means of m and n conditions.
         confidence: of the t interval of the difference.
+        others: the conditions of the block that are on neither side; fewer than two leave the test out.
 
     Returns:
         The comparison. p is NaN where it cannot be judged: with one common seed, or with no spread at all.
@@ -130,9 +138,11 @@ def compare(
     if len(seeds) < 2:
         found = _with_bounds(float((a - b).mean()), math.nan, math.nan, 1, 0, confidence)
         return Comparison(found.interval, math.nan, effect, improvement, 0)
-    shared = [[one[seed] for seed in seeds] for one in block if set(seeds) <= set(one)]
+    shared, rest = (
+        [[one[seed] for seed in seeds] for one in group if set(seeds) <= set(one)] for group in (block, others)
+    )
     spread, degrees = float((a - b).mean(1).var(ddof=1)), len(seeds) - 1.0
-    if len(shared) > 1:
+    if len(shared) > 1 and not _wider(spread / weight, degrees, rest):
         residual, degrees = block_residual(np.array(shared))
         spread = weight * residual
     mean, error, degrees = _difference_error(a - b, spread, degrees)
@@ -154,6 +164,17 @@ def block_residual(means: np.ndarray) -> tuple[float, float]:
     residual = means - means.mean(1, keepdims=True) - means.mean(0, keepdims=True) + means.mean()
     degrees = (conditions - 1) * (seeds - 1)
     return float((residual**2).sum() / degrees), float(degrees)
+
+
+def _wider(mean_square: float, degrees: float, others: Sequence[Sequence[float]]) -> bool:
+    """Whether a mean square is significantly above the residual of other conditions, by a one-sided F test."""
+    if len(others) < 2:
+        return False
+    residual, rest = block_residual(np.array(others))
+    if residual <= 0:
+        return mean_square > 0
+    ratio = mean_square / residual
+    return regularized_beta(rest / (rest + degrees * ratio), rest / 2, degrees / 2) < APART
 
 
 def standardized_effect(first: np.ndarray, second: np.ndarray) -> float:

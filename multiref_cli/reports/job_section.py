@@ -298,8 +298,9 @@ def _add_verdicts(page: Page, verdicts: list[Verdict], family: int, metric: str,
         f"Differences of {metric} paired by seed{' and prompt' if prompts else ''}, {which}, with {CONFIDENCE:.0%} "
         f"intervals for {'other seeds and prompts' if prompts else 'other seeds on these prompts'}. The spread over "
         "seeds is the residual that all conditions with a penalty share once what a seed does to all of them is taken "
-        "away; comparisons with β = 0 have their own. Effect: the difference in units of the seed spread (pooled "
-        "standard deviation over seeds, Hedges' factor). P: share of pairs of runs in which the first is higher."
+        "away; comparisons with β = 0, and pairs that vary more than the others (F test, .10), have their own. Effect: "
+        "the difference in units of the seed spread (pooled standard deviation over seeds, Hedges' factor). P: share "
+        "of pairs of runs in which the first is higher."
     )
     headers = ["first", "second", "kind", "difference", "effect", "P(first > second)", "p", "corrected p", "verdict"]
     page.table(headers, [_row(verdict) for verdict in verdicts], caption, name=name)

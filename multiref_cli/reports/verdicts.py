@@ -149,16 +149,18 @@ def _compared(pair: _Pair, found: Sequence[Condition], metric: str, confidence: 
     """Judge a pair by the residual that all conditions with a penalty share; None without a common seed.
 
     Without a penalty runs differ between seeds several times more: beta 0 is no part of the shared residual, and a
-    pair with it is judged by its own spread.
+    pair with it is judged by its own spread, as is one that varies more than the others.
     """
     sides = pair.first.line, pair.second.line
     first, second = (side.by_seed(metric) for side in sides)
     if not set(first) & set(second):
         return None
     alike = all(condition.role != "beta0" for side in sides for condition in side.conditions)
-    block = [c.values(metric) for c in found if c.role != "beta0"] if alike else []
+    block = [c for c in found if c.role != "beta0"] if alike else []
+    own = [condition for side in sides for condition in side.conditions]
+    others = [c.values(metric) for c in block if not any(c is one for one in own)]
     weight = sum(1 / len(side.conditions) for side in sides)
-    return compare(first, second, block, weight, confidence)
+    return compare(first, second, [c.values(metric) for c in block], weight, confidence, others)
 
 
 def _baselines(condition: Condition, found: Sequence[Condition]) -> list[Condition]:

@@ -42,7 +42,8 @@ def comparisons(generator, correlation, spread, unequal, trials):
         means[:2] = tables.mean(2)
         block = [dict(enumerate(row)) for row in means]
         first, second = (dict(enumerate(table)) for table in tables)
-        found = (compare(block[0], block[1]), compare(first, second), compare(first, second, block))
+        shared = compare(first, second, block, others=block[2:])
+        found = (compare(block[0], block[1]), compare(first, second), shared)
         for counts, one in zip(ways.values(), found):
             counts[0] += one.difference.low <= 0 <= one.difference.high
             counts[1] += one.difference.low + size > 0

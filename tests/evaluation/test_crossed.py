@@ -55,27 +55,56 @@ def test_crossed_intervals_cover(errors: tuple[float, float]) -> None:
         assert before < 0.90
 
 
-@pytest.mark.parametrize(("correlation", "spread"), [(0.84, 0.03), (-0.03, 0.0149)])
-def test_comparisons_cover_and_find_more(correlation: float, spread: float) -> None:
-    """Ten conditions, three seeds, as correlated as measured offline and online; power at three times the error."""
+def _simulated(correlation: float, spread: float, unequal: float, trials: int) -> dict[str, tuple[float, float]]:
+    """Coverage, and power at three standard errors, of a pair's own spread and of the shared one.
+
+    Ten conditions, three seeds, the residual and the interaction of prompts that were measured; `unequal` times the
+    spread over seeds on the first side.
+    """
     generator, rho, count = np.random.default_rng(1), max(correlation, 0.0), 10
-    size = 3 * spread * math.sqrt(2 * (1 - rho) / SEEDS)
-    covered, power, paired_power, trials = 0, 0, 0, 300
+    size = 3 * spread * math.sqrt((1 + unequal**2) * (1 - rho) / SEEDS)
+    counts = {"paired": np.zeros(2), "shared": np.zeros(2)}
     for _ in range(trials):
-        effects = spread * (math.sqrt(rho) * generator.normal(size=SEEDS)
-                            + math.sqrt(1 - rho) * generator.normal(size=(count, SEEDS)))  # fmt: skip
+        own = math.sqrt(1 - rho) * generator.normal(size=(count, SEEDS))
+        own[0] *= unequal
+        effects = spread * (math.sqrt(rho) * generator.normal(size=SEEDS) + own)
         noise = RESIDUAL * generator.normal(size=(2, SEEDS, PROMPTS)) + 0.1 * generator.normal(size=(2, 1, PROMPTS))
         tables = effects[:2, :, None] + noise
         means = effects + RESIDUAL / math.sqrt(PROMPTS) * generator.normal(size=effects.shape)
         means[:2] = tables.mean(2)
         block = [dict(enumerate(row)) for row in means]
-        found = compare(dict(enumerate(tables[0])), dict(enumerate(tables[1])), block).difference
-        paired = compare(block[0], block[1]).difference
-        covered += found.low <= 0 <= found.high
-        power += found.low + size > 0
-        paired_power += paired.low + size > 0
-    assert 0.93 <= covered / trials <= 0.98
-    assert power > 1.5 * paired_power
+        sides = (dict(enumerate(table)) for table in tables)
+        found = {"paired": compare(block[0], block[1]), "shared": compare(*sides, block, others=block[2:])}
+        for name, one in found.items():
+            low, high = one.difference.low, one.difference.high
+            counts[name] += (low <= 0 <= high, low + size > 0)
+    return {name: tuple(both / trials) for name, both in counts.items()}
+
+
+@pytest.mark.parametrize(("correlation", "spread"), [(0.84, 0.03), (-0.03, 0.0149)])
+def test_comparisons_cover_and_find_more(correlation: float, spread: float) -> None:
+    """As correlated over seeds as measured offline and online: 93 to 97 % coverage, and more power than paired."""
+    found = _simulated(correlation, spread, 1.0, 500)
+    assert 0.93 <= found["shared"][0] <= 0.97
+    assert found["shared"][1] > 1.4 * found["paired"][1]
+
+
+def test_a_side_that_varies_more_is_covered_by_its_own_spread() -> None:
+    """Four times the spread on one side: the shared residual alone covers 72 %."""
+    assert _simulated(-0.03, 0.0149, 4.0, 300)["shared"][0] > 0.85
+
+
+def test_the_test_of_the_own_spread_by_hand() -> None:
+    """F(2, 2) has the tail 1 / (1 + F): a spread is the pair's own from nine times the others' residual on."""
+    others = [{0: 0.0, 1: 1.0, 2: 2.0}, {0: 0.5, 1: 1.0, 2: 1.5}]
+    residual, degrees = block_residual(np.array([list(one.values()) for one in others]))
+    assert degrees == 2
+    for factor, own in ((8.9, False), (9.1, True)):
+        half = math.sqrt(2 * factor * residual)  # differences -half, 0, half have the variance half^2
+        first, second = {0: 1.0 - half, 1: 1.0, 2: 1.0 + half}, {0: 0.0, 1: 0.0, 2: 0.0}
+        block = [first, second, *others]
+        found = compare(first, second, block, others=others)
+        assert (found == compare(first, second)) == own and (found == compare(first, second, block)) != own
 
 
 def test_a_block_by_hand() -> None:

@@ -68,8 +68,9 @@ def test_comparisons_are_paired_with_their_own_baselines(offline: Ledger) -> Non
     assert ("fkl α=0.5 β=1", "instruct alone (rkl) β=1") not in pairs
     one = next(v for v in verdicts if (v.first, v.second) == ("rkl α=0.5 β=1", "fkl α=0.5 β=1"))
     sides = [_one(found, label).values("gold") for label in (one.first, one.second)]
-    block = [condition.values("gold") for condition in found if condition.role != "beta0"]
-    assert one.comparison == compare(*sides, block)
+    block = [condition for condition in found if condition.role != "beta0"]
+    others = [c.values("gold") for c in block if c.label not in (one.first, one.second)]
+    assert one.comparison == compare(*sides, [c.values("gold") for c in block], others=others)
     assert one.adjusted_p >= one.comparison.p_value
 
 
