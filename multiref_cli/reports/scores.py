@@ -1,4 +1,4 @@
-"""Scores behind published numbers: one a condition, seed, prompt and metric, from which every number follows again."""
+"""Scores behind published numbers, prompt by prompt: every mean and interval follows from them again."""
 
 import csv
 import gzip
@@ -17,11 +17,11 @@ from multiref_cli.reports.published import BEGIN, END, README_METRICS, Row, meas
 from multiref_cli.reports.worlds import read_claims, worlds_table
 
 SCORES = "scores.csv.gz"
-COLUMNS = ("job", "condition", "level", "estimator", "seed", "prompt", "metric", "value")
+COLUMNS = ("job", "condition", "level", "estimator", "seed", "metric", "values")
 
 
 def write_scores(found: Sequence[Condition], path: Path) -> None:
-    """Write scores.csv.gz; `prompt` is the prompt's number, empty where only a run's mean is known."""
+    """Write scores.csv.gz: a row a condition, seed and metric, its values prompt by prompt (or a run's mean alone)."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -30,11 +30,8 @@ def write_scores(found: Sequence[Condition], path: Path) -> None:
         how = ("–", "–") if untrained else (one.condition.level, one.condition.estimator)
         names = [job_name(one.condition), one.label, *how]
         for seed, values in (one.values or {}).items():
-            shown = "" if untrained else seed
-            if np.ndim(values) == 0:
-                writer.writerow([*names, shown, "", one.metric, f"{values:.9g}"])
-            else:
-                writer.writerows([*names, shown, i, one.metric, f"{v:.9g}"] for i, v in enumerate(np.asarray(values)))
+            shown = " ".join(f"{value:.6g}" for value in np.atleast_1d(values))
+            writer.writerow([*names, "" if untrained else seed, one.metric, shown])
     # Without a time in its header the same scores make the same file.
     path.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
 
@@ -47,16 +44,16 @@ def read_scores(path: Path) -> dict[tuple[str, ...], BySeed]:
     """
     if not path.is_file():
         raise RequestError(f"{path} does not exist: the scores must lie beside the CSV that they belong to.")
+    csv.field_size_limit(10**8)
     with gzip.open(path, "rt", newline="") as file:
         reader = csv.DictReader(file)
         if tuple(reader.fieldnames or ()) != COLUMNS:
             raise RequestError(f"{path} is no file of scores: its columns must be {', '.join(COLUMNS)}.")
-        found: dict[tuple[str, ...], dict[int, list[float]]] = {}
+        found: dict[tuple[str, ...], dict[int, np.ndarray]] = {}
         for row in reader:
             key = tuple(row[name] for name in ("job", "condition", "level", "estimator", "metric"))
-            # Rows of a seed stand in the order of its prompts.
-            found.setdefault(key, {}).setdefault(int(row["seed"] or 0), []).append(float(row["value"]))
-    return {key: {seed: np.array(values) for seed, values in seeds.items()} for key, seeds in found.items()}
+            found.setdefault(key, {})[int(row["seed"] or 0)] = np.array(row["values"].split(), dtype=np.float64)
+    return {**found}
 
 
 def check_readme(readme: Path) -> list[str]:

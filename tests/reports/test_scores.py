@@ -97,8 +97,9 @@ def test_published_numbers_follow_from_the_scores(found, tmp_path: Path) -> None
     row = next(r for r in read_rows(tmp_path / "summary.csv") if r.metric == "gold" and r.role == "grid")
     assert row.prompts == PROMPTS and not math.isnan(row.degrees)
     text = gzip.decompress((tmp_path / SCORES).read_bytes()).decode().splitlines()
-    index = next(i for i, line in enumerate(text) if f",{row.condition},sequence,–,0,3,gold," in line)
-    text[index] = text[index].rpartition(",")[0] + ",9"
+    index = next(i for i, line in enumerate(text) if f",{row.condition},sequence,–,0,gold," in line)
+    head, _, values = text[index].rpartition(",")
+    text[index] = f"{head},9 {values.partition(' ')[2]}"
     (tmp_path / SCORES).write_bytes(gzip.compress("\n".join(text).encode()))
     assert f"1 of {count} rows of summary.csv do not follow" in check_rows(tmp_path / "summary.csv")
     (tmp_path / SCORES).unlink()
