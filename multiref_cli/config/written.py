@@ -36,7 +36,7 @@ def written(overrides: Sequence[str]) -> list[str]:
     for override in overrides:
         mark, key, value = _parts(override)
         if key == "references" and value is not None and value.lstrip().startswith("["):
-            found += ["references=own", f"++own={_reference_list(value)}"]
+            found += ["references=_list", f"++own={_reference_list(value)}"]
         elif value is None or value in ("null", "None"):
             found.append(override)
         elif key in _TEXTS:
