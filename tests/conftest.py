@@ -33,7 +33,8 @@ SPEC = {
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
     """Folders `one`, `two` (language models), `judge` (reward model) and the files pairs.jsonl, prompts.jsonl."""
-    from multiref_cli.models.load import new_causal_lm, save_policy
+    from multiref_cli.models.load import new_causal_lm
+    from multiref_cli.models.save import save_policy
 
     folder = tmp_path_factory.mktemp("world")
     tokenizer = toy_tokenizer.tokenizer()

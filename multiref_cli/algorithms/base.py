@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from multiref_cli.config.schema import Data, Experiment, Model
+from multiref_cli.data.prompts import Prompt
 from multiref_cli.data.rows import Split
+from multiref_cli.data.template import rendering_of
 from multiref_cli.models.load import load_causal_lm, new_causal_lm
 from multiref_cli.models.precision import Precision
 from multiref_cli.references.base import Reference, references_of
@@ -32,6 +34,7 @@ class Job:
         tokenizer: of the policy.
         data: training and held-out rows, as the algorithm reads them.
         vocabulary: number of ids that policy and references normalize over.
+        prompts: of the evaluation.
     """
 
     asked: Experiment
@@ -39,6 +42,7 @@ class Job:
     tokenizer: Tokenizer
     data: Split
     vocabulary: int
+    prompts: list[Prompt] = field(default_factory=list)
 
     @property
     def total_steps(self) -> int:
@@ -72,7 +76,8 @@ class Job:
         """
         experiment = self.experiment
         wanted = experiment.active_references if active else experiment.references
-        return references_of(wanted, self.reference_device, experiment.reference_type, together)
+        dtype, rendering = experiment.reference_type, rendering_of(experiment.data)
+        return references_of(wanted, self.reference_device, dtype, together, rendering)
 
     def foreign_tokenizer(self, reference: Reference) -> Any:
         """The reference's tokenizer where the policy's ids mean something else to it, else None."""

@@ -31,7 +31,7 @@ from multiref_cli.algorithms.window import (
 from multiref_cli.config.algorithms import OnlineSettings
 from multiref_cli.config.objective import deviations, objective
 from multiref_cli.config.schema import Estimator, Experiment, States
-from multiref_cli.data.chat import end_ids
+from multiref_cli.data.chat import end_ids, shape_of
 from multiref_cli.data.prompts import Prompt
 from multiref_cli.models.decoder import honours_shared_prompts
 from multiref_cli.models.logprobs import token_divergence, token_logps
@@ -79,6 +79,7 @@ def assemble_online(job: Job, reward: Callable[[list[Sample]], RewardBatch] | No
         engine=build_engine(experiment.rollout, model, 0, experiment.policy.path, job.vocabulary),
         reward=reward,
         vocabulary=job.vocabulary,
+        opening=shape_of(job.tokenizer).opening,
         may_share=honours_shared_prompts(model),
     )
     if experiment.reads_samples:
@@ -149,6 +150,7 @@ class Parts:
         references: frozen models; None without a penalty, or where the penalty is on stored samples.
         stored: for `states: reference`, for each reference its stored responses, prompt number -> [S] token ids.
         vocabulary: ids shared by policy and references; None: the whole head.
+        opening: what the generation prompt writes of every response, see `data.chat.Shape`.
         may_share: whether every model gives the same hidden states when responses share their prompt's row.
     """
 
@@ -161,6 +163,7 @@ class Parts:
     references: LiveReferences | None = None
     stored: list[dict[int, list[list[int]]]] = field(default_factory=list)
     vocabulary: int | None = None
+    opening: str = ""
     may_share: bool = True
 
 
@@ -286,7 +289,8 @@ class Online:
     def _sample(self, prompt: Prompt, one: Completion) -> Sample:
         ids = one.ids[:-1] if one.finished else one.ids
         text = str(self.parts.tokenizer.decode(ids, skip_special_tokens=True))
-        return Sample(prompt.messages, text, prompt.answer, prompt.extra, one.finished, prompt.row)
+        told = (prompt.answer, prompt.extra, one.finished, prompt.row, self.parts.opening)
+        return Sample(prompt.messages, text, *told, prompt.conversational)
 
     def _score(self, samples: list[Sample], shape: torch.Size) -> ReferenceScores | None:
         """What the references say of every response, put together from the passes; None where the loss asks them."""
@@ -334,10 +338,12 @@ class Online:
         normalized = self.experiment.penalty.mixes_whole_vocabulary
         found = token_divergence(model, models, self.terms, packed, self.temperature, True, vocabulary, normalized)
         policy = found.logps.detach()
-        for name, logps in zip(references.names, found.reference_logps):
-            averages.add(f"kl/{name}", masked_sum((policy - logps).double(), mask, 1))
+        if not _truncated(self.experiment):
+            for name, logps in zip(references.names, found.reference_logps):
+                averages.add(f"kl/{name}", masked_sum((policy - logps).double(), mask, 1))
         if len(self.terms) == 1:  # several summands have no mixed reference
             _add_tokens(averages, "disagreement", -found.log_normalizers[0], mask)
+        if len(self.terms) == 1 and not _truncated(self.experiment):
             mixed = references.mixed_tokens(found.reference_logps, found.log_normalizers)
             averages.add("kl/mixed", masked_sum((policy - mixed[0]).double(), mask, 1))
         return found.logps, found.divergence, found.entropy
@@ -370,7 +376,7 @@ class Online:
     def _add_distances(self, averages: Averages, micro: GroupMicro, logps: Tensor, mask: Tensor) -> None:
         """kl/<reference> and kl/mixed, nats a response, and the references' disagreement, nats a token."""
         scores, references = self._window().scores, self.parts.references
-        if scores is None or references is None:
+        if scores is None or references is None or _truncated(self.experiment):
             return
         policy = masked_sum(logps.double(), mask, 1).cpu()
         for name, sums in zip(references.names, scores.sums):
@@ -416,6 +422,11 @@ def notes(experiment: Experiment) -> list[str]:
     left_out = [r.name for r, weight in zip(experiment.references, experiment.weights) if weight == 0]
     if left_out:
         found.append(f"weight 0, never loaded: {', '.join(left_out)}")
+    if _truncated(experiment):
+        found.append(
+            "rollout.top_p, top_k or min_p leave tokens out: responses come from another sampler than the policy, so "
+            "distances to references are not shown while training, and a penalty is an average over that sampler"
+        )
     if penalty.states is States.reference:
         found.append("the penalty is measured on stored reference samples; distances are measured at the end")
     elif experiment.estimator is Estimator.k3 and penalty.score_order != 1:
@@ -424,6 +435,12 @@ def notes(experiment: Experiment) -> list[str]:
             f"regularizer={penalty.title} names (score order {penalty.score_order:g}); use exact, k2 or k3_ratio"
         )
     return found
+
+
+def _truncated(experiment: Experiment) -> bool:
+    """Whether rollouts leave tokens out, so that averages over them are none over the policy."""
+    rollout = experiment.rollout
+    return rollout.top_p < 1 or rollout.top_k > 0 or rollout.min_p > 0
 
 
 def _shown(samples: list[Sample], rewards: Tensor, values: Tensor) -> list[dict[str, Any]]:

@@ -121,9 +121,22 @@ def reward_metrics(judged: RewardBatch, rewards: Tensor) -> dict[str, float]:
         "zero_spread_fraction": float(zero_spread(rewards).double().mean()),
     }
     if len(judged.terms) > 1:
-        found |= {f"reward/{name}": sum(values) / len(values) for name, values in judged.terms.items()}
+        found |= {
+            f"reward/{name}": mean for name, values in judged.terms.items() if (mean := _mean(values)) is not None
+        }
+    silent = [value for values in judged.terms.values() for value in values]
+    if None in silent:
+        found["reward_not_applicable_fraction"] = silent.count(None) / len(silent)
+    if judged.cut:
+        found["reward_inputs_cut"] = float(judged.cut)
     late = sum(len(rows) for rows in judged.timeouts.values())
     return found | ({"reward_timeouts": float(late)} if late else {})
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Mean of the values where a term applies."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def padded(rows: Sequence[Sequence[float]]) -> Tensor:

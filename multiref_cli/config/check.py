@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,8 @@ VLLM_MISSING = (
     "rollout=vllm needs vLLM, which is not installed: pip install 'multiref[vllm]', or use rollout=transformers"
 )
 _DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:\d{1,3})?")
+# Our names of what columns hold.
+COLUMNS = ("prompt", "chosen", "rejected", "completion", "answer", "messages", "tools", "chat_template_kwargs")
 
 
 def check(experiment: "Experiment") -> None:
@@ -71,8 +74,25 @@ def _check_parts(experiment: "Experiment") -> None:
     _choice("rollout.engine", experiment.rollout.engine, ("transformers", "vllm"))
     _choice("hardware.dtype", hardware.dtype, ("auto", "float32", "bfloat16"))
     _choice("hardware.precision", hardware.precision, ("auto", *PRECISIONS))
-    _choice("policy.dtype", experiment.policy.dtype or "float32", ("float32", "bfloat16"))
     _choice("tracking.mode", experiment.tracking.mode, ("offline", "online", "disabled"))
+    _check_types(experiment)
+    for name in experiment.data.columns:
+        _choice("a name in data.columns", name, COLUMNS)
+    try:
+        date.fromisoformat(experiment.data.date)
+    except ValueError:
+        raise RequestError(f"data.date is {experiment.data.date!r}; it must be a day such as 2024-07-26.") from None
+
+
+def _check_types(experiment: "Experiment") -> None:
+    """Parameter types of every model by name, before one is opened."""
+    _choice("policy.dtype", experiment.policy.dtype or "float32", ("float32", "bfloat16"))
+    types = {f"references: {r.name}": r.dtype for r in experiment.references}
+    if experiment.evaluation.scorer is not None:
+        types["evaluation.scorer"] = experiment.evaluation.scorer.dtype
+    for key, dtype in types.items():
+        if dtype is not None:
+            _choice(f"{key}.dtype", dtype, ("float32", "bfloat16", "float16", "float64"))
 
 
 def _check_preferences(settings: DpoSettings, beta: float) -> None:
@@ -111,6 +131,13 @@ def _check_online(experiment: "Experiment", settings: OnlineSettings) -> None:
     _require(
         rollout.temperature > 0,
         "rollout.temperature is 0: greedy responses of a group are all the same; usual is 1",
+    )
+    in_reward = experiment.estimator is not None and experiment.estimator.in_reward and experiment.penalized
+    compared = settings.baseline != "none" or settings.advantage_scale == "group"
+    _require(
+        rollout.group_size > 1 or not compared or not (settings.rewarded or in_reward),
+        f"rollout.group_size is 1, and algorithm.baseline={settings.baseline} compares the responses of a group: every "
+        "advantage would be 0; give 2 or more, or algorithm.baseline=none with algorithm.advantage_scale=none or batch",
     )
     if rollout.engine == "vllm":
         _require(find_spec("vllm") is not None, VLLM_MISSING)

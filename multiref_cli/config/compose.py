@@ -17,8 +17,19 @@ from multiref_cli.config import algorithms, regularizer, schema, terms
 from multiref_cli.config.algorithms import ALGORITHMS
 from multiref_cli.config.check import check, check_orders
 from multiref_cli.config.folders import conf_directory, groups, options, own_conf_directory
-from multiref_cli.config.schema import Ctro, Evaluation, Experiment, Lora, Policy, Regularizer, Reward, Scorer
-from multiref_cli.config.sentences import PAIR_KEYS, no_value, sentence
+from multiref_cli.config.schema import (
+    Ctro,
+    Evaluation,
+    Experiment,
+    Lora,
+    Policy,
+    ReferenceSpec,
+    Regularizer,
+    Reward,
+    Scorer,
+)
+from multiref_cli.config.sentences import GONE_KEYS, PAIR_KEYS, no_value, sentence
+from multiref_cli.config.written import is_open, named, written
 from multiref_cli.errors import RequestError
 
 T = TypeVar("T")
@@ -48,8 +59,12 @@ def compose(overrides: list[str]) -> Experiment:
 
 def compose_unchecked(overrides: list[str]) -> Experiment:
     """`compose` without the rules that span several keys, for a command with rules of its own to say first."""
+    overrides = written(overrides)
     plain, choices = _composed([_addable(override) for override in overrides])
+    _refuse_lost_pair(plain, choices)
     found = _typed_experiment(plain)
+    if _wants_start(found, overrides):
+        found = _towards_start(found, overrides)
     if found.regularizer is None:
         return found
     check_orders(found.regularizer)
@@ -67,7 +82,7 @@ def compose_saved(path: Path, overrides: list[str] | None = None) -> Experiment:
         RequestError: the file or an override does not fit the schema.
     """
     plain = cast(DictConfig, OmegaConf.load(path))
-    for override in _parsed(overrides or []):
+    for override in _parsed(written(overrides or [])):
         key, value = override.get_key_element(), override.value()
         if key in groups() and isinstance(value, str):
             plain[key] = compose_plain([f"{key}={value}"])[key]
@@ -141,7 +156,44 @@ def _typed_experiment(plain: DictConfig) -> Experiment:
     name = plain.algorithm.get("name") if "algorithm" in plain else None
     if name not in ALGORITHMS:
         raise RequestError(f"algorithm.name is {name!r}; allowed: {', '.join(ALGORITHMS)}.")
-    return typed(plain, Experiment(algorithm=ALGORITHMS[name]()), gone=PAIR_KEYS)
+    return typed(plain, Experiment(algorithm=ALGORITHMS[name]()), gone=GONE_KEYS)
+
+
+def _refuse_lost_pair(plain: DictConfig, choices: dict[str, Any]) -> None:
+    """Refuse paths of references=pair beside other references, where nothing reads them."""
+    lost = [key for key in PAIR_KEYS if key in plain]
+    if lost and choices.get("references") != "pair":
+        raise RequestError(f"{lost[0]}= is the path of a reference of references=pair; add references=pair.")
+
+
+def _wants_start(found: Experiment, overrides: Sequence[str]) -> bool:
+    """Whether nobody named references, and those of the embedded world stand beside a policy of another world."""
+    toys = [reference.path.startswith("toy:") for reference in found.references]
+    return bool(toys) and all(toys) and not found.policy.path.startswith("toy:") and not named(overrides, "references")
+
+
+def _towards_start(found: Experiment, overrides: Sequence[str]) -> Experiment:
+    """The experiment with its policy's own start as the only reference.
+
+    Raises:
+        RequestError: it gives weights, but no references to weigh.
+    """
+    if named(overrides, "alpha") and found.algorithm.regularized:
+        raise RequestError(
+            "alpha weighs references, and none is named: give references=pair first=PATH second=PATH, or leave alpha "
+            "out to train towards the policy's own start alone."
+        )
+    policy = found.policy
+    start = ReferenceSpec(
+        name="start",
+        path=policy.path,
+        revision=policy.revision,
+        dtype=policy.dtype,
+        adapter=policy.adapter,
+        tokenizer=policy.tokenizer,
+        trust_remote_code=policy.trust_remote_code,
+    )
+    return replace(found, references=[start], alpha=None)
 
 
 def _named(found: Regularizer, option: str | None) -> Regularizer:
@@ -175,7 +227,8 @@ def _refuse_hidden_files(own: Path, shipped: Path, choices: dict[str, Any]) -> N
 def _addable(override: str) -> str:
     # A key of the schema can be set even where the chosen YAML file does not list it (Hydra's "++").
     key = override.partition("=")[0]
-    return f"++{override}" if "=" in override and key in known_keys() and key not in groups() else override
+    known = (key in known_keys() and key not in groups()) or is_open(key)
+    return f"++{override}" if "=" in override and known else override
 
 
 def _parsed(overrides: list[str]) -> list[Any]:
@@ -203,6 +256,7 @@ def expand_axes(overrides: list[str]) -> tuple[dict[str, list[str]], list[str]]:
     """
     from hydra.core.override_parser.types import Glob
 
+    overrides = written(overrides)
     axes: dict[str, list[str]] = {}
     fixed: list[str] = []
     for text, override in zip(overrides, _parsed(overrides)):

@@ -71,6 +71,8 @@ class Data:
     columns: dict[str, str] = field(default_factory=dict)
     system_prompt: Optional[str] = None
     prompt_template: Optional[str] = None
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    date: str = "2024-07-26"
     max_prompt_tokens: int = number(COUNT, 512)
     max_completion_tokens: int = number(COUNT, 512)
     bad_rows: BadRows = BadRows.drop

@@ -38,6 +38,7 @@ def sentence(error: Exception, keys: set[str], options: Callable[[str], list[str
 
 # What references=pair is filled from; these keys are gone once a config is composed.
 PAIR_KEYS = ("first", "second")
+GONE_KEYS = (*PAIR_KEYS, "own")
 
 
 def no_value(key: str) -> str:

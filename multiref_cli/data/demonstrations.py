@@ -5,12 +5,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from multiref_cli.config.schema import Data
-from multiref_cli.data.chat import Message, completion_ids
-from multiref_cli.data.encode import bounded_prompt, load_encoded, plain_text, truncate
-from multiref_cli.data.messages import column, conversation, prompt_messages, text_of
+from multiref_cli.data.chat import end_ids
+from multiref_cli.data.encode import bounded_conversation, load_encoded, plain_response
+from multiref_cli.data.messages import column, conversation, prompt_messages, response_of, with_tools
+from multiref_cli.data.messages import plain_response as without_fields
 from multiref_cli.data.preferences import parse_pair
 from multiref_cli.data.prompts import question
 from multiref_cli.data.rows import BadRow, Split
+from multiref_cli.data.template import Message, Response
 from multiref_cli.types import Tokenizer
 
 COMPLETIONS = ("completion", "response", "output", "answer")
@@ -25,7 +27,7 @@ class Demonstration:
         prompt: ids up to where the assistant begins.
         completion: ids of the response, with its end token unless it was truncated.
         messages: the prompt as messages, system prompt included.
-        text: the response.
+        text: the response, a turn where it has reasoning or tool calls.
         row: number of the row in its source, from 1.
         extra: the other columns of the row.
         truncated: 1 if the response was truncated, else 0.
@@ -34,7 +36,7 @@ class Demonstration:
     prompt: tuple[int, ...]
     completion: tuple[int, ...]
     messages: list[Message]
-    text: str
+    text: Response
     row: int
     extra: dict[str, Any] = field(default_factory=dict)
     truncated: int = 0
@@ -61,19 +63,18 @@ def parse_demonstration(number: int, row: dict[str, Any], data: Data, tokenizer:
     """Read one row as a demonstration; arguments and errors are those of `parse_pair`."""
     if column(row, data, "chosen") is not None and column(row, data, "rejected") is not None:
         pair = parse_pair(number, row, data, tokenizer)
-        cut = int(pair.chosen[-1:] != tuple(completion_ids(tokenizer, pair.chosen_text)[-1:]))
+        cut = int(pair.chosen[-1] not in end_ids(tokenizer))
         return Demonstration(pair.prompt, pair.chosen, pair.messages, pair.chosen_text, number, pair.extra, cut)
     used, messages, text = _texts(row, data)
-    if not data.options.get("calculator_marks", True):
+    if not data.options.get("calculator_marks", True) and isinstance(text, str):
         text = _CALCULATOR.sub("", text)
-    text = plain_text(tokenizer, text, "completion")
-    prompt = bounded_prompt(tokenizer, messages, data)
-    completion, cut = truncate(completion_ids(tokenizer, text), data.max_completion_tokens)
+    text = plain_response(tokenizer, text, "completion")
+    prompt, (completion,), (cut,) = bounded_conversation(tokenizer, messages, [text], data)
     extra = {name: value for name, value in row.items() if name not in used}
     return Demonstration(prompt, completion, messages, text, number, extra, cut)
 
 
-def _texts(row: dict[str, Any], data: Data) -> tuple[set[str], list[Message], str]:
+def _texts(row: dict[str, Any], data: Data) -> tuple[set[str], list[Message], Response]:
     whole = column(row, data, "messages")
     if whole is not None:
         messages = conversation(whole, "messages")
@@ -82,9 +83,10 @@ def _texts(row: dict[str, Any], data: Data) -> tuple[set[str], list[Message], st
         if len(messages) < 2:
             raise BadRow("messages hold no response to a prompt")
         name = data.columns.get("messages", "messages")
-        return {name}, prompt_messages(messages[:-1], data, "messages"), messages[-1]["content"]
+        prompt = with_tools(prompt_messages(messages[:-1], data, "messages"), row, data)
+        return {name}, prompt, without_fields(messages[-1])
     name, messages = question(row, data)
     if "completion" in data.columns:
-        return {name, data.columns["completion"]}, messages, text_of(column(row, data, "completion"), "completion")
+        return {name, data.columns["completion"]}, messages, response_of(column(row, data, "completion"), "completion")
     other = next((known for known in COMPLETIONS if known in row), "completion")
-    return {name, other}, messages, text_of(row.get(other), other)
+    return {name, other}, messages, response_of(row.get(other), other)

@@ -1,11 +1,13 @@
 """From a data set to rows of token ids: what pairs, prompts and demonstrations share."""
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from multiref_cli.config.schema import Data
-from multiref_cli.data.chat import Message, control_token, prompt_ids, without_end
+from multiref_cli.data.chat import control_token, conversation_ids, prompt_ids, prompt_text, without_end
 from multiref_cli.data.rows import BadRow, Split, load_split
+from multiref_cli.data.template import OF_THE_ROW, Message, Response, left_out
 from multiref_cli.types import Tokenizer
 
 T = TypeVar("T")
@@ -39,16 +41,44 @@ def bounded_prompt(tokenizer: Tokenizer, messages: Sequence[Message], data: Data
 
     Raises:
         BadRow: it is longer; a prompt is never shortened, since that would ask another question. Or it holds a control
-            token, or no Unicode text.
+            token, no Unicode text, or what the chat template does not write.
     """
     for message in messages:
         plain_text(tokenizer, message["content"], "prompt")
-    ids = tuple(prompt_ids(tokenizer, messages))
+    lost = left_out(messages, prompt_text(tokenizer, messages))
+    if lost is not None:
+        raise BadRow(f"the chat template leaves out {lost}")
+    return _bounded(prompt_ids(tokenizer, messages), data)
+
+
+def bounded_conversation(
+    tokenizer: Tokenizer, messages: Sequence[Message], responses: Sequence[Response], data: Data
+) -> tuple[tuple[int, ...], list[tuple[int, ...]], list[int]]:
+    """Encode a prompt, as `bounded_prompt`, and its responses, cut to data.max_completion_tokens.
+
+    Returns:
+        (prompt ids, ids of each response, 1 where it was cut else 0).
+    """
+    bounded_prompt(tokenizer, messages, data)
+    prompt, completions = conversation_ids(tokenizer, messages, responses)
+    cut = [truncate(ids, data.max_completion_tokens) for ids in completions]
+    return _bounded(prompt, data), [ids for ids, _ in cut], [number for _, number in cut]
+
+
+def _bounded(ids: Sequence[int], data: Data) -> tuple[int, ...]:
     if len(ids) > data.max_prompt_tokens:
         raise BadRow(f"prompt over {data.max_prompt_tokens} tokens: {len(ids)}")
     if not ids:
         raise BadRow("empty prompt")
-    return ids
+    return tuple(ids)
+
+
+def plain_response(tokenizer: Tokenizer, response: Response, name: str) -> Response:
+    """`plain_text` of a response that may have reasoning and tool calls."""
+    if isinstance(response, str):
+        return plain_text(tokenizer, response, name)
+    plain_text(tokenizer, response.get("reasoning_content", ""), name)
+    return {**response, "content": plain_text(tokenizer, response["content"], name)}
 
 
 def plain_text(tokenizer: Tokenizer, text: str, name: str) -> str:
@@ -82,4 +112,11 @@ def truncate(ids: Sequence[int], limit: int) -> tuple[tuple[int, ...], int]:
 
 def prompt_key(row: Any) -> str:
     """The text that identifies the prompt of a usable row, the same for every tokenizer."""
-    return "\n".join(f"{message['role']}: {message['content']}" for message in row.messages)
+    first = row.messages[0]
+    told = [f"{name}: {json.dumps(first[name], sort_keys=True)}" for name in OF_THE_ROW if name in first]
+    return "\n".join([*told, *(_turn_key(message) for message in row.messages)])
+
+
+def _turn_key(message: Message) -> str:
+    more = {key: message[key] for key in message if key not in ("role", "content", *OF_THE_ROW)}
+    return f"{message['role']}: {message['content']}" + (json.dumps(more, sort_keys=True) if more else "")

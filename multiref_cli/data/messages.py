@@ -1,13 +1,18 @@
 """Reading one row: plain text, conversations, implicit prompts and the old Human/Assistant dialogues as messages."""
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from multiref_cli.config.schema import Data
-from multiref_cli.data.chat import Message
 from multiref_cli.data.rows import BadRow
+from multiref_cli.data.template import Message, Response
 
+# Names of one thing: what a model thought before it answered.
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+# Columns that hold a prompt where data.columns names none, in this order.
+QUESTIONS = ("prompt", "question", "problem", "instruction")
 ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
 _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant): ?", re.IGNORECASE)
 
@@ -37,13 +42,28 @@ def column(row: Mapping[str, Any], data: Data, name: str) -> Any:
     return value
 
 
+def prompt_column(row: Mapping[str, Any], data: Data) -> tuple[str, Any]:
+    """Name and value of the column that holds a row's prompt; the value is None where there is none.
+
+    Raises:
+        BadRow: the column is named in data.columns and the row lacks it.
+    """
+    if "prompt" in data.columns:
+        return data.columns["prompt"], turns_or_text(column(row, data, "prompt"))
+    name = next((known for known in QUESTIONS if row.get(known) is not None), "prompt")
+    return name, turns_or_text(row.get(name))
+
+
 def turns_or_text(value: object) -> Any:
     """A value of a row with a conversation that was kept as text read back; anything else as it is."""
     return _written_out(value) if isinstance(value, str) else value
 
 
-def text_of(value: object, name: str) -> str:
-    """A response as text: a string, or a conversation whose only turn is the assistant's.
+def response_of(value: object, name: str) -> Response:
+    """A response: a string, or a conversation whose only turn is the assistant's.
+
+    Returns:
+        Its text, or the turn where that also has reasoning or tool calls.
 
     Raises:
         BadRow: it is missing, of another type, or empty.
@@ -58,7 +78,12 @@ def text_of(value: object, name: str) -> str:
     if len(messages) != 1 or messages[0]["role"] != "assistant":
         roles = ", ".join(message["role"] for message in messages)
         raise BadRow(f"{name} is not one assistant turn: {roles}")
-    return messages[0]["content"]
+    return plain_response(messages[0])
+
+
+def plain_response(turn: Message) -> Response:
+    """A turn of the assistant as its text, if it has nothing else."""
+    return turn["content"] if set(turn) == {"role", "content"} else turn
 
 
 def conversation(value: object, name: str) -> list[Message]:
@@ -87,7 +112,6 @@ def conversation(value: object, name: str) -> list[Message]:
 def _written_out(text: str) -> Any:
     """A conversation that a table keeps as text, in JSON or as Python prints it; other text as it is."""
     import ast
-    import json
 
     if not re.match(r"\s*\[\s*\{", text):
         return text
@@ -111,16 +135,76 @@ def _is_empty_system(turn: dict[str, Any]) -> bool:
 def _message(turn: object, name: str) -> Message:
     if not isinstance(turn, dict):
         raise BadRow(f"{name} has the wrong type: a turn is {type(turn).__name__}")
-    if turn.get("tool_calls") or turn.get("function_call"):
-        raise BadRow(f"{name} calls a tool, which is not supported")
+    if turn.get("function_call"):
+        raise BadRow(f"{name} has a function_call: write it as tool_calls")
+    more = _fields(turn)
     role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
     if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
         content = "".join(part.get("text") or "" for part in content)
+    if content is None and more.get("tool_calls"):
+        content = ""
     if not isinstance(role, str) or not isinstance(content, str):
         raise BadRow(f"{name} has the wrong type: a turn needs a role and text")
-    if not content.strip():
+    if not content.strip() and not more.get("tool_calls"):
         raise BadRow(f"empty {name}")
-    return {"role": ROLES.get(role, role), "content": content}
+    return {"role": ROLES.get(role, role), "content": content, **more}
+
+
+def _fields(turn: dict[str, Any]) -> Message:
+    """What a turn has besides role and content that templates know; a table's empty cells are nothing."""
+    found: Message = {key: turn[key] for key in ("name", "tool_call_id") if turn.get(key)}
+    reasoning = next((turn[key] for key in _REASONING if turn.get(key)), None)
+    if isinstance(reasoning, str) and reasoning.strip():
+        found["reasoning_content"] = reasoning
+    calls = _filled(_read(turn.get("tool_calls")))
+    if calls:
+        if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+            raise BadRow("tool_calls have the wrong type: a list of objects is needed")
+        found["tool_calls"] = [_call(call) for call in calls]
+    return found
+
+
+def _call(call: dict[str, Any]) -> dict[str, Any]:
+    """A tool call with its arguments as an object, which templates write as JSON; OpenAI's form has them as text."""
+    function = dict(call["function"]) if isinstance(call.get("function"), dict) else dict(call)
+    if not isinstance(function.get("name"), str):
+        raise BadRow("tool_calls have the wrong type: a call needs the name of a function")
+    arguments = _read(function.get("arguments"))
+    function["arguments"] = arguments if isinstance(arguments, dict) else function.get("arguments") or {}
+    return {"type": "function", **call, "function": function} if "function" in call else {"function": function}
+
+
+def tools_of(row: Mapping[str, Any], data: Data) -> Message:
+    """What a row tells the template besides turns: `tools` and `chat_template_kwargs`, as lists, objects or JSON.
+
+    Raises:
+        BadRow: one has the wrong type.
+    """
+    found: Message = {}
+    for name, kind in (("tools", list), ("chat_template_kwargs", dict)):
+        value = _filled(_read(column(row, data, name)))
+        if value:
+            if not isinstance(value, kind) or (kind is list and not all(isinstance(one, dict) for one in value)):
+                raise BadRow(f"{name} has the wrong type: {type(value).__name__}")
+            found[name] = value
+    return found
+
+
+def _read(value: object) -> Any:
+    """What a cell holds that may keep JSON as text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value) if value.strip() else None
+    except (ValueError, RecursionError):
+        return value
+
+
+def _filled(value: object) -> Any:
+    """A value without the empty fields that a table gives every object because some have them."""
+    if isinstance(value, dict):
+        return {key: _filled(one) for key, one in value.items() if one is not None}
+    return [_filled(one) for one in value] if isinstance(value, list) else value
 
 
 def dialogue(text: str) -> list[Message] | None:
@@ -173,7 +257,13 @@ def prompt_messages(value: object, data: Data, name: str = "prompt") -> list[Mes
     return messages
 
 
-def split_pair(chosen: object, rejected: object) -> tuple[Any, str, str]:
+def with_tools(messages: list[Message], row: Mapping[str, Any], data: Data) -> list[Message]:
+    """The prompt with the row's tools in its first message, where `template.render` takes them from."""
+    more = tools_of(row, data)
+    return [{**messages[0], **more}, *messages[1:]] if more else messages
+
+
+def split_pair(chosen: object, rejected: object) -> tuple[Any, Response, Response]:
     """Split two full conversations into the prompt they share and the last turn of each.
 
     Args:
@@ -181,16 +271,16 @@ def split_pair(chosen: object, rejected: object) -> tuple[Any, str, str]:
         rejected: the same kind.
 
     Returns:
-        (prompt as messages or text, chosen text, rejected text). For plain text the prompt is the shared beginning up
-        to the last whitespace.
+        (prompt as messages, chosen, rejected).
 
     Raises:
-        BadRow: one is missing, they share no beginning, or they part before their last turn.
+        BadRow: one is missing, they share no beginning, or they part before their last turn. Two plain texts have no
+            prompt: words that they happen to begin with are none.
     """
     if isinstance(chosen, str) and isinstance(rejected, str):
         first, second = dialogue(chosen), dialogue(rejected)
         if first is None or second is None:
-            return _split_text(chosen, rejected)
+            raise BadRow("missing prompt")
     else:
         first, second = conversation(chosen, "chosen"), conversation(rejected, "rejected")
     if first == second:
@@ -203,20 +293,4 @@ def split_pair(chosen: object, rejected: object) -> tuple[Any, str, str]:
         raise BadRow("missing prompt: chosen and rejected share no turn")
     if any([turn["role"] for turn in tail] != ["assistant"] for tail in tails):
         raise BadRow("chosen and rejected part before their last turn")
-    return first[:shared], tails[0][0]["content"], tails[1][0]["content"]
-
-
-def _split_text(chosen: str, rejected: str) -> tuple[str, str, str]:
-    for text, name in ((chosen, "chosen"), (rejected, "rejected")):
-        if not text.strip():
-            raise BadRow(f"empty {name}")
-    if chosen.strip() == rejected.strip():
-        raise BadRow("chosen equals rejected")
-    shared = 0
-    while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
-        shared += 1
-    while shared and not chosen[shared - 1].isspace():
-        shared -= 1
-    if not chosen[:shared].strip():
-        raise BadRow("missing prompt: chosen and rejected share no beginning")
-    return chosen[:shared], chosen[shared:], rejected[shared:]
+    return first[:shared], plain_response(tails[0][0]), plain_response(tails[1][0])

@@ -4,19 +4,29 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from multiref_cli.config.schema import Data
-from multiref_cli.data.chat import Message, completion_ids
-from multiref_cli.data.encode import bounded_prompt, load_encoded, plain_text, truncate
+from multiref_cli.data.encode import bounded_conversation, load_encoded, plain_response
 from multiref_cli.data.messages import (
     column,
     conversation,
     dialogue,
+    prompt_column,
     prompt_messages,
+    response_of,
     split_pair,
-    text_of,
     turns_or_text,
+    with_tools,
 )
 from multiref_cli.data.rows import BadRow, Split
+from multiref_cli.data.template import Message, Response
 from multiref_cli.types import Tokenizer
+
+# Columns in which data sets keep the scores of both responses.
+_SCORES = (
+    ("score_chosen", "score_rejected"),
+    ("chosen_score", "rejected_score"),
+    ("chosen_rating", "rejected_rating"),
+    ("rating_chosen", "rating_rejected"),
+)
 
 
 @dataclass(frozen=True)
@@ -28,22 +38,24 @@ class Pair:
         chosen: ids of the preferred response, with its end token unless it was truncated.
         rejected: ids of the other response.
         messages: the prompt as messages, system prompt included.
-        chosen_text: the preferred response.
+        chosen_text: the preferred response, a turn where it has reasoning or tool calls.
         rejected_text: the other response.
         row: number of the row in its source, from 1.
         extra: the other columns of the row.
         truncated: how many of the two responses were truncated.
+        margin: score of the preferred response minus that of the other, where the row has scores.
     """
 
     prompt: tuple[int, ...]
     chosen: tuple[int, ...]
     rejected: tuple[int, ...]
     messages: list[Message]
-    chosen_text: str
-    rejected_text: str
+    chosen_text: Response
+    rejected_text: Response
     row: int
     extra: dict[str, Any] = field(default_factory=dict)
     truncated: int = 0
+    margin: float | None = None
 
 
 def load_preferences(data: Data, tokenizer: Tokenizer) -> Split[Pair]:
@@ -53,7 +65,7 @@ def load_preferences(data: Data, tokenizer: Tokenizer) -> Split[Pair]:
     conversations (also in HH's Human/Assistant format) that share their beginning, which is then the prompt.
 
     Args:
-        data: the data part of the config.
+        data: the data part of the config; `options.ties: drop` drops pairs with equal scores, which else are counted.
         tokenizer: of the policy.
 
     Returns:
@@ -62,7 +74,11 @@ def load_preferences(data: Data, tokenizer: Tokenizer) -> Split[Pair]:
     Raises:
         RequestError: nothing to read, nothing left, or bad rows that the config refuses.
     """
-    return load_encoded(data, tokenizer, parse_pair)
+    split = load_encoded(data, tokenizer, parse_pair)
+    margins = [pair.margin for pair in (*split.train, *split.held_out) if pair.margin is not None]
+    split.report.ties = sum(margin == 0 for margin in margins)
+    split.report.reversed = sum(margin < 0 for margin in margins)
+    return split
 
 
 def parse_pair(number: int, row: dict[str, Any], data: Data, tokenizer: Tokenizer) -> Pair:
@@ -80,31 +96,50 @@ def parse_pair(number: int, row: dict[str, Any], data: Data, tokenizer: Tokenize
     Raises:
         BadRow: with the reason, if the row cannot be used.
     """
-    messages, chosen_text, rejected_text = _texts(row, data)
-    chosen_text = plain_text(tokenizer, chosen_text, "chosen")
-    rejected_text = plain_text(tokenizer, rejected_text, "rejected")
-    if chosen_text.strip() == rejected_text.strip():
+    prompt_name, messages, *texts = _texts(row, data)
+    both = [plain_response(tokenizer, text, name) for text, name in zip(texts, ("chosen", "rejected"))]
+    if both[0] == both[1] or _text(both[0]) == _text(both[1]):
         raise BadRow("chosen equals rejected")
-    prompt = bounded_prompt(tokenizer, messages, data)
-    chosen, first_cut = truncate(completion_ids(tokenizer, chosen_text), data.max_completion_tokens)
-    rejected, second_cut = truncate(completion_ids(tokenizer, rejected_text), data.max_completion_tokens)
+    prompt, (chosen, rejected), cut = bounded_conversation(tokenizer, messages, both, data)
     if chosen == rejected:
         raise BadRow("chosen equals rejected in its first max_completion_tokens")
-    used = {data.columns.get(name, name) for name in ("prompt", "chosen", "rejected")}
+    margin = _margin(row)
+    if margin == 0 and data.options.get("ties", "keep") == "drop":
+        raise BadRow("equal scores")
+    used = {prompt_name, *(data.columns.get(name, name) for name in ("chosen", "rejected"))}
     extra = {name: value for name, value in row.items() if name not in used}
-    return Pair(prompt, chosen, rejected, messages, chosen_text, rejected_text, number, extra, first_cut + second_cut)
+    return Pair(prompt, chosen, rejected, messages, both[0], both[1], number, extra, sum(cut), margin)
 
 
-def _texts(row: dict[str, Any], data: Data) -> tuple[list[Message], str, str]:
-    prompt, chosen, rejected = (turns_or_text(column(row, data, name)) for name in ("prompt", "chosen", "rejected"))
-    for value, name in ((chosen, "chosen"), (rejected, "rejected")):
+def _texts(row: dict[str, Any], data: Data) -> tuple[str, list[Message], Response, Response]:
+    """Name of the prompt's column, the prompt, and both responses."""
+    name, prompt = prompt_column(row, data)
+    chosen, rejected = (turns_or_text(column(row, data, side)) for side in ("chosen", "rejected"))
+    for value, side in ((chosen, "chosen"), (rejected, "rejected")):
         if value is None:
-            raise BadRow(f"missing {name}")
+            raise BadRow(f"missing {side}")
     if isinstance(chosen, str) and isinstance(rejected, str):
         full = dialogue(chosen) is not None and dialogue(rejected) is not None
     else:
         full = isinstance(chosen, list) and isinstance(rejected, list) and len(conversation(chosen, "chosen")) > 1
     if prompt is None or full:
-        # Full conversations carry their prompt, so a prompt column beside them is a copy of their first turn.
-        prompt, chosen, rejected = split_pair(chosen, rejected)
-    return prompt_messages(prompt, data), text_of(chosen, "chosen"), text_of(rejected, "rejected")
+        # Full conversations carry their prompt, so a prompt column beside them is a copy of their first turn; only a
+        # system turn may stand in the copy alone.
+        copy, (prompt, chosen, rejected) = prompt, split_pair(chosen, rejected)
+        if isinstance(copy, list) and prompt[0]["role"] != "system":
+            prompt = [turn for turn in conversation(copy, "prompt")[:1] if turn["role"] == "system"] + prompt
+    else:
+        chosen, rejected = response_of(chosen, "chosen"), response_of(rejected, "rejected")
+    return name, with_tools(prompt_messages(prompt, data), row, data), chosen, rejected
+
+
+def _margin(row: dict[str, Any]) -> float | None:
+    for names in _SCORES:
+        first, second = (row.get(name) for name in names)
+        if isinstance(first, (int, float)) and isinstance(second, (int, float)):
+            return float(first) - float(second)
+    return None
+
+
+def _text(response: Response) -> Response:
+    return response.strip() if isinstance(response, str) else response

@@ -5,16 +5,15 @@ from typing import Any
 
 from multiref_cli.config.schema import Data
 from multiref_cli.data.answers import final_answer, parse_math
-from multiref_cli.data.chat import Message
 from multiref_cli.data.encode import bounded_prompt, load_encoded, prompt_key
-from multiref_cli.data.messages import column, conversation, prompt_messages, turns_or_text
+from multiref_cli.data.messages import column, conversation, prompt_column, prompt_messages, turns_or_text, with_tools
 from multiref_cli.data.numbers import parse_number
 from multiref_cli.data.preferences import parse_pair
 from multiref_cli.data.rows import BadRow, Split
+from multiref_cli.data.template import Message
 from multiref_cli.errors import RequestError
 from multiref_cli.types import Tokenizer
 
-QUESTIONS = ("prompt", "question", "problem", "instruction")
 ANSWERS = ("auto", "number", "math", "text")
 
 
@@ -28,6 +27,7 @@ class Prompt:
         answer: the gold answer, where there is one.
         row: number of the row in its source, from 1.
         extra: the other columns of the row, for reward functions.
+        conversational: whether the row has its prompt as a conversation, not as text.
     """
 
     ids: tuple[int, ...]
@@ -35,6 +35,7 @@ class Prompt:
     answer: str | None
     row: int
     extra: dict[str, Any] = field(default_factory=dict)
+    conversational: bool = False
 
 
 def load_prompts(data: Data, tokenizer: Tokenizer) -> Split[Prompt]:
@@ -67,15 +68,17 @@ def parse_prompt(number: int, row: dict[str, Any], data: Data, tokenizer: Tokeni
     """Read one row as a prompt; arguments and errors are those of `parse_pair`."""
     if column(row, data, "chosen") is not None and column(row, data, "rejected") is not None:
         pair = parse_pair(number, row, data, tokenizer)
-        return Prompt(pair.prompt, pair.messages, None, number, pair.extra)
+        talk = isinstance(turns_or_text(column(row, data, "chosen")), list)
+        return Prompt(pair.prompt, pair.messages, None, number, pair.extra, talk)
     name, messages = question(row, data)
     raw = column(row, data, "answer")
     answer = gold_answer(raw, data.options.get("answer", "auto"))
-    used = {name, data.columns.get("answer", "answer")}
+    used = {name, "answer"}
     extra = {key: value for key, value in row.items() if key not in used}
     if isinstance(raw, str) and raw.strip() != answer:
         extra["solution"] = raw
-    return Prompt(bounded_prompt(tokenizer, messages, data), messages, answer, number, extra)
+    talk = isinstance(turns_or_text(row.get(name)), list)
+    return Prompt(bounded_prompt(tokenizer, messages, data), messages, answer, number, extra, talk)
 
 
 def question(row: dict[str, Any], data: Data) -> tuple[str, list[Message]]:
@@ -84,10 +87,9 @@ def question(row: dict[str, Any], data: Data) -> tuple[str, list[Message]]:
     Raises:
         BadRow: the row has no prompt, or one that cannot be used.
     """
-    names = [data.columns["prompt"]] if "prompt" in data.columns else [name for name in QUESTIONS if name in row]
-    if names:
-        value = column(row, data, "prompt") if "prompt" in data.columns else row[names[0]]
-        return names[0], prompt_messages(turns_or_text(value), data)
+    name, value = prompt_column(row, data)
+    if value is not None or name in row:
+        return name, with_tools(prompt_messages(value, data), row, data)
     value = column(row, data, "messages")
     if value is None:
         raise BadRow(f"missing prompt: there is {', '.join(map(str, row)) or 'no column'}")
@@ -96,7 +98,8 @@ def question(row: dict[str, Any], data: Data) -> tuple[str, list[Message]]:
         messages = messages[:-1]
     if not messages:
         raise BadRow("missing prompt: messages hold turns of the assistant only")
-    return data.columns.get("messages", "messages"), prompt_messages(messages, data, "messages")
+    name = data.columns.get("messages", "messages")
+    return name, with_tools(prompt_messages(messages, data, "messages"), row, data)
 
 
 def gold_answer(raw: object, kind: str) -> str | None:

@@ -18,7 +18,7 @@ from multiref_cli.errors import HubUnreachable, RequestError
 T = TypeVar("T")
 SUFFIXES = (".jsonl", ".parquet")
 OTHER_FILES = (".json", ".csv", ".jsonl.gz")  # read as a single file, not as part of a folder
-OPTIONS = ("name", "answer", "calculator_marks")
+OPTIONS = ("name", "answer", "calculator_marks", "ties")
 
 
 class BadRow(Exception):
@@ -57,6 +57,9 @@ class RowReport:
         truncated: completions that lost their end to max_completion_tokens, and with it their end token.
         duplicates: prompts that another row already has, where a data set of prompts is made of preference pairs.
         shared_prompts: prompts of a given held-out file or split that are also among the training prompts.
+        columns: of the first row.
+        ties: pairs that were kept though both responses have the same score.
+        reversed: pairs whose rejected response has the higher score.
     """
 
     total: int = 0
@@ -65,6 +68,9 @@ class RowReport:
     truncated: int = 0
     duplicates: int = 0
     shared_prompts: int = 0
+    columns: list[str] = field(default_factory=list)
+    ties: int = 0
+    reversed: int = 0
 
     @property
     def counts(self) -> dict[str, int]:
@@ -83,6 +89,10 @@ class RowReport:
                 parts[-1] += f", row {lines[0]}: {why.removeprefix('refused: ').rstrip('.')}"
         if self.truncated:
             parts.append(f"{self.truncated} completions cut to max_completion_tokens")
+        if self.ties:
+            parts.append(f"{self.ties} pairs with equal scores")
+        if self.reversed:
+            parts.append(f"{self.reversed} pairs whose rejected response has the higher score")
         if self.duplicates:
             parts.append(f"{self.duplicates} rows repeat a prompt")
         if self.shared_prompts:
@@ -292,8 +302,17 @@ def load_split(
     if report.problems and data.bad_rows is BadRows.refuse:
         raise RequestError(f"data.path={data.path} has bad rows and data.bad_rows=refuse: {report.summary()}.")
     if not train:
-        raise RequestError(f"data.path={data.path} has no usable training row: {report.summary()}.")
+        raise RequestError(f"data.path={data.path} has no usable training row: {report.summary()}.{_hint(report)}")
     return Split(train, held_out, report, sha256)
+
+
+def _hint(report: RowReport) -> str:
+    """How columns are named, where rows lack one and it might be there under another name."""
+    lacking = [reason.removeprefix("missing ") for reason in report.counts if reason.startswith("missing ")]
+    if not lacking or not report.columns:
+        return ""
+    there = ", ".join(report.columns)
+    return f" The columns of the first row are {there}: say which one it is with data.columns.{lacking[0]}=COLUMN."
 
 
 def _training_rows(data: Data) -> Rows:
@@ -309,6 +328,8 @@ def _check_source(data: Data) -> None:
     unknown = sorted(set(data.options) - set(OPTIONS))
     if unknown:
         raise RequestError(f"data.options.{unknown[0]} is no option of a data set; there is {', '.join(OPTIONS)}.")
+    if data.options.get("ties", "keep") not in ("keep", "drop"):
+        raise RequestError(f"data.options.ties={data.options['ties']}; allowed: keep, drop.")
     if data.held_out_split and not data.held_out_path and data.source is not None:
         raise RequestError(
             f"data.source makes rows without splits, so there is no {data.held_out_split!r}: leave held_out_split=null "
@@ -324,6 +345,7 @@ def _check_source(data: Data) -> None:
 def _parse_rows(source: Rows, parse: Callable[[int, dict[str, Any]], T]) -> tuple[list[T], RowReport]:
     report, kept = RowReport(total=len(source), problems=list(source.problems)), []
     for number, row in source:
+        report.columns = report.columns or list(map(str, row))
         try:
             kept.append(parse(number, row))
         except BadRow as problem:

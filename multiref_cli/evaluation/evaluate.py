@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from multiref_cli.config.schema import Evaluation, Experiment, Level
+from multiref_cli.data.chat import shape_of
 from multiref_cli.data.prompts import Prompt
 from multiref_cli.evaluation.measures import avg_at_k, length_controlled_wins, pass_at_k
 from multiref_cli.evaluation.statistics import bootstrap_interval, wins
@@ -124,7 +125,7 @@ class Evaluator:
 
     def samples(self, completions: list[list[Completion]]) -> list[Sample]:
         """Responses as the scorers read them, prompt-major."""
-        ends = set(self.end_ids)
+        ends, opening = set(self.end_ids), shape_of(self.tokenizer).opening
         rows = []
         for prompt, group in zip(self.prompts, completions):
             for one in group:
@@ -138,6 +139,8 @@ class Evaluator:
                         extra=prompt.extra,
                         finished=one.finished,
                         row=prompt.row,
+                        opening=opening,
+                        conversational=prompt.conversational,
                     )
                 )
         return rows
@@ -151,7 +154,7 @@ class Evaluator:
         flat = [one for group in completions for one in group]
         each = len(flat) // len(self.prompts)
         sequences = [
-            Sequence(tuple(self.prompts[i // each].ids), tuple(one.ids), sample.messages, sample.completion)
+            Sequence(tuple(self.prompts[i // each].ids), tuple(one.ids), sample.messages, sample.whole)
             for i, (one, sample) in enumerate(zip(flat, self.samples(completions)))
         ]
         if engine.exact_logps:

@@ -61,15 +61,16 @@ def resolve(path: str, revision: str | None = None, weights: bool = True, code: 
         ) from error
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder, sorted by name.
+def weight_files(folder: Path, adapter: bool = False) -> list[Path]:
+    """The safetensors files of a model, or of an adapter, in a folder, which may hold both; sorted by name.
 
     Raises:
         RequestError: none there.
     """
-    files = sorted(folder.glob("*.safetensors"))
+    every = sorted(folder.glob("*.safetensors"))
+    files = [path for path in every if path.name.startswith("adapter_model") is adapter]
     if not files:
-        others = sorted(p.name for p in [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
+        others = sorted(p.name for p in [*every, *folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
         found = f"only {', '.join(others)}" if others else "no weights at all"
         raise RequestError(f"{folder} holds {found}; weights must be safetensors: save the model again as safetensors.")
     return files
@@ -90,7 +91,7 @@ def fingerprint(model: Model) -> str:
     folder = resolve(model.path, model.revision, code=model.trust_remote_code)
     parts: dict[str, Any] = {"weights": _content(folder), "adapter": None}
     if model.adapter:
-        parts["adapter"] = _content(resolve(model.adapter))
+        parts["adapter"] = _content(resolve(model.adapter), adapter=True)
     if model.trust_remote_code:
         parts["code"] = {str(path.relative_to(folder)): file_sha256(path) for path in sorted(folder.rglob("*.py"))}
     base = _base_of(folder)
@@ -158,14 +159,12 @@ def _digest(file: BinaryIO) -> str:
     return digest.hexdigest()
 
 
-def _content(folder: Path) -> dict[str, Any]:
+def _content(folder: Path, adapter: bool = False) -> dict[str, Any]:
     """Hashes of the weights in the order of their names, and the config without its provenance."""
-    config: dict[str, Any] = {}
-    for name in ("config.json", "adapter_config.json"):
-        if (folder / name).is_file():
-            config |= _read_config(folder / name)
+    name = "adapter_config.json" if adapter else "config.json"
+    config = _read_config(folder / name) if (folder / name).is_file() else {}
     kept = {key: value for key, value in config.items() if key not in _PROVENANCE}
-    return {"files": [_remembered_sha256(path) for path in weight_files(folder)], "config": kept}
+    return {"files": [_remembered_sha256(path) for path in weight_files(folder, adapter)], "config": kept}
 
 
 def _remembered_sha256(path: Path) -> str:

@@ -1,25 +1,27 @@
-"""Opening and saving models: a pinned revision, safetensors only, no foreign code unless asked."""
+"""Opening models: a pinned revision, safetensors only, no foreign code unless asked."""
 
 import math
-import os
-import shutil
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from multiref_cli.config.schema import Lora, Model, Policy
+from multiref_cli.data.template import Rendering, attach
 from multiref_cli.errors import RequestError
-from multiref_cli.files import sync_folder, sync_tree
-from multiref_cli.models.decoder import check_head, unwrap
+from multiref_cli.files import read_object
+from multiref_cli.models.decoder import check_head
 from multiref_cli.models.files import resolve, safetensors_header, weight_files
-from multiref_cli.models.lora import merged
+from multiref_cli.models.inspect import headers, refuse_types
 from multiref_cli.models.precision import parameter_type
 from multiref_cli.types import Device, LanguageModel, Tokenizer
 
 _PROBE = "The answer is 42."
 
 
-def load_tokenizer(model: Model) -> Any:
+def load_tokenizer(model: Model, rendering: Rendering | None = None) -> Any:
     """Open the tokenizer of a model and check that it makes tokens.
 
     Where config.json says `qwen2`, AutoTokenizer ignores a tokenizer.json of another kind and returns empty or unknown
@@ -27,9 +29,10 @@ def load_tokenizer(model: Model) -> Any:
 
     Args:
         model: a schema.Model; its `tokenizer` path, else its own path.
+        rendering: what its chat template is told; None: the defaults.
 
     Returns:
-        A transformers tokenizer that has a pad token (eos where it brought none) and pads on the right.
+        A transformers tokenizer as it was saved, with what the model stops at attached (see `data.template.attach`).
 
     Raises:
         RequestError: a path that leads nowhere, no tokenizer there, or one that turns text into nothing.
@@ -43,17 +46,30 @@ def load_tokenizer(model: Model) -> Any:
     for kind in (AutoTokenizer, PreTrainedTokenizerFast) if expected else (AutoTokenizer,):
         try:
             tokenizer = kind.from_pretrained(str(folder), trust_remote_code=model.trust_remote_code)
-        except (OSError, ValueError, KeyError, ImportError) as error:
+        except Exception as error:  # a damaged folder raises anything, from KeyError to a validator's own
             raise RequestError(f"{path} has no tokenizer that can be opened ({_first_line(error)}).") from error
         ids = tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
         if ids and ids == (expected or ids):
-            if tokenizer.pad_token_id is None:
-                tokenizer.pad_token = tokenizer.eos_token
-            tokenizer.padding_side = "right"
+            attach(tokenizer, rendering or Rendering(), _ends(model, folder))
             return tokenizer
     raise RequestError(
         f"the tokenizer of {path} turns {_PROBE!r} into no tokens: give another one with tokenizer=PATH."
     )
+
+
+def _ends(model: Model, tokenizer_folder: Path) -> list[int]:
+    """The ids that the model's own settings end at: Llama 3 and Phi-3 name some there that no template writes."""
+    folders = [tokenizer_folder]
+    if model.tokenizer:
+        folders.insert(0, resolve(model.path, model.revision, weights=False))
+    found: list[int] = []
+    for folder in folders:
+        for name in ("generation_config.json", "config.json"):
+            ends = (read_object(folder / name) or {}).get("eos_token_id")
+            found += [i for i in (ends if isinstance(ends, list) else [ends]) if type(i) is int]
+            if ends is not None:  # config.json counts where there are no generation settings
+                break
+    return found
 
 
 def load_causal_lm(model: Model, device: Device = "cpu", dtype: str | None = None, trainable: bool = False) -> Any:
@@ -78,6 +94,7 @@ def load_causal_lm(model: Model, device: Device = "cpu", dtype: str | None = Non
     if model.adapter:
         loaded = _with_adapter(loaded, model.adapter, trainable and not _lora(model))
     loaded = loaded.to(device).eval()
+    _refuse_infinite(loaded, model.path)
     check_head(loaded)
     if not trainable:
         return loaded.requires_grad_(False)
@@ -104,7 +121,7 @@ def new_causal_lm(
     architecture = settings.pop("architecture", None)
     special = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
     try:
-        config = AutoConfig.for_model(architecture, vocab_size=len(tokenizer), **special)
+        config = AutoConfig.for_model(architecture, vocab_size=max(tokenizer.get_vocab().values()) + 1, **special)
     except (ValueError, KeyError, TypeError) as error:
         raise RequestError(f"policy.new.architecture is {architecture!r}, which transformers does not know.") from error
     unknown = sorted(key for key in settings if not hasattr(config, key))
@@ -113,7 +130,9 @@ def new_causal_lm(
             f"policy.new.{unknown[0]} is no key of a {architecture} config: remove it or correct its name."
         )
     try:
-        config = AutoConfig.for_model(architecture, vocab_size=len(tokenizer), **special, **settings)
+        config = AutoConfig.for_model(
+            architecture, vocab_size=max(tokenizer.get_vocab().values()) + 1, **special, **settings
+        )
         return AutoModelForCausalLM.from_config(config, dtype=_dtype(dtype)).to(device).eval()
     except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:  # sizes that fit no network
         raise RequestError(f"policy.new makes no {architecture} model: {_first_line(error)}.") from error
@@ -162,40 +181,6 @@ def parameter_count(model: Model, tokenizer: Tokenizer) -> int | None:
     return sum(math.prod(shape) for shape in shapes)
 
 
-def save_policy(model: LanguageModel, tokenizer: Tokenizer, folder: Path) -> None:
-    """Write a folder that AutoModelFor... opens, in one piece: under another name first, then renamed.
-
-    A LoRA adapter is merged into the saved weights (the model in memory stays as it is) and kept beside them in
-    `adapter/`.
-
-    Args:
-        model: a transformers or peft model.
-        tokenizer: saved with it.
-        folder: replaced if it exists.
-    """
-    folder = Path(folder)
-    writing = folder.with_name(f".{folder.name}.{os.getpid()}")
-    for leftover in folder.parent.glob(f".{folder.name}.*"):  # of a killed process
-        shutil.rmtree(leftover, ignore_errors=True)
-    writing.mkdir(parents=True)
-    base = unwrap(model)
-    if base is not model:
-        base.save_pretrained(str(writing), state_dict=dict(merged(base, base.state_dict().items())))
-        model.save_pretrained(str(writing / "adapter"))
-    else:
-        model.save_pretrained(str(writing))
-    tokenizer.save_pretrained(str(writing))
-    sync_tree(writing)  # checkpoints are deleted once the policy is there: it must be on the disk, not in a cache
-    if folder.exists():
-        old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-        os.replace(folder, old)
-        os.replace(writing, folder)
-        shutil.rmtree(old)
-    else:
-        os.replace(writing, folder)
-    sync_folder(folder.parent)
-
-
 def require_peft() -> Any:
     """The peft package.
 
@@ -219,27 +204,63 @@ def _open(kind: Any, model: Model, dtype: str | None, may_miss: bool, **settings
     import transformers
 
     folder = resolve(model.path, model.revision, code=model.trust_remote_code)
-    weight_files(folder)
+    refuse_types(headers(folder, "path").items(), model.path)
+    wanted = _dtype(dtype or model.dtype)
     transformers.utils.logging.disable_progress_bar()
     try:
-        loaded, report = kind.from_pretrained(
-            str(folder),
-            dtype=_dtype(dtype or model.dtype),
-            use_safetensors=True,
-            trust_remote_code=model.trust_remote_code,
-            output_loading_info=True,
-            **settings,
-        )
-    except (OSError, ValueError, KeyError) as error:
+        with _without_adapter(folder) as place:
+            loaded, report = kind.from_pretrained(
+                str(place),
+                dtype=wanted,
+                use_safetensors=True,
+                trust_remote_code=model.trust_remote_code,
+                output_loading_info=True,
+                **settings,
+            )
+    except Exception as error:  # a damaged or unknown folder raises anything, from KeyError to SafetensorError
         hint = " (set trust_remote_code=true if you trust its code)" if "trust_remote_code" in str(error) else ""
         raise RequestError(f"{model.path} cannot be opened: {_first_line(error)}{hint}.") from error
+    loaded.config._name_or_path = str(folder)
     missing = sorted(report["missing_keys"])
     if missing and not may_miss:
         raise RequestError(
             f"{model.path} lacks {len(missing)} weights of a {type(loaded).__name__}, the first is {missing[0]}: "
             "it is another kind of model."
         )
+    own = {_numberless(name) for name in loaded.state_dict()}
+    more = sorted(name for name in report["unexpected_keys"] if _numberless(name) in own)
+    if more:
+        raise RequestError(
+            f"{model.path} has {len(more)} weights more than its config.json asks for, the first is {more[0]}: config "
+            "and weights are of different models."
+        )
     return loaded
+
+
+def _numberless(name: str) -> str:
+    return re.sub(r"\.\d+\.", ".N.", name)
+
+
+@contextmanager
+def _without_adapter(folder: Path) -> Iterator[Path]:
+    """The folder, or where adapter files lie beside a whole model a view of it without them.
+
+    transformers puts such an adapter on top of the model, in which it mostly is merged already.
+    """
+    if not (folder / "adapter_config.json").is_file():
+        yield folder
+        return
+    with TemporaryDirectory() as view:
+        for path in folder.iterdir():
+            if not path.name.startswith("adapter_"):
+                (Path(view) / path.name).symlink_to(path.resolve())
+        yield Path(view)
+
+
+def _refuse_infinite(model: LanguageModel, path: str) -> None:
+    bad = next((name for name, value in model.named_parameters() if not bool(value.isfinite().all())), None)
+    if bad is not None:
+        raise RequestError(f"{path}: the weights {bad} hold numbers that are not finite.")
 
 
 def _dtype(name: str | None) -> Any:
@@ -261,8 +282,33 @@ def _with_adapter(model: LanguageModel, adapter: str, trainable: bool) -> Any:
     folder = resolve(adapter)
     if not (folder / "adapter_config.json").is_file():
         raise RequestError(f"{adapter} holds no adapter_config.json: give the folder of a peft adapter.")
-    adapted = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    try:
+        adapted = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    except Exception as error:  # sizes, targets or types that do not fit raise anything
+        raise RequestError(f"the adapter {adapter} does not fit its model: {_first_line(error)}.") from error
+    check_adapter(adapted, folder, "default")
     return adapted if trainable else adapted.merge_and_unload()
+
+
+def check_adapter(model: Any, folder: Path, name: str) -> None:
+    """Refuse an adapter whose weights are not those that its model asks for; peft warns and goes on without them.
+
+    Args:
+        model: a peft model with the adapter loaded.
+        folder: where the adapter lies.
+        name: of the adapter in the model.
+
+    Raises:
+        RequestError: the adapter lacks a weight, or brings one that has no place.
+    """
+    asked = set(require_peft().get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
+    brought = set(headers(folder, "adapter", adapter=True))
+    missing, more = sorted(asked - brought), sorted(brought - asked - set(model.state_dict()))
+    if missing or more:
+        what = f"it lacks {missing[0]}" if missing else f"{more[0]} has no place in it"
+        raise RequestError(
+            f"the adapter {folder} does not fit its model: {what} ({len(missing)} missing, {len(more)} too many)."
+        )
 
 
 def _with_new_lora(model: LanguageModel, lora: Lora, task: str = "CAUSAL_LM") -> Any:

@@ -5,8 +5,10 @@ from functools import partial
 from typing import Any
 
 from multiref_cli.config import schema
+from multiref_cli.errors import RequestError
 from multiref_cli.models.decoder import Adapted
-from multiref_cli.models.load import load_causal_lm, require_peft, resolve
+from multiref_cli.models.files import resolve
+from multiref_cli.models.load import check_adapter, load_causal_lm, require_peft
 from multiref_cli.types import Device
 
 Opener = Callable[[], Any]
@@ -38,9 +40,14 @@ class SharedBase:
             return [model] * len(self.specs)
         names = {folder: f"adapter_{number}" for number, folder in enumerate(folders)}
         (first_folder, first_name), *others = names.items()
-        model = require_peft().PeftModel.from_pretrained(model, str(resolve(first_folder)), adapter_name=first_name)
-        for folder, name in others:
-            model.load_adapter(str(resolve(folder)), adapter_name=name)
+        try:
+            model = require_peft().PeftModel.from_pretrained(model, str(resolve(first_folder)), adapter_name=first_name)
+            for folder, name in others:
+                model.load_adapter(str(resolve(folder)), adapter_name=name)
+        except (RuntimeError, ValueError, KeyError, OSError) as error:
+            raise RequestError(f"an adapter of {first.path} does not fit its model: {error}.") from error
+        for folder, name in names.items():
+            check_adapter(model, resolve(folder), name)
         model = model.to(self.device).eval().requires_grad_(False)
         return [Adapted(model, names[spec.adapter] if spec.adapter else None) for spec in self.specs]
 

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from multiref_cli.config import schema
+from multiref_cli.data.template import Rendering
 from multiref_cli.models.packing import Packed
 from multiref_cli.references.adapters import shared_openers
 from multiref_cli.references.local import LocalReference
@@ -60,7 +61,11 @@ class Reference(Protocol):
 
 
 def references_of(
-    specs: Sequence[schema.ReferenceSpec], device: Device = "cpu", dtype: str = "float32", together: bool = False
+    specs: Sequence[schema.ReferenceSpec],
+    device: Device = "cpu",
+    dtype: str = "float32",
+    together: bool = False,
+    rendering: Rendering | None = None,
 ) -> list[Reference]:
     """K references in the order of their specs.
 
@@ -70,6 +75,7 @@ def references_of(
         dtype: parameter type of those that name none.
         together: they will be in memory side by side: adapters of one base then share it. One by one, an adapter is
             merged into its base.
+        rendering: what their chat templates are told.
     """
     openers = shared_openers(specs, device, dtype) if together else [None] * len(specs)
-    return [LocalReference(spec, device, dtype, opener) for spec, opener in zip(specs, openers)]
+    return [LocalReference(spec, device, dtype, opener, rendering) for spec, opener in zip(specs, openers)]

@@ -153,5 +153,5 @@ class LiveReferences:
 
 def _retokenized(tokenizer: Tokenizer, samples: Sequence[Sample]) -> Packed:
     """The responses under another tokenizer and chat template."""
-    ids = [response_ids(tokenizer, one.messages, one.completion, one.finished) for one in samples]
+    ids = [response_ids(tokenizer, one.messages, one.whole, one.finished) for one in samples]
     return pack([prompt for prompt, _ in ids], [[completion] for _, completion in ids], 0, share_prompt=False)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from multiref_cli.config import schema
+from multiref_cli.data.template import Rendering
 from multiref_cli.models.decoder import Adapted
 from multiref_cli.models.files import fingerprint
 from multiref_cli.models.load import load_causal_lm, load_tokenizer
@@ -29,6 +30,7 @@ class LocalReference:
         device: Device = "cpu",
         dtype: str = "float32",
         opener: Callable[[], Any] | None = None,
+        rendering: Rendering | None = None,
     ) -> None:
         """Takes note; nothing is opened.
 
@@ -37,9 +39,11 @@ class LocalReference:
             device: torch device.
             dtype: parameter type where the spec names none.
             opener: opens the model; None: from its own folder.
+            rendering: what its chat template is told.
         """
         self.spec, self.name, self.device, self.dtype = spec, spec.name, device, spec.dtype or dtype
         self.precision = Precision(self.dtype, str(device))
+        self._rendering = rendering
         self._opener = opener or (lambda: load_causal_lm(spec, device, self.dtype))
         self._model: Any = None
 
@@ -50,7 +54,7 @@ class LocalReference:
     @cached_property
     def tokenizer(self) -> Any:
         """The tokenizer of its folder, or the one that the spec names."""
-        return load_tokenizer(self.spec)
+        return load_tokenizer(self.spec, self._rendering)
 
     @property
     def model(self) -> Any:

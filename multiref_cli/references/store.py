@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from multiref_cli.config.regularizer import Mix
+from multiref_cli.data.template import Message, Response
 from multiref_cli.errors import RequestError, RunError
 from multiref_cli.models.decoder import head_of
 from multiref_cli.models.logprobs import normalizers
@@ -50,13 +51,13 @@ class Sequence:
         prompt: ids up to where the assistant begins.
         completion: ids, with the end token unless truncated.
         messages: the prompt as messages.
-        text: the response, without template or special tokens.
+        text: the response, without template or special tokens; what a generation prompt opens of it included.
     """
 
     prompt: tuple[int, ...]
     completion: tuple[int, ...]
-    messages: list[dict[str, str]] = field(default_factory=list)
-    text: str = ""
+    messages: list[Message] = field(default_factory=list)
+    text: Response = ""
 
 
 @dataclass(frozen=True)

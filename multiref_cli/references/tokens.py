@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from multiref_cli.config.schema import Level
-from multiref_cli.data.chat import Message, completion_ids, end_ids, prompt_ids
+from multiref_cli.data.chat import conversation_ids, end_ids, shape_of
+from multiref_cli.data.template import Message, Response, attached_to, reads
 from multiref_cli.errors import RequestError
 from multiref_cli.types import Tokenizer
 
@@ -57,8 +58,11 @@ def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
 
 
 def template_fingerprint(tokenizer: Tokenizer) -> str:
-    """sha256 of the chat template."""
-    return _sha256(tokenizer.chat_template)
+    """sha256 of the chat template and of what it is told, where that can change what it writes."""
+    rendering, template = attached_to(tokenizer).rendering, tokenizer.chat_template
+    told = {name: value for name, value in rendering.arguments.items() if reads(tokenizer, name)}
+    dated = reads(tokenizer, "strftime_now")
+    return _sha256([template, told, rendering.date] if told or dated else template)
 
 
 def rescored_ids(sequence: Any, policy_tokenizer: Tokenizer, own_tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
@@ -75,16 +79,19 @@ def rescored_ids(sequence: Any, policy_tokenizer: Tokenizer, own_tokenizer: Toke
     finished = bool(sequence.completion) and sequence.completion[-1] in end_ids(policy_tokenizer)
     text = sequence.text
     if not finished:
-        text = policy_tokenizer.decode(list(sequence.completion), skip_special_tokens=True)
+        # What was cut off is known by tokens alone; what the policy's template writes before a response is no text.
+        decoded = str(policy_tokenizer.decode(list(sequence.completion), skip_special_tokens=True))
+        lead = shape_of(policy_tokenizer).lead
+        text = decoded.removeprefix(lead if lead.strip() else "")
     return response_ids(own_tokenizer, sequence.messages, text, finished)
 
 
 def response_ids(
-    tokenizer: Tokenizer, messages: Sequence[Message], text: str, finished: bool
+    tokenizer: Tokenizer, messages: Sequence[Message], response: Response, finished: bool
 ) -> tuple[list[int], list[int]]:
     """Prompt and completion of a text under a tokenizer and its chat template; no end token unless it is finished."""
-    completion = completion_ids(tokenizer, text)
-    return prompt_ids(tokenizer, messages), completion if finished else completion[:-1]
+    prompt, (completion,) = conversation_ids(tokenizer, messages, [response], finished)
+    return prompt, completion
 
 
 def _sha256(value: object) -> str:

@@ -1,17 +1,18 @@
 """The reward of a run: a weighted sum of reward functions, none of which can hang a run or fail silently."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from multiref_cli.config.schema import Reward, RewardTerm
 from multiref_cli.errors import RequestError, RunError
+from multiref_cli.rewards.call import WrongValue, call, weighted_sum
 from multiref_cli.rewards.resolve import check_options, resolve
 from multiref_cli.rewards.sample import RewardFunction, Sample
 from multiref_cli.rewards.worker import RewardError, RewardTimeout, Worker
 
-# A function that hangs on the first so many rows of a batch, and has answered for none, hangs on all of them.
+# A function that hangs on so many rows and has never answered hangs on all of them; one that has is hung by responses.
 HANGING_ROWS = 8
 
 
@@ -21,13 +22,15 @@ class RewardBatch:
 
     Args:
         total: (B,) weighted sums.
-        terms: name of the term -> (B,) values before weighting.
+        terms: name of the term -> (B,) values before weighting; None where it does not apply.
         timeouts: name of the term -> rows that took too long and count 0.
+        cut: inputs of reward models that lost their end.
     """
 
     total: list[float]
-    terms: dict[str, list[float]]
+    terms: Mapping[str, Sequence[float | None]]
     timeouts: dict[str, list[int]] = field(default_factory=dict)
+    cut: int = 0
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class ResolvedTerm:
         function: the function itself.
         options: keyword arguments.
         weight: factor in the sum.
+        answered: holds something once the function has answered for any sample.
     """
 
     name: str
@@ -47,6 +51,7 @@ class ResolvedTerm:
     function: RewardFunction
     options: dict[str, Any]
     weight: float
+    answered: list[bool] = field(default_factory=list)
 
 
 def build_reward(reward: Reward) -> Callable[[Sequence[Sample]], RewardBatch]:
@@ -74,15 +79,53 @@ def build_reward(reward: Reward) -> Callable[[Sequence[Sample]], RewardBatch]:
     def score(samples: Sequence[Sample]) -> RewardBatch:
         """Weighted sum of the terms for B samples."""
         samples = list(samples)
-        values, timeouts = {}, {}
+        values: dict[str, list[float | None]] = {}
+        timeouts, before = {}, _cut(terms)
         for term in terms:
             values[term.name], late = _call(term, samples, worker, seconds)
             if late:
                 timeouts[term.name] = late
-        total = [math.fsum(t.weight * values[t.name][i] for t in terms) for i in range(len(samples))]
-        return RewardBatch(total, values, timeouts)
+        weights = [term.weight for term in terms]
+        total = [weighted_sum([values[term.name][i] for term in terms], weights) for i in range(len(samples))]
+        return RewardBatch(total, values, timeouts, _cut(terms) - before)
 
     return score
+
+
+def _cut(terms: Sequence[ResolvedTerm]) -> int:
+    """Inputs that the functions have cut so far."""
+    return sum(getattr(term.function, "cut", 0) for term in terms)
+
+
+def lack_of(reward: Reward) -> Callable[[Sample], str | None]:
+    """What a sample lacks for the terms of a reward, as words for a sentence; None: nothing (see `sample.needs`).
+
+    Raises:
+        RequestError: as `build_reward`.
+    """
+    checks = [one for name, term in reward.terms.items() if (one := getattr(_term(name, term).function, "lacks", None))]
+    return lambda sample: next((found for check in checks if (found := check(sample)) is not None), None)
+
+
+def probe(reward: Reward, sample: Sample) -> None:
+    """Call the functions of a reward once, so that one which cannot work is known before a run begins.
+
+    Functions marked with what they need are known to work, and one that opens a model is left for later.
+
+    Raises:
+        RequestError: one raises, hangs, or gives something else than a number.
+    """
+    worker = Worker()
+    try:
+        for name, entry in reward.terms.items():
+            term = _term(name, entry)
+            if hasattr(term.function, "lacks") or getattr(term.function, "opens_a_model", False):
+                continue
+            _call(term, [sample], worker, float(reward.timeout_seconds))
+    except RunError as error:
+        raise RequestError(str(error).splitlines()[0]) from error
+    finally:
+        worker.close()
 
 
 def _term(name: str, term: RewardTerm) -> ResolvedTerm:
@@ -95,7 +138,9 @@ def _term(name: str, term: RewardTerm) -> ResolvedTerm:
     return ResolvedTerm(name, path, function, settings, float(term.weight))
 
 
-def _call(term: ResolvedTerm, samples: list[Sample], worker: Worker, seconds: float) -> tuple[list[float], list[int]]:
+def _call(
+    term: ResolvedTerm, samples: list[Sample], worker: Worker, seconds: float
+) -> tuple[list[float | None], list[int]]:
     """Values of one term for all samples, and the rows on which it hangs."""
     if not samples:
         return [], []
@@ -106,27 +151,32 @@ def _call(term: ResolvedTerm, samples: list[Sample], worker: Worker, seconds: fl
         values, late = _row_by_row(term, samples, worker, seconds)
     except RewardError as error:
         raise _named(term, samples, worker, seconds, error) from error
-    if len(values) != len(samples):
-        raise RunError(f"The reward function {term.path} gave {len(values)} values for {len(samples)} responses.")
+    except WrongValue as error:
+        raise RunError(f"The reward function {term.path} {error}.") from error
     for i, value in enumerate(values):
-        if not math.isfinite(value):
+        if value is not None and not math.isfinite(value):
             raise RunError(f"The reward function {term.path} gave {value} for {_row(samples, i)}.")
     return values, late
 
 
-def _run(term: ResolvedTerm, samples: list[Sample], worker: Worker, seconds: float) -> list[float]:
+def _run(term: ResolvedTerm, samples: list[Sample], worker: Worker, seconds: float) -> list[float | None]:
     if seconds > 0 and not getattr(term.function, "in_process", False):
-        return worker.call(term.path, samples, term.options, seconds)
+        values = worker.call(term.path, samples, term.options, seconds)
+        term.answered[:] = [True]
+        return values
     try:
-        return [float(value) for value in term.function(samples, **term.options)]
+        return call(term.function, samples, term.options)
+    except WrongValue:
+        raise
     except Exception as error:  # a user's function raises anything
         raise RewardError(f"{type(error).__name__}: {error}", "") from error
 
 
 def _row_by_row(
     term: ResolvedTerm, samples: list[Sample], worker: Worker, seconds: float
-) -> tuple[list[float], list[int]]:
-    values, late = [], []
+) -> tuple[list[float | None], list[int]]:
+    values: list[float | None] = []
+    late: list[int] = []
     for i, sample in enumerate(samples):
         try:
             values += _run(term, [sample], worker, seconds)[:1]
@@ -135,7 +185,9 @@ def _row_by_row(
             late.append(i)
         except RewardError as error:
             raise RunError(f"The reward function {term.path} raised {error} for {_row(samples, i)}.") from error
-        if len(late) >= HANGING_ROWS and len(late) == i + 1:
+        except WrongValue as error:
+            raise RunError(f"The reward function {term.path} {error}.") from error
+        if len(late) >= HANGING_ROWS and not term.answered:
             raise RunError(
                 f"The reward function {term.path} took over {seconds:g} s for each of {len(late)} responses, the last "
                 f"{_row(samples, i)}; raise reward.timeout_seconds or mend the function."
@@ -149,6 +201,8 @@ def _named(term: ResolvedTerm, samples: list[Sample], worker: Worker, seconds: f
     for i, sample in enumerate(samples):
         try:
             _run(term, [sample], worker, seconds)
+        except WrongValue:
+            continue
         except (RewardError, RewardTimeout) as alone:
             where = _row(samples, i)
             error = alone if isinstance(alone, RewardError) else error

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multiref_cli.data.chat import Message, conversation_ids
+from multiref_cli.data.chat import after_end_ids, conversation_ids
+from multiref_cli.data.template import Rendering, attach
 from multiref_cli.errors import RequestError, RunError
 from multiref_cli.models.decoder import unwrap
 from multiref_cli.rewards.sample import Sample, in_process
@@ -60,7 +61,7 @@ class RewardModelScorer:
         batch_tokens: int = 16384,
         whole_template: bool = False,
     ) -> None:
-        """Keep a model and how to feed it.
+        """Keep a model and how to feed it; `cut` counts the inputs that lost their end.
 
         Args:
             model: a sequence classifier with one output, in evaluation mode.
@@ -79,6 +80,7 @@ class RewardModelScorer:
         self.model, self.tokenizer = model, tokenizer
         self.max_tokens = max_tokens or getattr(model.config, "max_position_embeddings", None)
         self.batch_tokens, self.whole_template = batch_tokens, whole_template
+        self.cut = 0
 
     @torch.no_grad()
     def score(self, samples: Sequence[Sample]) -> list[float]:
@@ -106,14 +108,11 @@ class RewardModelScorer:
 
     def encode(self, sample: Sample) -> list[int]:
         """The ids of a conversation as this reward model reads them."""
-        if self.whole_template and self.tokenizer.chat_template and sample.finished:
-            turns: list[Message] = [*sample.messages, {"role": "assistant", "content": sample.completion}]
-            text = self.tokenizer.apply_chat_template(turns, tokenize=False)
-            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        else:
-            ids = conversation_ids(self.tokenizer, sample.messages, sample.completion)
-            ids = ids if sample.finished else ids[:-1]
-        return list(ids[: self.max_tokens])
+        prompt, (completion,) = conversation_ids(self.tokenizer, sample.messages, [sample.whole], sample.finished)
+        after = after_end_ids(self.tokenizer) if self.whole_template and sample.finished else []
+        ids = [*prompt, *completion, *after]
+        self.cut += self.max_tokens is not None and len(ids) > self.max_tokens
+        return ids[: self.max_tokens]
 
     __call__ = score
 
@@ -128,6 +127,8 @@ def reward_model(
     max_tokens: int | None = None,
     batch_tokens: int = 16384,
     whole_template: bool = False,
+    date: str = Rendering.date,
+    chat_template_kwargs: dict[str, Any] | None = None,
 ) -> list[float]:
     """A trained reward model as a reward function; the model is opened once and kept.
 
@@ -140,12 +141,22 @@ def reward_model(
         max_tokens: see RewardModelScorer.
         batch_tokens: see RewardModelScorer.
         whole_template: see RewardModelScorer.
+        date: what its chat template takes for today.
+        chat_template_kwargs: further variables for its chat template.
 
     Returns:
         (B,) scores.
     """
     model, tokenizer = _open(path, revision, dtype, device)
-    return RewardModelScorer(model, tokenizer, max_tokens, batch_tokens, whole_template).score(samples)
+    attach(tokenizer, Rendering(date, dict(chat_template_kwargs or {})))
+    scorer = RewardModelScorer(model, tokenizer, max_tokens, batch_tokens, whole_template)
+    scores = scorer.score(samples)
+    reward_model.cut += scorer.cut  # type: ignore[attr-defined]
+    return scores
+
+
+reward_model.cut = 0  # type: ignore[attr-defined]
+reward_model.opens_a_model = True  # type: ignore[attr-defined]
 
 
 @lru_cache(maxsize=2)

@@ -6,9 +6,15 @@ from typing import Any
 
 from multiref_cli.data.answers import final_answer
 from multiref_cli.data.reasoning_gym import import_gym
-from multiref_cli.rewards.sample import Sample
+from multiref_cli.rewards.sample import Sample, needs
 
 
+def no_problem(sample: Sample) -> str | None:
+    """A prompt that is no problem of reasoning-gym."""
+    return None if "reasoning_gym" in sample.extra else "no problem of data=reasoning_gym"
+
+
+@needs(no_problem)
 def task_score(
     samples: Sequence[Sample], forms: Sequence[str] = ("xml", "boxed", "hash"), whole: bool = True
 ) -> list[float]:

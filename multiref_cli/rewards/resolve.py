@@ -5,6 +5,7 @@ from typing import Any
 
 from multiref_cli.dotted import function_of
 from multiref_cli.errors import RequestError
+from multiref_cli.rewards.call import takes_columns
 from multiref_cli.rewards.sample import RewardFunction
 
 
@@ -34,7 +35,10 @@ def check_options(path: str, function: RewardFunction, options: dict[str, Any]) 
     Raises:
         RequestError: naming the option and what the function takes.
     """
-    parameters = list(inspect.signature(function).parameters.values())[1:]
+    parameters = list(inspect.signature(function).parameters.values())
+    of_rows = takes_columns(function)  # the columns of the data set are arguments then
+    if not of_rows:
+        parameters = parameters[1:]
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return
     known = {parameter.name: parameter for parameter in parameters if parameter.kind is not parameter.VAR_POSITIONAL}
@@ -42,5 +46,5 @@ def check_options(path: str, function: RewardFunction, options: dict[str, Any]) 
     missing = [n for n, parameter in known.items() if parameter.default is parameter.empty and n not in options]
     if unknown:
         raise RequestError(f"{path} has no option {unknown[0]}; it takes {', '.join(known) or 'none'}.")
-    if missing:
+    if missing and not of_rows:
         raise RequestError(f"{path} needs the option {missing[0]}, which is not given.")

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-Message = dict[str, str]
+Message = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,8 @@ class Sample:
         extra: the other columns of the prompt's row.
         finished: whether the response ended by itself, before the length cap.
         row: number of the prompt's row in its source, for messages.
+        conversational: whether the row has its prompt as a conversation, not as text.
+        opening: what the prompt has written of the response already, such as `<think>` of a thinking template.
     """
 
     messages: list[Message]
@@ -26,6 +28,13 @@ class Sample:
     extra: dict[str, Any] = field(default_factory=dict)
     finished: bool = True
     row: int | None = None
+    opening: str = ""
+    conversational: bool = False
+
+    @property
+    def whole(self) -> str:
+        """The assistant's turn from its beginning."""
+        return self.opening + self.completion
 
     @property
     def prompt(self) -> str:
@@ -34,6 +43,19 @@ class Sample:
 
 
 RewardFunction = Callable[..., list[float]]
+# What a sample lacks for a reward function, as words for a sentence; None: nothing.
+Lack = Callable[[Sample], "str | None"]
+
+
+def needs(lack: Lack) -> Callable[[RewardFunction], RewardFunction]:
+    """Mark a reward function with what it needs of a row, so that rows without it are found when they are read."""
+
+    def mark(function: RewardFunction) -> RewardFunction:
+        """Attach the check."""
+        function.lacks = lack  # type: ignore[attr-defined]
+        return function
+
+    return mark
 
 
 def in_process(function: RewardFunction) -> RewardFunction:

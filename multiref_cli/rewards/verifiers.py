@@ -3,10 +3,11 @@
 import re
 import threading
 from collections.abc import Sequence
+from functools import lru_cache
 
 from multiref_cli.data.answers import final_answer, parse_math, states_number
 from multiref_cli.data.numbers import parse_number
-from multiref_cli.rewards.sample import Sample, in_process
+from multiref_cli.rewards.sample import Sample, in_process, needs
 
 _BLOCK = (
     r"<reasoning>{newline}(?:(?!</reasoning>).)*{newline}</reasoning>{gap}"
@@ -21,6 +22,26 @@ _TOWER = re.compile(r"\^\s*[{(]?\s*[\d.]+\s*\^|\^\s*[{(]?\s*\d{5,}|\*\*\s*\(?\s*
 _TAGS = ("<reasoning>\n", "\n</reasoning>\n", "\n<answer>\n", "\n</answer>")
 
 
+def no_answer(sample: Sample) -> str | None:
+    """A prompt without a gold answer."""
+    return "missing answer" if sample.answer is None or not sample.answer.strip() else None
+
+
+def no_number(sample: Sample) -> str | None:
+    """A prompt without a gold answer that is a number."""
+    return no_answer(sample) or (None if states_number(str(sample.answer)) else "the gold answer is no number")
+
+
+def no_mathematics(sample: Sample) -> str | None:
+    """A prompt without a gold answer that math-verify can read."""
+    return None if no_number(sample) is None else no_answer(sample) or _unread(str(sample.answer))
+
+
+def _unread(text: str) -> str | None:
+    return "the gold answer does not parse" if _hangs(text) or not parse_math(text) else None
+
+
+@needs(no_number)
 @in_process
 def final_number(
     samples: Sequence[Sample],
@@ -58,6 +79,7 @@ def final_number(
     return scores
 
 
+@needs(no_mathematics)
 def math_equal(
     samples: Sequence[Sample], forms: Sequence[str] = ("boxed", "hash", "xml"), anywhere: bool = True
 ) -> list[float]:
@@ -76,6 +98,7 @@ def math_equal(
     """
     # math-verify's own limit is a SIGALRM; elsewhere than in a main thread the caller's limit alone holds.
     seconds = COMPARISON_SECONDS if threading.current_thread() is threading.main_thread() else None
+    _warm_up()
     scores = []
     for sample in samples:
         text = _gold(sample)
@@ -85,6 +108,14 @@ def math_equal(
         stated = final_answer(sample.completion, forms, lambda piece: _states_math(piece, seconds))
         scores.append(float(_equal(text, gold, stated, sample.completion if anywhere else "", seconds)))
     return scores
+
+
+@lru_cache(maxsize=1)
+def _warm_up() -> None:
+    """The first comparison loads sympy and its grammar, which a limit of seconds is not meant for."""
+    from math_verify import verify
+
+    verify(parse_math("x^2 + 2x + 1"), parse_math(r"(x + \frac{2}{2})^2"), timeout_seconds=None)
 
 
 def _states_math(text: str, seconds: int | None) -> bool:
@@ -110,6 +141,7 @@ def _hangs(text: str) -> bool:
     return bool(_TOWER.search(text))
 
 
+@needs(no_answer)
 @in_process
 def exact_text(samples: Sequence[Sample], forms: Sequence[str] = ("xml", "hash", "boxed")) -> list[float]:
     """1 where the stated answer, or else the whole response, is the gold answer but for case and spaces, else 0.
@@ -131,6 +163,7 @@ def exact_text(samples: Sequence[Sample], forms: Sequence[str] = ("xml", "hash",
     return [float(plain(final_answer(s.completion, forms) or s.completion) == plain(_gold(s))) for s in samples]
 
 
+@needs(no_number)
 @in_process
 def xml_correct(samples: Sequence[Sample], correct: float = 2.0) -> list[float]:
     """First part of the five-part GSM8K reward: the number in `<answer></answer>` is the gold answer.

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from typing import Any, BinaryIO
 
 from multiref_cli.errors import RunError
+from multiref_cli.rewards.call import WrongValue
 from multiref_cli.rewards.sample import Sample
 
 # The most that a worker may send back, and the share of this machine's memory that it may fill.
@@ -52,7 +53,7 @@ class Worker:
         self._process: subprocess.Popen | None = None
         self._known: set[str] = set()
 
-    def call(self, name: str, samples: Sequence[Sample], options: dict[str, Any], seconds: float) -> list[float]:
+    def call(self, name: str, samples: Sequence[Sample], options: dict[str, Any], seconds: float) -> list[float | None]:
         """Call a function.
 
         Args:
@@ -67,6 +68,7 @@ class Worker:
         Raises:
             RewardTimeout: it took longer, and its process is gone.
             RewardError: it raised.
+            WrongValue: it gave something else than numbers.
             RunError: the process died.
         """
         if name not in self._known:
@@ -107,6 +109,8 @@ class Worker:
             raise
         if kind == "raised":
             raise RewardError(*answer)
+        if kind == "wrong":
+            raise WrongValue(*answer)
         return answer[0]
 
     def _start(self) -> subprocess.Popen:
@@ -195,11 +199,14 @@ def _limit_memory() -> None:
 
 
 def _answer(request: tuple) -> tuple:
+    from multiref_cli.rewards.call import call
     from multiref_cli.rewards.resolve import resolve
 
     try:
         function = resolve(request[1])
-        return ("done", None if request[0] == "import" else [float(v) for v in function(request[2], **request[3])])
+        return ("done", None if request[0] == "import" else call(function, request[2], request[3]))
+    except WrongValue as error:
+        return ("wrong", str(error))
     except Exception as error:  # a user's function raises anything; the caller raises it again with its row
         return ("raised", f"{type(error).__name__}: {error}", traceback.format_exc())
 

@@ -7,8 +7,10 @@ from multiref_cli.algorithms.base import Job, module_of
 from multiref_cli.config.objective import deviations, objective
 from multiref_cli.config.schema import Experiment
 from multiref_cli.data.chat import completion_mask
+from multiref_cli.data.probe import verdict
+from multiref_cli.data.template import rendering_of
 from multiref_cli.errors import HubUnreachable
-from multiref_cli.models.load import parameter_count
+from multiref_cli.models.load import load_tokenizer, parameter_count
 from multiref_cli.models.precision import parameter_type
 from multiref_cli.runs.run import open_job
 from multiref_cli.tracking.progress import Silent, duration
@@ -67,7 +69,7 @@ def forecast(experiment: Experiment) -> Forecast:
     except HubUnreachable as error:
         rows.append(["not checked", str(error)])
         return Forecast(rows)
-    rows += _data_rows(job) + _reference_rows(job) + _estimates(job)
+    rows += _data_rows(job) + _template_rows(job) + _reference_rows(job) + _estimates(job)
     return Forecast(rows, _masks(job))
 
 
@@ -77,6 +79,21 @@ def _data_rows(job: Job) -> list[list[Any]]:
         ["training rows, held-out rows", f"{len(job.data.train)}, {len(job.data.held_out)}"],
         ["optimizer steps", f"{job.total_steps} of {job.experiment.algorithm.batch_size} rows"],
     ]
+
+
+def _template_rows(job: Job) -> list[list[Any]]:
+    """What the chat templates of the policy, of references with tokens of their own and of the scorer do."""
+    rows = [["chat template", verdict(job.tokenizer)]]
+    references = job.references(active=False) if job.experiment.regularized else []
+    for reference in references:
+        tokenizer = job.foreign_tokenizer(reference)
+        if tokenizer is not None:
+            rows.append([f"chat template of {reference.name}", verdict(tokenizer)])
+    scorer = job.experiment.evaluation.scorer
+    if scorer is not None:
+        tokenizer = load_tokenizer(scorer, rendering_of(job.experiment.data))
+        rows.append(["chat template of the scorer", verdict(tokenizer)])
+    return rows
 
 
 def _reference_rows(job: Job) -> list[list[Any]]:

@@ -1,19 +1,33 @@
 """What an experiment asks for, opened and checked before anything is written: tokenizers, data, references, rewards."""
 
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from multiref_cli.algorithms.base import Job, module_of
-from multiref_cli.config.schema import Experiment
-from multiref_cli.data.prompts import load_prompts
+from multiref_cli.config.schema import BadRows, Experiment
+from multiref_cli.data.probe import verdict
+from multiref_cli.data.prompts import Prompt, load_prompts
 from multiref_cli.data.rows import Split
+from multiref_cli.data.template import reads, rendering_of
 from multiref_cli.errors import RequestError
 from multiref_cli.models.load import load_tokenizer, parameter_count, require_peft
-from multiref_cli.references.tokens import check_compatible
-from multiref_cli.rewards.combine import build_reward
+from multiref_cli.references.tokens import check_compatible, first_difference
+from multiref_cli.rewards.combine import build_reward, probe
+from multiref_cli.rewards.sample import Sample
 from multiref_cli.rollouts.factory import check_engine
+from multiref_cli.runs.fit import (
+    Reader,
+    check_heads,
+    check_models,
+    evaluation_problem,
+    fitting,
+    shortest_limit,
+    training_problem,
+)
 from multiref_cli.tracking.places import check_place, holds_something
 from multiref_cli.types import Tokenizer
 
@@ -32,17 +46,80 @@ def prepare(asked: Experiment, local: Experiment) -> Job:
     Raises:
         RequestError: data, tokenizers or references that do not fit; nothing was written.
     """
-    tokenizer = load_tokenizer(local.policy)
-    data = load_data(local, tokenizer)
-    if not data.train:
-        raise RequestError(f"{local.data.path or local.data.name} has no usable training row: {data.report.summary()}.")
+    check_models(local)
+    rendering = rendering_of(local.data)
+    tokenizer = load_tokenizer(local.policy, rendering)
+    verdict(tokenizer)
     if local.policy.new is not None:
         parameter_count(local.policy, tokenizer)  # refuses sizes that fit no network
-    vocabulary = len(tokenizer)
+    vocabulary = max(tokenizer.get_vocab().values()) + 1
+    tokenizers: dict[str, Tokenizer] = {}
     if local.regularized:
-        tokenizers = {r.name: load_tokenizer(r) for r in local.references}
+        tokenizers = {r.name: load_tokenizer(r, rendering) for r in local.references}
         vocabulary = check_compatible(tokenizer, tokenizers, local.penalty.level)
-    return Job(asked, local, tokenizer, data, vocabulary)
+    _refuse_unread_arguments(local, [tokenizer, *tokenizers.values()])
+    readers = [Reader(name, one) for name, one in tokenizers.items() if first_difference(tokenizer, one) is not None]
+    foreign = {reader.name for reader in readers}
+    check_heads(local, vocabulary, foreign)
+    limit = shortest_limit(local, foreign)
+    problem, what = training_problem(local, limit, readers), f"data.path={local.data.path or local.data.name}"
+    data = fitting(load_data(local, tokenizer), problem, local.data.bad_rows, what)
+    if not data.train:
+        raise RequestError(f"{what} has no usable training row: {data.report.summary()}.")
+    job = Job(asked, local, tokenizer, data, vocabulary)
+    job = replace(job, prompts=_evaluation_prompts(job, limit, readers))
+    _try_reward(job)
+    return job
+
+
+def _evaluation_prompts(job: Job, limit: tuple[int, str] | None, readers: list[Reader]) -> list[Prompt]:
+    """Prompts of the evaluation: those of the data's held-out (or training) rows, repeated prompts once.
+
+    Raises:
+        RequestError: there are none, or the reward that scores them cannot.
+    """
+    experiment, settings = job.experiment, job.experiment.evaluation
+    if settings.prompts == 0 or not experiment.algorithm.writes:
+        return []
+    split, rows = job.data, getattr(job.data, settings.split)
+    if not rows:
+        raise RequestError(f"evaluation.split={settings.split} has no rows; set data.held_out or evaluation.prompts=0.")
+    if not isinstance(rows[0], Prompt):
+        split = load_data(experiment, job.tokenizer, as_prompts=True)
+    if settings.scorer is not None:
+        readers = [*readers, Reader("the scorer", load_tokenizer(settings.scorer, rendering_of(experiment.data)))]
+    split = fitting(split, evaluation_problem(experiment, limit, readers), BadRows.drop, "the evaluation")
+    found: list[Prompt] = getattr(split, settings.split)
+    if not found:
+        raise RequestError(
+            f"evaluation.split={settings.split} has no rows that can be used: {split.report.summary()}; set "
+            "data.held_out or evaluation.prompts=0."
+        )
+    return found[: settings.prompts]
+
+
+def _try_reward(job: Job) -> None:
+    """Call the functions of the reward once, on a row that it will judge.
+
+    Raises:
+        RequestError: one cannot work; see `rewards.combine.probe`.
+    """
+    experiment = job.experiment
+    used = experiment.algorithm.rewarded or (experiment.evaluation.gold and job.prompts)
+    rows: list[Any] = job.data.train if experiment.algorithm.rewarded else job.prompts
+    if experiment.reward is not None and used and rows and isinstance(rows[0], Prompt):
+        row = rows[0]
+        told = (row.answer, row.extra, True, row.row)
+        probe(experiment.reward, Sample(row.messages, "", *told, conversational=row.conversational))
+
+
+def _refuse_unread_arguments(experiment: Experiment, tokenizers: list[Tokenizer]) -> None:
+    for name in experiment.data.chat_template_kwargs:
+        if not any(reads(tokenizer, name) for tokenizer in tokenizers):
+            raise RequestError(
+                f"data.chat_template_kwargs.{name} is read by no chat template of the policy or its references: remove "
+                "it or correct its name."
+            )
 
 
 def check_parts(experiment: Experiment) -> None:

@@ -10,7 +10,7 @@ from multiref_cli.algorithms.base import Job, load_policy, module_of
 from multiref_cli.algorithms.reward_model import refuse_weak
 from multiref_cli.config import schema
 from multiref_cli.data.chat import end_ids
-from multiref_cli.data.prompts import Prompt
+from multiref_cli.data.template import rendering_of
 from multiref_cli.errors import RequestError
 from multiref_cli.evaluation.evaluate import REWARD_MODEL, Evaluator, Scorer, summary
 from multiref_cli.files import read_json
@@ -21,7 +21,6 @@ from multiref_cli.rewards.model import RewardModelScorer
 from multiref_cli.rewards.sample import Sample
 from multiref_cli.rollouts.engine import Completion
 from multiref_cli.rollouts.transformers_engine import TransformersEngine
-from multiref_cli.runs.job import load_data
 from multiref_cli.tracking.progress import Progress
 from multiref_cli.types import LanguageModel
 
@@ -70,6 +69,9 @@ def _measure(job: Job, model: LanguageModel, progress: Progress) -> Outcome:
     evaluator, notes = build_evaluator(job)
     engine = TransformersEngine(model, 0, settings.batch_size, job.vocabulary)
     found, samples = evaluator.evaluate(model, engine, progress)
+    cut = sum(getattr(getattr(scorer, "source", None), "cut", 0) for scorer in evaluator.scorers.values())
+    if cut:
+        notes.append(f"{cut} inputs of the reward model were longer than it reads and lost their end")
     return Outcome(metrics | found, samples, pairs, notes)
 
 
@@ -106,7 +108,7 @@ def _evaluator(job: Job, scorers: dict[str, Scorer]) -> Evaluator:
     evaluator = Evaluator(
         experiment=job.experiment,
         tokenizer=job.tokenizer,
-        prompts=_prompts(job),
+        prompts=job.prompts,
         scorers=scorers,
         references=references,
         foreign=foreign,
@@ -146,7 +148,8 @@ def _reward_model(job: Job, spec: schema.Scorer) -> tuple[Scorer, str]:
         refuse_weak(accuracy or 0.0, spec.minimum_accuracy)
     known = f"{accuracy:.3f}" if accuracy is not None else "not recorded with it"
     model = load_reward_model(spec, job.device, job.experiment.hardware.dtype_name(spec.dtype))
-    scorer = RewardModelScorer(model, load_tokenizer(spec), whole_template=spec.whole_template)
+    tokenizer = load_tokenizer(spec, rendering_of(job.experiment.data))
+    scorer = RewardModelScorer(model, tokenizer, whole_template=spec.whole_template)
     return _remembered(str(spec), scorer), f"reward model {folder.name}: held-out accuracy {known}"
 
 
@@ -155,7 +158,7 @@ def _remembered(identity: str, scorer: Scorer) -> Scorer:
 
     def score(samples: list[Sample]) -> list[float]:
         """Scores of B samples, looked up where the same samples were the latest to be scored."""
-        texts = [(s.messages, s.completion, s.answer, s.finished) for s in samples]
+        texts = [(s.messages, s.whole, s.answer, s.finished) for s in samples]
         key = hashlib.sha256(f"{identity}{texts}".encode()).hexdigest()
         if key not in _SCORES:
             _SCORES[key] = scorer(samples)
@@ -164,15 +167,5 @@ def _remembered(identity: str, scorer: Scorer) -> Scorer:
             _SCORES.popitem(last=False)
         return _SCORES[key]
 
+    score.source = scorer  # type: ignore[attr-defined]
     return score
-
-
-def _prompts(job: Job) -> list[Prompt]:
-    """Prompts of the evaluation: those of the data's held-out (or training) rows, repeated prompts once."""
-    settings = job.experiment.evaluation
-    rows: list[Any] = getattr(job.data, settings.split)
-    if rows and not isinstance(rows[0], Prompt):
-        rows = getattr(load_data(job.experiment, job.tokenizer, as_prompts=True), settings.split)
-    if not rows:
-        raise RequestError(f"evaluation.split={settings.split} has no rows; set data.held_out or evaluation.prompts=0.")
-    return rows[: settings.prompts]

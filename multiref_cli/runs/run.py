@@ -1,6 +1,7 @@
 """One run from config to report: open, train, save, evaluate, write."""
 
 import contextlib
+import shutil
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,11 +13,13 @@ from multiref_cli.algorithms.base import Job, module_of
 from multiref_cli.config.compose import compose_saved
 from multiref_cli.config.plain import digest, to_plain
 from multiref_cli.config.schema import Experiment, Model
+from multiref_cli.data.probe import facts
 from multiref_cli.errors import RequestError, RunError
 from multiref_cli.files import read_object, write_json, write_lines, write_text
 from multiref_cli.models.files import fingerprint, weights_problem
-from multiref_cli.models.load import save_policy
 from multiref_cli.models.precision import lost_share
+from multiref_cli.models.save import save_policy
+from multiref_cli.references.tokens import template_fingerprint
 from multiref_cli.runs.job import check_cache, check_devices, check_parts, prepare, set_up_torch
 from multiref_cli.runs.measure import Outcome, measure, measure_folder
 from multiref_cli.seeding import seed_everything
@@ -65,9 +68,16 @@ def train(
     check_cache(experiment)
     job = open_job(experiment, progress)
     accept(inputs(job))
+    there = folder.exists()
     with RunDir(folder).alone():
         run = RunDir.create(folder, config_text(experiment), list(overrides), manifest(job))
-        return _guarded(job, run, progress, report)
+        try:
+            return _guarded(job, run, progress, report)
+        except RequestError:  # what is wrong with it came out when its models were opened: nothing was trained
+            shutil.rmtree(folder, ignore_errors=True)
+            if there:
+                folder.mkdir(exist_ok=True)
+            raise
 
 
 def config_text(experiment: Experiment) -> str:
@@ -173,6 +183,7 @@ def manifest(job: Job) -> dict[str, Any]:
         "config_hash": job.asked.hash,
         "condition": job.asked.condition,
         "data": {"path": job.experiment.data.path, "sha256": job.data.sha256, "rows": job.data.report.summary()},
+        "chat_template": {"sha256": template_fingerprint(job.tokenizer), **facts(job.tokenizer)},
         **_models(job),
         "scorer": fingerprint(scorer) if scorer is not None else None,
         "inputs": inputs(job),
@@ -211,7 +222,12 @@ def identity(job: Job) -> dict[str, Any]:
 
 
 def _guarded(job: Job, run: RunDir, progress: Progress, report: WriteReport | None) -> Path:
-    """Run the job; whatever ends it is written into status.json."""
+    """Run the job; whatever ends it is written into status.json.
+
+    Raises:
+        RequestError: before the first step, when models are opened.
+        RunError: something failed on the way.
+    """
     mirror = open_mirror(run.path, progress.note)
     heartbeat = Heartbeat(progress, run, mirror)
     heartbeat.total = job.total_steps
@@ -225,6 +241,8 @@ def _guarded(job: Job, run: RunDir, progress: Progress, report: WriteReport | No
         _write_end(run, "stopped", heartbeat, message)
         raise KeyboardInterrupt(message) from stop
     except Exception as error:  # every fault leaves its traceback in logs/ and one sentence in status.json
+        if isinstance(error, RequestError) and run.last_logged() == 0:
+            raise
         text = str(error) if isinstance(error, (RequestError, RunError)) else f"{type(error).__name__}: {error}"
         where = _write_end(run, "failed", heartbeat, text, "".join(traceback.format_exception(error)))
         raise RunError(f"{text.rstrip('.')} ({where}go on with: {again})") from error

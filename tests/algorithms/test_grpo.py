@@ -351,8 +351,11 @@ def test_references_with_another_tokenizer_read_the_text():
 
     monkey = pytest.MonkeyPatch()
     read = lambda text: [int(permutation[int(word)]) for word in text.split()]  # noqa: E731
-    monkey.setattr(reference_models, "prompt_ids", lambda tokenizer, messages: read(messages[0]["content"]))
-    monkey.setattr(reference_models, "completion_ids", lambda tokenizer, text: [*read(text), int(permutation[1])])
+    encoded = lambda tokenizer, messages, texts, finished: (  # noqa: E731
+        read(messages[0]["content"]),
+        [[*read(text), *([int(permutation[1])] if finished else [])] for text in texts],
+    )
+    monkey.setattr(reference_models, "conversation_ids", encoded)
     try:
         found = []
         for model, tokenizer in ((own, None), (foreign, Permuted())):

@@ -46,6 +46,7 @@ def job_of(world, tmp_path, *overrides):
             "reward=toy_verifier",
             "rollout=toy",
             "rollout.max_new_tokens=6",
+            "evaluation.max_new_tokens=6",
             "rollout.group_size=4",
             "algorithm.batch_prompts=3",
             "steps=4",

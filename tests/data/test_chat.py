@@ -2,10 +2,15 @@
 
 import pytest
 
-from multiref_cli.data.chat import completion_ids, completion_mask, conversation_ids, end_ids, prompt_ids, prompt_text
+from multiref_cli.data.chat import completion_mask, conversation_ids, end_ids, prompt_ids, prompt_text
 from multiref_cli.errors import RequestError
 
 from .conftest import byte_tokenizer
+
+
+def completion_ids(tokenizer, text):
+    return conversation_ids(tokenizer, QUESTION, [text])[1][0]
+
 
 QUESTION = [{"role": "user", "content": "What is 2 + 2?"}]
 
@@ -20,7 +25,7 @@ def test_template_newline_behind_the_end_token_is_never_scored(chatml):
     assert chatml.decode(ids) == "Four<|im_end|>"
     turns = [*QUESTION, {"role": "assistant", "content": "Four"}]
     whole = chatml.apply_chat_template(turns, tokenize=False)
-    assert whole == chatml.decode(conversation_ids(chatml, QUESTION, "Four")) + "\n"
+    assert whole == chatml.decode(prompt_ids(chatml, QUESTION) + ids) + "\n"
 
 
 def test_end_of_turn_comes_from_the_template_not_from_eos():

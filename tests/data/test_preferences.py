@@ -3,6 +3,7 @@
 import pytest
 
 from multiref_cli.data.preferences import load_preferences
+from multiref_cli.errors import RequestError
 
 USER = {"role": "user", "content": "Sky?"}
 BLUE, GREEN = {"role": "assistant", "content": "Blue."}, {"role": "assistant", "content": "Green."}
@@ -52,10 +53,31 @@ def test_old_dialogue_as_a_prompt(write, config, chatml):
     assert [turn["role"] for turn in pair.messages] == ["user", "assistant", "user"]
 
 
-def test_plain_texts_share_their_beginning_up_to_a_space(write, config, chatml):
-    row = {"chosen": "The sky is blue.", "rejected": "The sky is black."}
+def test_words_that_two_plain_texts_begin_with_are_no_prompt(write, config, chatml):
+    rows = [{"chosen": "The sky is blue.", "rejected": "The sky is black.", "topic": "The sky?"}]
+    with pytest.raises(
+        RequestError, match=r"missing prompt \(row 1\).*chosen, rejected, topic.*data.columns.prompt=COLUMN"
+    ):
+        load_preferences(config(write(rows)), chatml)
+    (pair,) = load_preferences(config(write(rows), columns={"prompt": "topic"}), chatml).train
+    assert (pair.messages[0]["content"], pair.chosen_text) == ("The sky?", "The sky is blue.")
+
+
+@pytest.mark.parametrize("name", ["question", "problem", "instruction"])
+def test_a_prompt_has_the_names_that_conf_says(write, config, chatml, name):
+    (pair,) = load_preferences(config(write([{name: "Sky?", "chosen": "Blue.", "rejected": "Red."}])), chatml).train
+    assert pair.messages[0]["content"] == "Sky?" and name not in pair.extra
+
+
+def test_the_system_turn_of_a_prompt_beside_full_conversations_stays(write, config, chatml):
+    turns = [{"role": "user", "content": "Sky?"}]
+    row = {
+        "prompt": [{"role": "system", "content": "Judge."}, *turns],
+        "chosen": [*turns, {"role": "assistant", "content": "Blue."}],
+        "rejected": [*turns, {"role": "assistant", "content": "Red."}],
+    }
     (pair,) = load_preferences(config(write([row])), chatml).train
-    assert (pair.messages[0]["content"], pair.chosen_text, pair.rejected_text) == ("The sky is ", "blue.", "black.")
+    assert [turn["content"] for turn in pair.messages] == ["Judge.", "Sky?"]
 
 
 def test_columns_system_prompt_template_and_extra(write, config, chatml):
@@ -76,7 +98,7 @@ def test_columns_system_prompt_template_and_extra(write, config, chatml):
 
 BAD = [
     ({"prompt": "Sky?", "chosen": "Blue."}, "missing rejected"),
-    ({"chosen": "Blue.", "rejected": "Green."}, "missing prompt: chosen and rejected share no beginning"),
+    ({"chosen": "Blue.", "rejected": "Green."}, "missing prompt"),
     ({"prompt": " ", "chosen": "Blue.", "rejected": "Green."}, "empty prompt"),
     ({"prompt": "Sky?", "chosen": "", "rejected": "Green."}, "empty chosen"),
     ({"prompt": "Sky?", "chosen": "Blue.", "rejected": "\n"}, "empty rejected"),
@@ -127,7 +149,10 @@ def test_truncated_completions_lose_their_end_and_are_counted(write, config, cha
 def test_a_template_that_refuses_a_row_drops_it(write, config):
     from .conftest import byte_tokenizer
 
-    tokenizer = byte_tokenizer("{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}x<|im_end|>")
+    tokenizer = byte_tokenizer(
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}"
+        "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
+    )
     system = {"prompt": [{"role": "system", "content": "Brief."}, USER], "chosen": "Blue.", "rejected": "Green."}
     split = load_preferences(config(write([system, FORMS["plain"]])), tokenizer)
     assert len(split.train) == 1 and split.report.counts == {"refused": 1}

@@ -5,11 +5,13 @@ import json
 
 import pytest
 
-from multiref_cli.data.chat import completion_ids, end_ids
+from multiref_cli.config.schema import Model
+from multiref_cli.data.chat import conversation_ids, end_ids
 from multiref_cli.data.demonstrations import load_demonstrations
 from multiref_cli.data.messages import dialogue
 from multiref_cli.data.preferences import load_preferences
 from multiref_cli.errors import RequestError
+from multiref_cli.models.load import load_tokenizer
 
 from .conftest import byte_tokenizer
 
@@ -31,10 +33,22 @@ def load(config, write, tokenizer, *rows, **keys):
         ("[" * 100000, "JSON nested too deeply"),
         (
             {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "tool_calls": [1]}]},
-            "messages calls a tool",
+            "tool_calls have the wrong type",
         ),
+        ({"prompt": "a", "completion": [{"role": "assistant", "content": "b", "function_call": 1}]}, "function_call"),
+        ({"prompt": "a", "completion": "b", "tools": [{"type": "function", "function": {"name": "get"}}]}, "out tools"),
     ],
-    ids=["turn in prompt", "end in completion", "surrogate", "surrogate prompt", "digits", "nesting", "tool call"],
+    ids=[
+        "turn in prompt",
+        "end in completion",
+        "surrogate",
+        "surrogate prompt",
+        "digits",
+        "nesting",
+        "tool call",
+        "old call",
+        "tools",
+    ],
 )
 def test_a_strange_row_costs_itself(config, write, chatml, row, reason):
     split = load(config, write, chatml, row)
@@ -45,7 +59,11 @@ def test_a_strange_row_costs_itself(config, write, chatml, row, reason):
 
 def test_one_end_token_behind_a_response_is_its_own(config, write, chatml):
     split = load(config, write, chatml, {"prompt": "Hello?", "completion": "Hi.<|im_end|>\n"})
-    assert split.train[0].completion == split.train[1].completion == tuple(completion_ids(chatml, "Hi."))
+    assert (
+        split.train[0].completion
+        == split.train[1].completion
+        == tuple(conversation_ids(chatml, split.train[0].messages, ["Hi."])[1][0])
+    )
 
 
 def test_an_empty_system_turn_is_no_turn(config, write, chatml):
@@ -56,7 +74,8 @@ def test_an_empty_system_turn_is_no_turn(config, write, chatml):
 
 def test_why_a_template_refused_is_in_the_account(config, write):
     tokenizer = byte_tokenizer(
-        "{% if messages[0].content == 'x' %}{{ raise_exception('no x here') }}{% endif %}a<|im_end|>"
+        "{% if messages[0].content == 'x' %}{{ raise_exception('no x here') }}{% endif %}"
+        "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
     )
     assert "no x here" in load(config, write, tokenizer, {"prompt": "x", "completion": "b"}).report.summary()
 
@@ -78,8 +97,9 @@ def test_pairs_are_under_the_same_rule(config, write, chatml):
 @pytest.mark.parametrize("listed, count", [([1, 2, 0], 3), (0, 2), (None, 1)])
 def test_end_ids_of_the_generation_settings(tmp_path, listed, count):
     tokenizer = byte_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": listed}))
-    tokenizer.name_or_path = str(tmp_path)
+    tokenizer = load_tokenizer(Model(path=str(tmp_path)))
     ends = end_ids(tokenizer)
     assert ends[0] == tokenizer.eos_token_id and len(ends) == len(set(ends)) == count
 

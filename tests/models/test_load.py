@@ -17,10 +17,10 @@ from multiref_cli.models.load import (
     load_tokenizer,
     new_causal_lm,
     parameter_count,
-    save_policy,
 )
 from multiref_cli.models.logprobs import token_logps
 from multiref_cli.models.packing import pack
+from multiref_cli.models.save import save_policy
 from multiref_cli.world.tokenizer import tokenizer as toy_tokenizer
 
 IDS = torch.tensor([[5, 6, 7, 8, 9]])

@@ -7,8 +7,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from multiref_cli.config.schema import ReferenceSpec
-from multiref_cli.data.chat import completion_ids, prompt_ids
-from multiref_cli.models.load import save_policy
+from multiref_cli.data.chat import conversation_ids
+from multiref_cli.models.save import save_policy
 from multiref_cli.references.store import ReferenceStore, Scoring, Sequence
 from multiref_cli.world import tokenizer as toy_tokenizer
 
@@ -85,9 +85,10 @@ def sequences(tokenizer):
     for number in range(12):
         messages = [{"role": "user", "content": f"Anna has {number % 6} . how many ?"}]
         for text in (words(1 + number), words(12 - number)):
-            ids = tuple(completion_ids(tokenizer, text))
-            found.append(Sequence(tuple(prompt_ids(tokenizer, messages)), ids, messages, text))
-    return [*found[:-1], replace(found[-1], completion=tuple(completion_ids(tokenizer, words(5))[:3]))]
+            prompt, (ids,) = conversation_ids(tokenizer, messages, [text])
+            found.append(Sequence(tuple(prompt), tuple(ids), messages, text))
+    cut = conversation_ids(tokenizer, found[-1].messages, [words(5)])[1][0][:3]
+    return [*found[:-1], replace(found[-1], completion=tuple(cut))]
 
 
 @pytest.fixture

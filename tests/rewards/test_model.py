@@ -62,7 +62,8 @@ def test_score_does_not_depend_on_the_batch(kind, tokenizer):
 def test_score_is_that_of_the_last_token_even_where_pad_is_eos(tokenizer):
     # Skywork's Llama heads: pad and eos are one token, so searching for the pad id reads one token early.
     model = classifier(pad_token_id=2, eos_token_id=2)
-    ids = conversation_ids(tokenizer, texts()[0].messages, "8 - 6 = 2")
+    prompt, (completion,) = conversation_ids(tokenizer, texts()[0].messages, ["8 - 6 = 2"])
+    ids = prompt + completion
     assert ids[-1] == tokenizer.eos_token_id == 2
     with torch.no_grad():
         hidden = model.model(torch.tensor([ids])).last_hidden_state
@@ -105,7 +106,8 @@ def test_several_outputs_are_refused(tokenizer):
 def test_input_of_a_scorer(tokenizer):
     scorer = RewardModelScorer(classifier(), tokenizer)
     sample = texts()[0]
-    assert scorer.encode(sample) == conversation_ids(tokenizer, sample.messages, sample.completion)
+    prompt, (completion,) = conversation_ids(tokenizer, sample.messages, [sample.completion])
+    assert scorer.encode(sample) == prompt + completion
     cut = Sample(sample.messages, sample.completion, finished=False)
     assert scorer.encode(cut) == scorer.encode(sample)[:-1]
     assert len(RewardModelScorer(classifier(), tokenizer, max_tokens=5).encode(sample)) == 5

@@ -29,7 +29,8 @@ class Trainer:
     def __call__(self, experiment, progress) -> Path:
         import torch
 
-        from multiref_cli.models.load import new_causal_lm, save_policy
+        from multiref_cli.models.load import new_causal_lm
+        from multiref_cli.models.save import save_policy
 
         if len(self.seen) == self.stop_at:
             raise KeyboardInterrupt

@@ -1,0 +1,137 @@
+"""What people type as an override, in the words that Hydra's grammar reads: paths, texts, lists of references."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import is_dataclass
+from functools import cache
+from pathlib import PurePath
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from multiref_cli.config.schema import Experiment
+from multiref_cli.errors import RequestError
+
+# Free texts: everything behind the sign belongs to them, commas and braces too; \n is a line break.
+_TEXTS = ("data.system_prompt", "data.prompt_template")
+# Parts of an experiment whose keys are the user's own.
+_OPEN = ("data.columns", "data.options", "data.source", "data.chat_template_kwargs", "rollout.options", "policy.new")
+_PLAIN = re.compile(r"[\w./:%@?*|+-]*")
+_OTHER_TYPE = re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)(e[-+]?\d+)?|true|false|nan|[-+]?inf", re.IGNORECASE)
+_GRAMMAR = re.compile(r"\[|\{|(choice|range|glob|interval|sort|shuffle|tag|extend_list|str|int|float|bool)\(")
+
+
+def written(overrides: Sequence[str]) -> list[str]:
+    """The overrides as Hydra's grammar reads them.
+
+    A list of references (`references=[{name: a, path: X}]`) needs no file. A key that holds text takes a value with
+    `~`, `=`, blanks or digits alone as it is; a comma still separates several values, except in the system prompt and
+    the prompt template.
+
+    Raises:
+        RequestError: a list of references that is none.
+    """
+    found: list[str] = []
+    for override in overrides:
+        mark, key, value = _parts(override)
+        if key == "references" and value is not None and value.lstrip().startswith("["):
+            found += ["references=_list", f"++own={_reference_list(value)}"]
+        elif value is None or value in ("null", "None"):
+            found.append(override)
+        elif key in _TEXTS:
+            found.append(f"{mark}{key}={_quoted(_text(value))}")
+        elif key in text_keys():
+            found.append(f"{mark}{key}={_values(value)}")
+        else:
+            found.append(override)
+    return found
+
+
+def is_open(key: str) -> bool:
+    """Whether a key lies in a part of the experiment whose keys are the user's own."""
+    return key.startswith(tuple(f"{part}." for part in _OPEN))
+
+
+def named(overrides: Sequence[str], name: str) -> bool:
+    """Whether a key, or a part of it, is among the overrides."""
+    keys = [_parts(override)[1] for override in overrides]
+    return any(key == name or key.startswith((f"{name}.", f"{name}@")) for key in keys)
+
+
+def _parts(override: str) -> tuple[str, str, str | None]:
+    """Marks such as `++`, the key, and the value; None without an equals sign."""
+    key, sign, value = override.partition("=")
+    bare = key.lstrip("+~")
+    return key[: len(key) - len(bare)], bare, value if sign else None
+
+
+@cache
+def text_keys() -> frozenset[str]:
+    """Dotted keys of the schema that hold text, and those of references=pair."""
+    found = {"first", "second"}
+
+    def walk(kind: Any, prefix: str) -> None:
+        """Add the text keys of a dataclass."""
+        for name, hint in get_type_hints(kind).items():
+            options = [one for one in get_args(hint) if one is not type(None)] if get_origin(hint) is Union else [hint]
+            if options == [str]:
+                found.add(f"{prefix}{name}")
+            elif len(options) == 1 and isinstance(options[0], type) and is_dataclass(options[0]):
+                walk(options[0], f"{prefix}{name}.")
+
+    walk(Experiment, "")
+    return frozenset(found)
+
+
+def _values(value: str) -> str:
+    """One value, or several between commas, each in quotes where the grammar would read it as something else."""
+    if _is_quoted(value) or "${" in value or _GRAMMAR.match(value):
+        return value
+    return ",".join(_quoted(one) if _is_strange(one) else one for one in value.split(","))
+
+
+def _is_strange(value: str) -> bool:
+    return bool(_OTHER_TYPE.fullmatch(value)) or not _PLAIN.fullmatch(value)
+
+
+def _is_quoted(value: str) -> bool:
+    return len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+
+
+def _text(value: str) -> str:
+    inside = value[1:-1] if _is_quoted(value) else value
+    breaks = {"\\n": "\n", "\\t": "\t", "\\\\": "\\"}
+    # Only line breaks and tabs: a backslash elsewhere is LaTeX's (\boxed). Words of LaTeX that begin so stay too.
+    return re.sub(r"\\(?:n(?!eq|u\b|ot\b|abla|ewline)|t(?!ext|imes|heta|frac|o\b)|\\)", lambda m: breaks[m[0]], inside)
+
+
+def _quoted(value: str) -> str:
+    """A value in Hydra's quotes; a backslash counts only before a quote or at the end."""
+    value = re.sub(r"(\\+)(?=\"|$)", r"\1\1", value).replace('"', '\\"')
+    return f'"{value}"'
+
+
+def _reference_list(value: str) -> str:
+    try:
+        references = yaml.safe_load(value)
+    except yaml.YAMLError:
+        references = None
+    if not isinstance(references, list) or not references or not all(isinstance(one, dict) for one in references):
+        raise RequestError(
+            f"references={value} is no list of references; write references='[{{name: a, path: X}}, ...]'."
+        )
+    for one in references:
+        if "path" not in one:
+            raise RequestError(f"references={value}: every reference needs a path, one has {', '.join(map(str, one))}.")
+        one.setdefault("name", PurePath(str(one["path"])).name)
+    return "[" + ",".join(_object(one) for one in references) + "]"
+
+
+def _object(reference: dict[str, Any]) -> str:
+    pairs = [f"{key}:{_scalar(value)}" for key, value in reference.items()]
+    return "{" + ",".join(pairs) + "}"
+
+
+def _scalar(value: object) -> str:
+    return json.dumps(value) if value is None or isinstance(value, (bool, int, float)) else _quoted(str(value))

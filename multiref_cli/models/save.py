@@ -1,0 +1,88 @@
+"""Saving a trained model as a folder that transformers opens, its tokenizer as it came."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from multiref_cli.data.chat import end_ids
+from multiref_cli.files import sync_folder, sync_tree, write_json
+from multiref_cli.models.decoder import unwrap
+from multiref_cli.models.lora import merged
+from multiref_cli.types import LanguageModel, Tokenizer
+
+_TOKENIZER_FILES = (
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab.*", "merges.txt"),
+    *("*.model", "*.tiktoken"),
+)
+
+
+def save_policy(model: LanguageModel, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write a folder that AutoModelFor... opens, in one piece: under another name first, then renamed.
+
+    A LoRA adapter is merged into the saved weights (the model in memory stays as it is) and kept beside them in
+    `adapter/`.
+
+    Args:
+        model: a transformers or peft model.
+        tokenizer: saved with it.
+        folder: replaced if it exists.
+    """
+    folder = Path(folder)
+    writing = folder.with_name(f".{folder.name}.{os.getpid()}")
+    for leftover in folder.parent.glob(f".{folder.name}.*"):  # of a killed process
+        shutil.rmtree(leftover, ignore_errors=True)
+    writing.mkdir(parents=True)
+    base = unwrap(model)
+    with _generation_settings(base, tokenizer) as generation:
+        if base is not model:
+            base.save_pretrained(str(writing), state_dict=dict(merged(base, base.state_dict().items())))
+            model.save_pretrained(str(writing / "adapter"))
+        else:
+            model.save_pretrained(str(writing))
+    if generation:
+        write_json(writing / "generation_config.json", generation)
+    _save_tokenizer(tokenizer, writing)
+    sync_tree(writing)  # checkpoints are deleted once the policy is there: it must be on the disk, not in a cache
+    if folder.exists():
+        old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+        os.replace(folder, old)
+        os.replace(writing, folder)
+        shutil.rmtree(old)
+    else:
+        os.replace(writing, folder)
+    sync_folder(folder.parent)
+
+
+@contextmanager
+def _generation_settings(model: LanguageModel, tokenizer: Tokenizer) -> Iterator[dict[str, Any]]:
+    """The generation settings to save, with all ids that end a response; the model is without them meanwhile.
+
+    transformers refuses to save settings that many published models have (a temperature without do_sample).
+    """
+    settings = getattr(model, "generation_config", None)
+    if settings is None:
+        yield {}
+        return
+    from transformers import GenerationConfig
+
+    ends = end_ids(tokenizer)
+    model.generation_config = GenerationConfig()
+    try:
+        kept = {key: value for key, value in settings.to_diff_dict().items() if not key.startswith("_")}
+        yield kept | {"eos_token_id": ends if len(ends) > 1 else ends[0]}
+    finally:
+        model.generation_config = settings
+
+
+def _save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Copy the files that a tokenizer was opened from; one that was made here is written."""
+    source = Path(str(getattr(tokenizer, "name_or_path", "") or "/nowhere"))
+    files = [path for pattern in _TOKENIZER_FILES for path in source.glob(pattern)] if source.is_dir() else []
+    if not (source / "tokenizer_config.json").is_file():
+        tokenizer.save_pretrained(str(folder))
+        return
+    for path in files:
+        shutil.copy(path, folder / path.name)
