@@ -104,6 +104,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [row for _, row in _parsed(path) if row is not None]
 
 
+def each_line(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a .jsonl file that can be read, one after the other: the file is never whole in memory."""
+    if path.is_file():
+        with path.open("rb") as file:
+            yield from (row for raw in file if raw.strip() and (row := _object(raw)) is not None)
+
+
 def damaged_lines(path: Path) -> int:
     """How many lines of a .jsonl file cannot be read, one that a crash cut off at the end not counted."""
     return sum(row is None and raw.endswith(b"\n") for raw, row in _parsed(path))

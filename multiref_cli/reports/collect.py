@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import math
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,7 +21,7 @@ from multiref_cli.config.schema import Experiment, Level, experiment_of
 from multiref_cli.errors import RequestError
 from multiref_cli.evaluation.crossed import BySeed, Estimate, estimate
 from multiref_cli.evaluation.statistics import Interval
-from multiref_cli.files import read_json, read_lines, write_text
+from multiref_cli.files import each_line, read_json, write_text
 
 # Told by a condition's label already, so never needed to tell two labels apart.
 _IN_LABEL = ("regularizer.name", "regularizer.mean_order", "regularizer.terms", "alpha", "beta", "algorithm.name")
@@ -141,13 +143,29 @@ class Run:
     def curve(self, metric: str) -> tuple[list[int], list[float]]:
         """Steps and values of a training metric, or one that follows from others, from metrics.jsonl."""
         parts = self._combination(metric)
-        known = [r for r in self.history if parts and "step" in r and all(r.get(name) is not None for name in parts)]
-        return [r["step"] for r in known], [sum(c * r[name] for name, c in parts.items()) for r in known]
+        steps, columns = self.history
+        if not parts or any(name not in columns for name in parts):
+            return [], []
+        values = np.sum([c * np.frombuffer(columns[name]) for name, c in parts.items()], axis=0)
+        known = np.flatnonzero(~np.isnan(values))
+        return np.frombuffer(steps, np.int64)[known].tolist(), values[known].tolist()
 
     @cached_property
-    def history(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl."""
-        return read_lines(self.folder / "metrics.jsonl")
+    def history(self) -> tuple[array, dict[str, array]]:
+        """Steps of metrics.jsonl, and the numbers of every metric but times, NaN where a line has none."""
+        steps, columns = array("q"), dict[str, array]()
+        for row in each_line(self.folder / "metrics.jsonl"):
+            if not isinstance(row.get("step"), int):
+                continue
+            for name, value in row.items():
+                if isinstance(value, (int, float)) and name != "step" and not name.startswith("time/"):
+                    column = columns.setdefault(name, array("d"))
+                    column.extend([math.nan] * (len(steps) - len(column)))
+                    column.append(value)
+            steps.append(row["step"])
+        for column in columns.values():
+            column.extend([math.nan] * (len(steps) - len(column)))
+        return steps, columns
 
 
 @dataclass

@@ -24,6 +24,7 @@ _CURVES = (
     ("penalty", "penalty"),
     ("length", "length (tokens)"),
 )
+_POINTS = 2000
 _SCORES = {0.0: "reverse-KL score", 1.0: "forward-KL score", 0.5: "Hellinger score", -1.0: "χ² score"}
 
 
@@ -341,6 +342,8 @@ def _mean_curve(axes: Axes, condition: Condition, metric: str, index: int) -> No
         return
     values = np.array([[at[s] for s in common] for at in (dict(zip(steps, ys)) for steps, ys in curves)])
     smooth = np.array([_smooth(row) for row in values])
+    if len(common) > _POINTS:  # more than a panel has pixels: the mean of neighbours, else pages grow with the steps
+        common, values, smooth = _binned(np.array([common]))[0], _binned(values), _binned(smooth)
     look, mean = style.series(index), smooth.mean(0)
     axes.plot(common, mean, color=look.color, linestyle=look.linestyle, label=condition.label)
     if len(curves) > 1:
@@ -350,8 +353,15 @@ def _mean_curve(axes: Axes, condition: Condition, metric: str, index: int) -> No
         axes.plot(common, values[0], color=look.color, alpha=0.22, linewidth=0.8)
 
 
+def _binned(values: np.ndarray) -> np.ndarray:
+    """(B, N) as (B, at most _POINTS) means of neighbours."""
+    edges = np.linspace(0, values.shape[1], _POINTS + 1).astype(int)
+    return np.add.reduceat(values, edges[:-1], axis=1) / np.diff(edges)
+
+
 def _smooth(values: np.ndarray) -> np.ndarray:
     """Centered moving average over a tenth of the run: steps are noisy, the trend is what is read."""
     width = max(1, len(values) // 10) | 1
     padded = np.pad(values, width // 2, mode="edge")
-    return np.convolve(padded, np.ones(width) / width, mode="valid")
+    sums = np.concatenate([[0.0], np.cumsum(padded)])  # not a convolution, whose cost is the run times its tenth
+    return (sums[width:] - sums[:-width]) / width

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from multiref_cli.errors import RequestError, RunError
+from multiref_cli.sweeps.ledger import Ledger
 from multiref_cli.sweeps.pool import GRACE_SECONDS
 from multiref_cli.sweeps.worker import Work, work_off
 
@@ -123,12 +124,15 @@ def _watch(
 ) -> None:
     """Wait until all points are finished; replace workers that were lost, stop them on Ctrl-C."""
     replacements = REPLACEMENTS * len(jobs)
+    ledger, unfinished = Ledger(work.folder), list(work.plan.points)
     try:
         while jobs:
             time.sleep(TICK_SECONDS)
             tick()
             left = [job for job in jobs if not is_over(job)]
-            if work.open_points() == 0:
+            while unfinished and ledger.state(unfinished[-1].name, unfinished[-1].id) in ("done", "failed"):
+                unfinished.pop()  # each is looked at until it is finished, not all of them at every tick
+            if not unfinished:
                 jobs = left
                 continue
             for _ in range(len(jobs) - len(left)):

@@ -1,13 +1,16 @@
 """What a sweep is doing, read from its folder: plain data for whoever draws it."""
 
 import json
+import math
 import time
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from multiref_cli.sweeps.ledger import Ledger
-from multiref_cli.sweeps.plan import Plan
+from multiref_cli.sweeps.plan import Plan, Point
 from multiref_cli.tracking.progress import duration
 from multiref_cli.tracking.run_dir import RunDir
 
@@ -53,12 +56,15 @@ class Snapshot:
 
 
 class Watcher:
-    """Reads a sweep's folder again and again; finished points are read once."""
+    """Reads a sweep's folder again and again: every point once, then those alone that events name or that run."""
 
     def __init__(self, ledger: Ledger, plan: Plan) -> None:
         self.ledger, self.plan = ledger, plan
         _, self._offset = ledger.events(0)
-        self._final: dict[str, str] = {}
+        self._read = self._offset
+        self._points = {point.name: point for point in plan.points}
+        self._states: dict[str, str] = {}
+        self._shares: dict[str, float] = {}
         self._failures: list[Failure] = []
         self._first_seen: dict[str, tuple[float, int]] = {}
         self._started = time.monotonic()
@@ -66,34 +72,37 @@ class Watcher:
 
     def snapshot(self) -> Snapshot:
         """The state of every point now."""
-        counts = dict.fromkeys(("done", "running", "queued", "stopped", "failed"), 0)
-        running, work = [], 0.0
-        for point in self.plan.points:
-            state = self._final.get(point.id) or self.ledger.state(point.name, point.id)
+        running = []
+        for point in self._moved():
+            state = self.ledger.state(point.name, point.id)
             if state == "running" and self.ledger.holder(point.name) is None:
                 state = "stopped"
-            counts[state] += 1
+            status = {} if state == "done" else RunDir(self.ledger.folder(point.name)).status()
+            self._shares[point.name] = status.get("step", 0) / max(status.get("total", 0), 1)
             if state in ("done", "failed"):
-                work += 1
-                self._finish(point.name, point.id, state)
-            else:
-                status = RunDir(self.ledger.folder(point.name)).status()
-                work += status.get("step", 0) / max(status.get("total", 0), 1)
-                if state == "running":
-                    running.append(self._running(point.name, status))
-        return Snapshot(counts, running, self._failures, self._seconds_left(work))
+                self._shares[point.name] = 1.0
+            if state == "running":
+                running.append(self._running(point.name, status))
+            if state == "failed" and self._states.get(point.name) != "failed":
+                reason, log = status.get("message", ""), self.ledger.log_path(point.name)
+                self._failures.append(Failure(point.name, reason, log))
+            self._states[point.name] = state
+        counts = dict.fromkeys(("done", "running", "queued", "stopped", "failed"), 0)
+        counts.update(Counter(self._states.values()))
+        return Snapshot(counts, running, self._failures, self._seconds_left(math.fsum(self._shares.values())))
+
+    def _moved(self) -> Iterable[Point]:
+        """Points whose state may be another than at the last look, in the order of the plan."""
+        found, self._read = self.ledger.events(self._read)
+        if not self._states:
+            return self.plan.points
+        names = {event["name"] for event in found} | {n for n, state in self._states.items() if state == "running"}
+        return [self._points[name] for name in self._points if name in names]
 
     def events(self) -> list[dict[str, Any]]:
         """What happened since the last call."""
         found, self._offset = self.ledger.events(self._offset)
         return found
-
-    def _finish(self, name: str, identity: str, state: str) -> None:
-        if identity not in self._final:
-            self._final[identity] = state
-            if state == "failed":
-                reason = RunDir(self.ledger.folder(name)).status().get("message", "")
-                self._failures.append(Failure(name, reason, self.ledger.log_path(name)))
 
     def _running(self, name: str, status: dict[str, Any]) -> Running:
         step, total, now = status.get("step", 0), status.get("total", 0), time.monotonic()

@@ -54,31 +54,53 @@ def work_off(work: Work) -> None:
     Raises:
         KeyboardInterrupt: stopped from outside; the running point wrote a checkpoint and can go on.
     """
-    ledger = Ledger(work.folder)
-    finished: set[str] = set()
+    ledger, passes = Ledger(work.folder), Passes(work)
+    open_points = list(work.plan.points)
     while True:
-        open_points = [point for point in work.plan.points if not _is_finished(ledger, point, finished)]
+        # One look at every open point a round, and in a round each is tried once: the cost of a point does not grow
+        # with their number.
+        open_points = [point for point in open_points if not _is_finished(ledger, point)]
         if not open_points:
             return
-        if not (_work_on_passes(work, ledger, open_points) or _work_on_points(work, ledger, open_points)):
+        needed = {identity for point in open_points for identity in point.passes}
+        wanted = [one for one in work.plan.passes if one.id in needed]
+        worked, look = False, True
+        for point in open_points:
+            while look and any(_try_pass(work, ledger, passes, one) for one in wanted):
+                worked = True
+            look = _try_point(work, ledger, passes, point)
+            worked |= look
+        if not worked:
             time.sleep(POLL_SECONDS)
 
 
-def _is_finished(ledger: Ledger, point: Point, finished: set[str]) -> bool:
-    if point.id not in finished and ledger.state(point.name, point.id) in ("done", "failed"):
-        finished.add(point.id)
-    return point.id in finished
+class Passes:
+    """How the passes of a launch ended; what has ended is read once."""
+
+    def __init__(self, work: Work) -> None:
+        self.work, self.ledger = work, Ledger(work.folder)
+        self.by_id = {one.id: one for one in work.plan.passes}
+        self._ended: dict[str, dict[str, Any]] = {}
+
+    def outcome(self, one: Pass) -> dict[str, Any] | None:
+        """How a pass ended in this launch; None while it has not."""
+        if one.id not in self._ended:
+            try:
+                content = read_object(pass_marker(self.ledger, one))
+            except RunError:  # damaged: the pass is done again
+                content = None
+            if content and content.get("launch") == self.work.launch:
+                self._ended[one.id] = content
+        return self._ended.get(one.id)
+
+    def needed_by(self, one: Pass | Point) -> list[dict[str, Any] | None]:
+        """How those ended that a pass or a point waits for."""
+        waits_for = one.needs if isinstance(one, Pass) else one.passes
+        return [self.outcome(self.by_id[identity]) for identity in waits_for if identity in self.by_id]
 
 
-def _work_on_passes(work: Work, ledger: Ledger, points: list[Point]) -> bool:
-    """Do the first pass that these points need and that can be done now; whether there was one."""
-    needed = {identity for point in points for identity in point.passes}
-    return any(_try_pass(work, ledger, one) for one in work.plan.passes if one.id in needed)
-
-
-def _work_on_points(work: Work, ledger: Ledger, points: list[Point]) -> bool:
-    """Run the first point that can run now; whether there was one."""
-    return any(_try_point(work, ledger, point) for point in points)
+def _is_finished(ledger: Ledger, point: Point) -> bool:
+    return ledger.state(point.name, point.id) in ("done", "failed")
 
 
 def pass_marker(ledger: Ledger, one: Pass) -> Path:
@@ -86,14 +108,12 @@ def pass_marker(ledger: Ledger, one: Pass) -> Path:
     return ledger.path / ".sweep" / "passes" / f"{one.id}.json"
 
 
-def _try_pass(work: Work, ledger: Ledger, one: Pass) -> bool:
+def _try_pass(work: Work, ledger: Ledger, passes: Passes, one: Pass) -> bool:
     """Do a pass unless it is done, held by someone, or waits for another; whether it was done."""
-    needed = [one, *(other for other in work.plan.passes if other.id in one.needs)]
-    outcomes = [_pass_outcome(work, ledger, other) for other in needed]
-    if outcomes[0] is not None or any(outcome is None for outcome in outcomes[1:]):
+    if passes.outcome(one) is not None or any(outcome is None for outcome in passes.needed_by(one)):
         return False
     with ledger.claim(f"pass-{one.id}", work.launch) as holder:
-        if holder is None or _pass_outcome(work, ledger, one) is not None:
+        if holder is None or passes.outcome(one) is not None:
             return False
         problem = "its worker was killed twice" if holder.deaths > RETRIES else None
         started = time.monotonic()
@@ -112,19 +132,10 @@ def _try_pass(work: Work, ledger: Ledger, one: Pass) -> bool:
     return True
 
 
-def _pass_outcome(work: Work, ledger: Ledger, one: Pass) -> dict[str, Any] | None:
-    """How a pass ended in this launch; None while it has not."""
-    try:
-        content = read_object(pass_marker(ledger, one))
-    except RunError:  # damaged: the pass is done again
-        return None
-    return content if content and content.get("launch") == work.launch else None
-
-
-def _try_point(work: Work, ledger: Ledger, point: Point) -> bool:
+def _try_point(work: Work, ledger: Ledger, passes: Passes, point: Point) -> bool:
     """Run a point unless it is finished, held by someone, or waits for a pass; whether it was run."""
-    needed = [_pass_outcome(work, ledger, one) for one in work.plan.passes if one.id in point.passes]
-    if any(outcome is None for outcome in needed):
+    needed = passes.needed_by(point)
+    if any(outcome is None for outcome in needed) or _is_finished(ledger, point):
         return False
     with ledger.claim(point.name, work.launch) as holder:
         # Another launcher may have finished the point between the look and the claim.
