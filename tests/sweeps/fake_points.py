@@ -19,7 +19,7 @@ from multiref_cli.tracking.run_dir import RunDir
 def point(name: str, steps: int = 5, passes: tuple[str, ...] = (), **behavior: Any) -> Point:
     """A point of `steps` steps; `behavior` is read by `run`."""
     config = {"id": f"id-{name}", "steps": steps, "seconds": 0.0, **behavior}
-    return Point(f"id-{name}", name, f"c-{name}", f"cid-{name}", 0, "grid", (f"name={name}",), passes, config)
+    return Point(f"id-{name}", name, f"c-{name}", f"cid-{name}", 0, "grid", (f"name={name}",), passes, (), config)
 
 
 def run(config: dict[str, Any], folder: Path, resume: bool, overrides: tuple[str, ...]) -> None:
