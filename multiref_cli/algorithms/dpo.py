@@ -54,20 +54,26 @@ def assemble(job: Job, progress: Progress) -> Trainee:
 
 
 def notes(experiment: Experiment) -> list[str]:
-    """Sentences that a reader of a run must see: where its loss sees other references than its evaluation measures."""
+    """Sentences that a reader of a run must see: where DPO is not exact, and where its loss sees other references."""
     penalty = experiment.penalty
+    cut = (
+        f"{penalty.title}: with every order of the score below 0 the optimum may give responses no mass at all; DPO is "
+        "exact only while none is cut off"
+    )
+    found = [cut] if all(term.score_order < 0 for term in experiment.terms) else []
     if len(experiment.active_references) == 1:
-        return []
+        return found
     seen = ["references that CTRO has clipped"] * (penalty.ctro is not None)
     seen += ["weights that ARWC makes from each pair in place of alpha"] * penalty.arwc
     seen += ["one reference at a time, no mix of them"] * penalty.multi_loss
     if not seen:
-        return []
+        return found
     mix = "the mixed reference" if penalty.multi_loss else "the mix in the loss"
     return [
+        *found,
         f"{penalty.title}: the loss sees {' and '.join(seen)}; log_ratio/mixed, reward_margin, accuracy and "
         f"preference_accuracy are read against {mix}, while kl/mixed, the weighted KL and J are measured with the "
-        "references as they are and the alpha given"
+        "references as they are and the alpha given",
     ]
 
 

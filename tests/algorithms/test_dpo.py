@@ -73,6 +73,7 @@ def test_what_the_loss_sees_is_said_where_evaluation_measures_something_else():
     assert "CTRO has clipped" in said("mrpo_ctro") and "ARWC" not in said("mrpo_ctro")
     assert "ARWC makes from each pair in place of alpha" in said("mrpo_arwc")
     assert "no mix of them" in said("multi_dpo") and "references as they are" in said("multi_dpo")
+    assert "exact only while none is cut off" in said("chi2") and said("chi2") == said("chi2", 1)
     assert said("rkl") == said("mrpo") == said("mrpo_ctro", 1) == ""
 
 
