@@ -14,7 +14,9 @@ def test_every_kind_of_penalty_trains(place, multiref, online, regularizer, figu
     wanted = {"reward", "loss", "entropy", "clip_fraction", "zero_spread_fraction", "length", "truncated_fraction"}
     assert wanted <= set(rows[0])
     results = read_json(Path("out/results.json"))
-    assert {"toy_verifier", "kl/first", "kl/second"} <= set(results["metrics"])
+    assert {"toy_verifier", "kl/first", "kl/second", "pass@2/toy_verifier"} <= set(results["metrics"])
+    one, both = (results["metrics"][name]["mean"] for name in ("avg@2/toy_verifier", "pass@2/toy_verifier"))
+    assert one == results["metrics"]["toy_verifier"]["mean"] <= both
     k3_is_named = any("k3" in note for note in results["notes"])
     assert k3_is_named == (regularizer == "rkl_paper")
     assert read_lines(Path("out/samples.jsonl"))[0]["step"] == 1
