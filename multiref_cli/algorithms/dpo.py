@@ -11,7 +11,7 @@ from torch import Tensor
 
 from multiref_cli.algorithms.base import Batch, Job, Trainee, load_policy
 from multiref_cli.config.algorithms import DpoSettings
-from multiref_cli.config.schema import Data, Experiment, Level, Mix
+from multiref_cli.config.schema import Data, Experiment, Level, Mix, Term
 from multiref_cli.data.preferences import Pair, load_preferences
 from multiref_cli.data.rows import Split
 from multiref_cli.errors import RunError
@@ -128,9 +128,9 @@ def stored_pairs(job: Job, pairs: Sequence[Pair], progress: Progress) -> "Stored
     tokens = [store.logps(reference, sequences, progress) for reference in job.references()]
     normalizers = None
     if experiment.penalty.mixes_whole_vocabulary:
-        mixes = [term.mix for term in experiment.terms]
+        mixes = [term.mix for terms in experiment.terms_by_route.values() for term in terms]
         normalizers = store.normalizers_of(job.references(together=True), sequences, mixes, progress)
-    return store_pairs(experiment, tokens, normalizers, job.vocabulary)
+    return store_pairs(experiment, tokens, normalizers, job.vocabulary, [experiment.route_of(p.extra) for p in pairs])
 
 
 def _own_reference(job: Job) -> int | None:
@@ -149,14 +149,17 @@ class StoredPairs:
     Attributes:
         names: K names of the references with a positive weight.
         references: (K, 2, N) log pi_i of chosen and rejected, float64.
-        mixed: (R, 2, N) log M, float64; normalized token by token at level=token.
+        mixed: (R, 2, N) log M, float64; normalized token by token at level=token. Where rows have weights of their own,
+            R is the most summands that a row has, and zeros stand where it has fewer.
         vocabulary: ids that all of them normalize over, and the policy with them; None: the whole head.
+        routes: N keys of `Experiment.terms_by_route`; None: all are alike.
     """
 
     names: list[str]
     references: Tensor
     mixed: Tensor
     vocabulary: int | None = None
+    routes: list[str | None] | None = None
 
 
 def store_pairs(
@@ -164,35 +167,54 @@ def store_pairs(
     tokens: Sequence[Sequence[np.ndarray]],
     normalizers: Sequence[Sequence[np.ndarray]] | None,
     vocabulary: int | None = None,
+    routes: list[str | None] | None = None,
 ) -> StoredPairs:
     """Sum stored token log-probabilities into responses and mix them.
 
     Args:
         experiment: its penalty says how to mix and at which level.
         tokens: for each reference of positive weight 2 N arrays, chosen and rejected in turn, each (T,) nats.
-        normalizers: for each term 2 N arrays (T,) of log F_t in nats, by which a token-level mean is divided; None
-            leaves it.
+        normalizers: for each term of each route 2 N arrays (T,) of log F_t in nats, by which a token-level mean is
+            divided; None leaves it.
         vocabulary: ids that the stored log-probabilities normalize over.
+        routes: which of the experiment's `terms_by_route` each of the N pairs has; None: all are alike.
 
     Returns:
         The sums and the mix.
     """
-    terms, names = experiment.terms, [reference.name for reference in experiment.active_references]
+    names = [reference.name for reference in experiment.active_references]
     sums = torch.tensor([[float(np.sum(a, dtype=np.float64)) for a in one] for one in tokens], dtype=torch.float64)
     pairs = sums.reshape(len(names), -1, 2).transpose(1, 2).contiguous()
+    by_route, start = experiment.terms_by_route, 0
+    mixed = torch.zeros(max(map(len, by_route.values())), *pairs.shape[1:], dtype=torch.float64)
+    for route, terms in by_route.items():
+        own = None if normalizers is None else normalizers[start : start + len(terms)]
+        start += len(terms)
+        rows = [i for i, one in enumerate(routes) if one == route] if routes else list(range(pairs.shape[2]))
+        mixed[: len(terms), :, rows] = _mixed(experiment, terms, pairs, tokens, own)[:, :, rows]
+    return StoredPairs(names, pairs, mixed, vocabulary, routes)
+
+
+def _mixed(
+    experiment: Experiment,
+    terms: Sequence[Term],
+    pairs: Tensor,
+    tokens: Sequence[Sequence[np.ndarray]],
+    normalizers: Sequence[Sequence[np.ndarray]] | None,
+) -> Tensor:
+    """(R, 2, N) log M of every term, from (K, 2, N) sums, or from the tokens at level=token."""
     if experiment.penalty.level is Level.token:
         per_token = log_mixed(terms, _flat(tokens), None if normalizers is None else _flat(normalizers))
         owner = torch.repeat_interleave(torch.tensor([len(a) for a in tokens[0]]))
         mixed = torch.zeros(len(terms), len(tokens[0]), dtype=torch.float64).index_add(1, owner, per_token)
-        return StoredPairs(names, pairs, mixed.reshape(len(terms), -1, 2).transpose(1, 2).contiguous(), vocabulary)
+        return mixed.reshape(len(terms), -1, 2).transpose(1, 2).contiguous()
     sides, own = [pairs[:, 0], pairs[:, 1]], None
     if experiment.penalty.ctro is not None or experiment.penalty.arwc:
         weights = torch.tensor(experiment.active_weights, dtype=torch.float64)
         region, arwc = _trust_region(experiment), experiment.penalty.arwc
         sides[0], sides[1], used = adjusted_references(sides[0], sides[1], weights, region, arwc)
         own = used if experiment.penalty.arwc else None
-    mixed = torch.stack([log_mixed(terms, one, weights=own) for one in sides], 1)
-    return StoredPairs(names, pairs, mixed, vocabulary)
+    return torch.stack([log_mixed(terms, one, weights=own) for one in sides], 1)
 
 
 def _trust_region(experiment: Experiment) -> TrustRegion | None:
@@ -237,7 +259,7 @@ class Dpo:
         """
         self.experiment, self.pairs, self.stored = experiment, pairs, stored
         self.settings = cast(DpoSettings, experiment.algorithm)
-        self.penalty, self.terms, self.beta = experiment.penalty, experiment.terms, experiment.beta
+        self.penalty, self.beta = experiment.penalty, experiment.beta
         self.weights = torch.tensor(experiment.active_weights, dtype=torch.float64)
         self.lengths = torch.tensor([[len(p.chosen) for p in pairs], [len(p.rejected) for p in pairs]])
         self.share = self.settings.share_prompt
@@ -259,14 +281,14 @@ class Dpo:
         return self.loss_of(logps.reshape(-1, 2).T, micro.rows, micro.batch_pairs)
 
     def loss_of(self, policy: Tensor, rows: list[int], batch_pairs: int) -> tuple[Tensor, Averages]:
-        """The loss of some pairs, given (2, n) log-probabilities of the policy for chosen and rejected."""
-        mixed = self.stored.mixed[:, :, rows].to(policy.device)
+        """The loss of some pairs of one route, given (2, n) log-probabilities of the policy for chosen and rejected."""
+        terms, mixed = self._terms(rows), self.stored.mixed[:, :, rows].to(policy.device)
         references = self.stored.references[:, :, rows].to(policy.device)
         if self.penalty.multi_loss:
-            score, clip = self.terms[0].score, self.penalty.score_clip
+            score, clip = terms[0].score, self.penalty.score_clip
             reward = implicit_reward(policy, references, self.beta, score, clip)
         else:
-            reward = self._implicit_reward(policy, mixed)
+            reward = self._implicit_reward(terms, policy, mixed)
         losses = preference_loss(
             reward[..., 0, :],
             reward[..., 1, :],
@@ -277,7 +299,7 @@ class Dpo:
         )
         if self.penalty.multi_loss:
             losses = multi_preference_loss(losses, self.weights.to(policy.device))
-        return losses.sum() / batch_pairs, self._metrics(policy.detach(), mixed, references)
+        return losses.sum() / batch_pairs, self._metrics(terms, policy.detach(), mixed, references)
 
     @torch.no_grad()
     def measure(self, model: LanguageModel) -> dict[str, np.ndarray]:
@@ -291,7 +313,7 @@ class Dpo:
         device = next(model.parameters()).device
         for rows in self._parts(list(range(len(self.pairs)))):
             logps = self._logps(model, self._pack(rows).to(device)).cpu().reshape(-1, 2).T
-            reward = self._implicit_reward(logps, self.stored.mixed[:, :, rows])
+            reward = self._implicit_reward(self._terms(rows), logps, self.stored.mixed[:, :, rows])
             per_token = logps / self.lengths[:, rows].clamp(min=1)
             for name, (chosen, rejected) in zip(PAIR_METRICS, (reward, logps, per_token)):
                 found[name][rows] = wins(chosen.numpy(), rejected.numpy())
@@ -309,7 +331,8 @@ class Dpo:
             RunError: it is not: policy and reference do not see the same tokens, template, type or truncation.
         """
         rows = epoch_batch(len(self.pairs), self.settings.batch_pairs, 0, self.experiment.seed)
-        expected = float(self.loss_of(self.stored.references[start][:, rows], rows, len(rows))[0])
+        logps, parts = self.stored.references[start], self._by_route(rows)
+        expected = sum(float(self.loss_of(logps[:, part], part, len(rows))[0]) for part in parts)
         with torch.no_grad():
             actual = sum(float(self.loss(model, micro)[0]) for micro in self.batch(0).micros)
         tolerance = _START_TOLERANCE[product_type(next(model.parameters())) == torch.float32] * max(1.0, abs(expected))
@@ -321,28 +344,45 @@ class Dpo:
                 f"{expected:.4f}: policy and reference differ in template, type or truncation (`multiref refs verify`)."
             )
 
-    def _implicit_reward(self, policy: Tensor, mixed: Tensor) -> Tensor:
+    def _terms(self, rows: list[int]) -> tuple[Term, ...]:
+        """The summands of some pairs of one route."""
+        routes = self.stored.routes
+        return self.experiment.terms_by_route[routes[rows[0]] if routes else None]
+
+    def _by_route(self, rows: list[int]) -> list[list[int]]:
+        """Pairs of the same summands together, in the order of their first appearance."""
+        if self.stored.routes is None:
+            return [rows]
+        found: dict[str | None, list[int]] = {}
+        for row in rows:
+            found.setdefault(self.stored.routes[row], []).append(row)
+        return list(found.values())
+
+    def _implicit_reward(self, terms: Sequence[Term], policy: Tensor, mixed: Tensor) -> Tensor:
         """(2, n) beta sum_r w_r s_r(log pi - log M_r) of chosen and rejected (arXiv 2502.01203, Eq. 60 and 61)."""
-        return self.beta * total_score(self.terms, policy, mixed, self.penalty.score_clip)
+        return self.beta * total_score(terms, policy, mixed, self.penalty.score_clip)
 
     def _logps(self, model: LanguageModel, packed: Packed) -> Tensor:
         return token_logps(model, packed, vocabulary=self.stored.vocabulary).logps.sum(-1, dtype=torch.float64)
 
-    def _metrics(self, policy: Tensor, mixed: Tensor, references: Tensor) -> Averages:
-        averages, reward = Averages(), self._implicit_reward(policy, mixed)
+    def _metrics(self, terms: Sequence[Term], policy: Tensor, mixed: Tensor, references: Tensor) -> Averages:
+        averages, reward = Averages(), self._implicit_reward(terms, policy, mixed)
         averages.add("reward_margin", reward[0] - reward[1])
         averages.add("accuracy", (reward[0] > reward[1]).double())
-        if len(self.terms) == 1:  # several summands have no mixed reference
+        if self.experiment.one_mix:  # several summands have no mixed reference
             # On the data's responses a mean log ratio is no divergence; this one is to the mix that the loss saw.
             averages.add("log_ratio/mixed", policy - mixed[0])
         for name, reference in zip(self.stored.names, references):
             averages.add(f"log_ratio/{name}", policy - reference)
-        averages.add("score_clip_fraction", is_clipped(self.terms, policy, mixed, self.penalty.score_clip).double())
+        averages.add("score_clip_fraction", is_clipped(terms, policy, mixed, self.penalty.score_clip).double())
         averages.add("logps/chosen", policy[0])
         averages.add("logps/rejected", policy[1])
         return averages
 
     def _parts(self, rows: list[int]) -> list[list[int]]:
+        return [part for same in self._by_route(rows) for part in self._passes(same)]
+
+    def _passes(self, rows: list[int]) -> list[list[int]]:
         lengths = [self._row_length(self.pairs[i]) for i in rows]
         parts = micro_batches(lengths, self.settings.micro_tokens, rows=1 if self.share else 2)
         return [[rows[i] for i in part] for part in parts]

@@ -10,7 +10,7 @@ nat of a whole response for every estimator. `config.objective` says which objec
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -30,7 +30,7 @@ from multiref_cli.algorithms.window import (
 )
 from multiref_cli.config.algorithms import OnlineSettings
 from multiref_cli.config.objective import deviations, objective
-from multiref_cli.config.schema import Estimator, Experiment, States
+from multiref_cli.config.schema import Estimator, Experiment, States, Term
 from multiref_cli.data.chat import end_ids, shape_of
 from multiref_cli.data.prompts import Prompt
 from multiref_cli.models.decoder import honours_shared_prompts
@@ -174,11 +174,11 @@ class Online:
         """Takes everything ready-made; `assemble_online` makes it from a job."""
         self.experiment, self.parts = experiment, parts
         self.settings = cast(OnlineSettings, experiment.algorithm)
-        self.beta, self.terms = experiment.beta, experiment.terms
+        self.beta = experiment.beta
         self.estimator, self.temperature = experiment.estimator, experiment.rollout.temperature
         self.layout = Layout(self.settings.micro_tokens, parts.may_share, parts.model.config.hidden_size)
         self.window: Window | None = None
-        self._packs: list[tuple[Tensor, Packed]] = []
+        self._packs: list[tuple[Tensor, Packed, tuple[Term, ...]]] = []
 
     def batch(self, step: int) -> Batch:
         """New rollouts every `inner_iterations` steps, the same ones in between."""
@@ -189,7 +189,7 @@ class Online:
         length = self.settings.max_length_constant or self.experiment.rollout.max_new_tokens
         size = step_size(window.completions, length)
         micros: list[GroupMicro | StoredMicro] = [
-            GroupMicro(packed, places, size, inner == 0) for places, packed in self._packs
+            GroupMicro(packed, places, size, inner == 0, terms) for places, packed, terms in self._packs
         ]
         micros += self._stored_micros(window.rows, size)
         logged = (step + 1) % self.experiment.hardware.log_every == 0
@@ -208,7 +208,7 @@ class Online:
             return self._stored_loss(model, packed, micro)
         window, mask, averages, penalty = self._window(), packed.mask, Averages(), None
         if self.parts.references is not None and self.estimator is Estimator.exact:
-            logps, penalty, entropy = self._exact(model, self.parts.references, packed, averages)
+            logps, penalty, entropy = self._exact(model, self.parts.references, packed, micro.terms, averages)
         else:
             found = token_logps(model, packed, self.temperature, entropy=True, vocabulary=self.parts.vocabulary)
             logps = found.logps
@@ -240,7 +240,7 @@ class Online:
         """Takes the window back, so that a resume inside it goes on with the same rollouts."""
         self.window = None if state["window"] is None else Window.of(state["window"])
         if self.window is not None:
-            self._packs = self.layout.packs(self._prompt_ids(self.window.rows), self.window.completions)
+            self._packs = self._passes(self.window.rows, self.window.completions)
 
     @property
     def _in_reward(self) -> bool:
@@ -264,7 +264,7 @@ class Online:
             judged = self.parts.reward(samples)
             rewards = torch.tensor(judged.total, dtype=torch.float64).reshape(len(rows), -1)
             metrics |= reward_metrics(judged, rewards)
-        self._packs = self.layout.packs(self._prompt_ids(rows), completions)
+        self._packs = self._passes(rows, completions)
         logps = padded([one.logps for _, one in flat])
         scores, total = self._score(samples, logps.shape), rewards
         if scores is not None and self._in_reward:
@@ -283,6 +283,21 @@ class Online:
             self._prompt_ids(rows), self.experiment.rollout.group_size, sampling, seeds
         )
 
+    def _passes(
+        self, rows: list[int], completions: Sequence[Sequence[Sequence[int]]]
+    ) -> list[tuple[Tensor, Packed, tuple[Term, ...]]]:
+        """Groups laid out for the model, those of the same summands together: (places among B, rows, summands) each."""
+        routes: dict[str | None, list[int]] = {}
+        for number, row in enumerate(rows):
+            routes.setdefault(self.experiment.route_of(self.parts.prompts[row].extra), []).append(number)
+        size, found = len(completions[0]), []
+        for route, numbers in routes.items():
+            own = torch.tensor([number * size + g for number in numbers for g in range(size)])
+            packs = self.layout.packs(self._prompt_ids([rows[i] for i in numbers]), [completions[i] for i in numbers])
+            terms = self.experiment.terms_by_route[route]
+            found += [(own[places], packed, terms) for places, packed in packs]
+        return found
+
     def _prompt_ids(self, rows: list[int]) -> list[Any]:
         return [self.parts.prompts[row].ids for row in rows]
 
@@ -298,8 +313,8 @@ class Online:
         if references is None or self.estimator is Estimator.exact:
             return None
         parts = [
-            (places, references.score(packed, [samples[i] for i in places], self.parts.vocabulary))
-            for places, packed in self._packs
+            (places, references.score(packed, [samples[i] for i in places], self.parts.vocabulary, terms))
+            for places, packed, terms in self._packs
         ]
         return joined(parts, *shape)
 
@@ -308,7 +323,7 @@ class Online:
         if not self.parts.engine.exact_logps:
             device = next(self.parts.model.parameters()).device
             with torch.no_grad():
-                for places, packed in self._packs:
+                for places, packed, _ in self._packs:
                     found = token_logps(
                         self.parts.model, packed.to(device), self.temperature, vocabulary=self.parts.vocabulary
                     ).logps
@@ -317,34 +332,48 @@ class Online:
 
     def _reward_penalty(self, policy: Tensor, mixed: Tensor, metrics: dict[str, float]) -> Tensor:
         """(B,) penalties that go into the reward; says in the metrics how large and how often clipped they are."""
+        routes: dict[tuple[Term, ...], list[Tensor]] = {}
+        for places, _, terms in self._packs:
+            routes.setdefault(terms, []).append(places)
+        parts = [(terms, places := torch.cat(found), mixed[: len(terms), places]) for terms, found in routes.items()]
+        penalty, far = torch.zeros_like(policy), torch.zeros_like(policy)
         if self.estimator is Estimator.clipped:
-            ratios = policy - mixed
-            threshold = self.experiment.penalty.ratio_clip or calibrated_threshold(ratios.flatten())
-            penalty = clipped_penalty(self.terms, policy, mixed, threshold)
+            ratios = [policy[places] - own for _, places, own in parts]
+            every = torch.cat([one.flatten() for one in ratios])
+            threshold = self.experiment.penalty.ratio_clip or calibrated_threshold(every)
+            for terms, places, own in parts:
+                penalty[places] = clipped_penalty(terms, policy[places], own, threshold)
             metrics["ratio_clip"] = threshold
-            metrics["ratio_clip_fraction"] = float((ratios.abs() > threshold).double().mean())
+            metrics["ratio_clip_fraction"] = float((every.abs() > threshold).double().mean())
         else:
             clip = self.experiment.penalty.score_clip
-            penalty = total_score(self.terms, policy, mixed, clip)
-            metrics["score_clip_fraction"] = float(is_clipped(self.terms, policy, mixed, clip).double().mean())
+            for terms, places, own in parts:
+                penalty[places] = total_score(terms, policy[places], own, clip)
+                far[places] = is_clipped(terms, policy[places], own, clip).to(far)
+            metrics["score_clip_fraction"] = float(far.mean())
         metrics["penalty"] = float(penalty.mean())
         return penalty
 
     def _exact(
-        self, model: LanguageModel, references: LiveReferences, packed: Packed, averages: Averages
+        self,
+        model: LanguageModel,
+        references: LiveReferences,
+        packed: Packed,
+        terms: tuple[Term, ...],
+        averages: Averages,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Policy log-probs, full-vocabulary penalty and entropy (B, T); the references are asked in the same pass."""
         mask, models, vocabulary = packed.mask, references.models, self.parts.vocabulary
         normalized = self.experiment.penalty.mixes_whole_vocabulary
-        found = token_divergence(model, models, self.terms, packed, self.temperature, True, vocabulary, normalized)
+        found = token_divergence(model, models, terms, packed, self.temperature, True, vocabulary, normalized)
         policy = found.logps.detach()
         if not _truncated(self.experiment):
             for name, logps in zip(references.names, found.reference_logps):
                 averages.add(f"kl/{name}", masked_sum((policy - logps).double(), mask, 1))
-        if len(self.terms) == 1:  # several summands have no mixed reference
+        if self.experiment.one_mix:  # several summands have no mixed reference
             _add_tokens(averages, "disagreement", -found.log_normalizers[0], mask)
-        if len(self.terms) == 1 and not _truncated(self.experiment):
-            mixed = references.mixed_tokens(found.reference_logps, found.log_normalizers)
+        if self.experiment.one_mix and not _truncated(self.experiment):
+            mixed = references.mixed_tokens(terms, found.reference_logps, found.log_normalizers)
             averages.add("kl/mixed", masked_sum((policy - mixed[0]).double(), mask, 1))
         return found.logps, found.divergence, found.entropy
 
@@ -354,11 +383,12 @@ class Online:
         """(B, T) the penalty as a loss term on the sampled tokens, and (B, T) what each of them is charged."""
         if scores.mixed is None:
             raise ValueError("a loss term at each token needs the references token by token")
-        log_ratios, log_f, penalty = logps - self._at(micro, scores.mixed, logps), None, self.experiment.penalty
+        terms, log_f, penalty = micro.terms, None, self.experiment.penalty
+        log_ratios = logps - self._at(micro, scores.mixed[: len(terms)], logps)
         if penalty.mixes_whole_vocabulary and scores.log_normalizers is not None:
-            log_f = self._at(micro, scores.log_normalizers, logps)
-        loss = sampled_penalty(estimator, self.terms, log_ratios, ratios, log_f, penalty.score_clip)
-        return loss, sampled_charge(self.terms, log_ratios, ratios, log_f)
+            log_f = self._at(micro, scores.log_normalizers[: len(terms)], logps)
+        loss = sampled_penalty(estimator, terms, log_ratios, ratios, log_f, penalty.score_clip)
+        return loss, sampled_charge(terms, log_ratios, ratios, log_f)
 
     def _old_logps(self, micro: GroupMicro, logps: Tensor) -> Tensor:
         """(B, T) of the policy that sampled; on the first inner iteration that is the policy now, which is kept."""
@@ -381,7 +411,7 @@ class Online:
         policy = masked_sum(logps.double(), mask, 1).cpu()
         for name, sums in zip(references.names, scores.sums):
             averages.add(f"kl/{name}", policy - sums[micro.places])
-        if len(self.terms) != 1:  # several summands have no mixed reference
+        if not self.experiment.one_mix:  # several summands have no mixed reference
             return
         averages.add("kl/mixed", policy - scores.mixed_sums[0, micro.places])
         if scores.log_normalizers is not None:
@@ -419,7 +449,7 @@ def notes(experiment: Experiment) -> list[str]:
     if not experiment.penalized:
         return ["beta is 0: no reference is loaded, and no distance to one is measured while training"]
     found, penalty = [f"objective at rest: {objective(experiment)}", *deviations(experiment)], experiment.penalty
-    left_out = [r.name for r, weight in zip(experiment.references, experiment.weights) if weight == 0]
+    left_out = [r.name for r in experiment.references if r not in experiment.active_references]
     if left_out:
         found.append(f"weight 0, never loaded: {', '.join(left_out)}")
     if _truncated(experiment):

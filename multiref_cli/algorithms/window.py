@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multiref_cli.config.schema import Term
 from multiref_cli.models.packing import Packed, micro_batches, pack, row_length, sharing_pays
 from multiref_cli.objectives.advantages import zero_spread
 from multiref_cli.objectives.aggregate import StepSize
@@ -55,12 +56,13 @@ class Window:
 
 @dataclass(frozen=True)
 class GroupMicro:
-    """Some groups of a window: their rows for the model, and their places among its B responses."""
+    """Some groups of a window: their rows for the model, their places among its B responses, the penalty's summands."""
 
     packed: Packed
     places: Tensor
     step: StepSize
     first: bool
+    terms: tuple[Term, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from multiref_cli.config.ranges import check_number, check_numbers
 from multiref_cli.config.regularizer import Estimator, Level, Regularizer, States
 from multiref_cli.config.schema import PRECISIONS
 from multiref_cli.config.terms import OTHERS, START
-from multiref_cli.config.weights import weights_of
+from multiref_cli.config.weights import routes_of, weights_of
 from multiref_cli.errors import RequestError
 from multiref_cli.tracking.places import check_name
 
@@ -192,7 +192,8 @@ def _check_references(experiment: "Experiment") -> None:
     _require(not twice, f"two references have the name {twice[0] if twice else ''!r}; names must differ")
     reserved = sorted({"mixed"} & set(names))
     _require(not reserved, "a reference cannot be called 'mixed': that is the mixed reference's name in the metrics")
-    weights_of(experiment.alpha, len(names), experiment.penalty.signed)
+    if routes_of(experiment.alpha, names, experiment.penalty.signed) is None:
+        weights_of(experiment.alpha, len(names), experiment.penalty.signed)
 
 
 def check_orders(r: Regularizer) -> None:
@@ -249,6 +250,11 @@ def _check_regularizer(experiment: "Experiment") -> None:
     own, estimator = experiment.policy.tokenizer, experiment.estimator or r.estimator
     other = [x.name for x in experiment.references if x.tokenizer is not None and x.tokenizer != own]
     check_orders(r)
+    if experiment.routes is not None:
+        _require(
+            r.states is States.policy and not (r.ctro or r.arwc or r.multi_loss),
+            "ctro, arwc, multi_loss and states=reference take one alpha for all rows, not alpha.by",
+        )
     if r.signed:
         _require(
             r.mean_order == r.score_order == 0 and r.states is States.policy and not (r.ctro or r.arwc or r.multi_loss),
@@ -261,7 +267,8 @@ def _check_regularizer(experiment: "Experiment") -> None:
         _require(not other, f"level=token cannot mix in {other[:1]}, which has its own tokenizer; use level=sequence")
         _require(r.ctro is None and not r.arwc, "ctro and arwc act on whole responses; use level=sequence")
     elif estimator is not None and not estimator.in_reward:
-        reverse = all(term.score == 0 == term.mix.order for term in experiment.terms)
+        every = [term for terms in experiment.terms_by_route.values() for term in terms]
+        reverse = all(term.score == 0 == term.mix.order for term in every)
         additive = estimator is Estimator.exact and r.to_go is not False and reverse
         _require(
             additive,

@@ -14,7 +14,7 @@ from multiref_cli.config.algorithms import ALGORITHMS, Algorithm
 from multiref_cli.config.plain import changed, digest, from_plain, to_plain
 from multiref_cli.config.ranges import COUNT, COUNT_OR_0, SEED, number, within
 from multiref_cli.config.regularizer import Ctro, DivergenceTerm, Estimator, Level, Mix, Regularizer, States, Term
-from multiref_cli.config.weights import weights_of
+from multiref_cli.config.weights import Routes, routes_of, weights_of
 
 __all__ = ["Ctro", "DivergenceTerm", "Estimator", "Level", "Mix", "Regularizer", "States", "Term"]
 
@@ -237,19 +237,45 @@ class Experiment:
 
     @cached_property
     def weights(self) -> list[float]:
-        """Alpha as a list that sums to one, one weight a reference; empty without references."""
-        signed = self.regularizer is not None and self.regularizer.signed
-        return weights_of(self.alpha, len(self.references), signed) if self.references else []
+        """Alpha as a list that sums to one, one weight a reference; of `routes` their mean; empty without any."""
+        if self.routes is not None:
+            columns = zip(*self.routes.weights.values())
+            return [sum(column) / len(self.routes.weights) for column in columns]
+        return weights_of(self.alpha, len(self.references), self._signed) if self.references else []
+
+    @property
+    def _signed(self) -> bool:
+        return self.regularizer is not None and self.regularizer.signed
+
+    @cached_property
+    def routes(self) -> Routes | None:
+        """Weights by a column of the rows; None where all rows have the same."""
+        return routes_of(self.alpha, [one.name for one in self.references], self._signed)
+
+    def route_of(self, columns: Mapping[str, Any]) -> str | None:
+        """Which of `terms_by_route` a row with these columns has."""
+        return None if self.routes is None else self.routes.value_of(columns)
+
+    def weights_of_row(self, columns: Mapping[str, Any]) -> list[float]:
+        """The K weights of a row with these columns."""
+        value = self.route_of(columns)
+        return self.weights if self.routes is None or value is None else self.routes.weights[value]
+
+    @cached_property
+    def _active(self) -> list[int]:
+        """Numbers of the references with a weight, of any route."""
+        rows = [self.weights] if self.routes is None else list(self.routes.weights.values())
+        return [i for i in range(len(self.references)) if any(weights[i] != 0 for weights in rows)]
 
     @cached_property
     def active_references(self) -> list[ReferenceSpec]:
         """The references with a weight; the others are never loaded."""
-        return [reference for reference, weight in zip(self.references, self.weights) if weight != 0]
+        return [self.references[i] for i in self._active]
 
     @cached_property
     def active_weights(self) -> list[float]:
-        """The weights that are not 0, one an active reference."""
-        return [weight for weight in self.weights if weight != 0]
+        """One weight an active reference."""
+        return [self.weights[i] for i in self._active]
 
     @property
     def penalty(self) -> Regularizer:
@@ -260,13 +286,33 @@ class Experiment:
 
     @cached_property
     def terms(self) -> tuple[Term, ...]:
-        """The summands of the penalty towards the active references; empty where there is none."""
+        """The summands of the penalty towards the active references, for all rows; empty where there is none.
+
+        Raises:
+            ValueError: rows have weights of their own, see `terms_by_route`.
+        """
+        if self.routes is not None:
+            raise ValueError("rows have weights of their own")
         return self._terms(self.active_references, self.active_weights) if self.regularized else ()
 
     @cached_property
+    def terms_by_route(self) -> dict[str | None, tuple[Term, ...]]:
+        """The summands over the active references for every value of `routes`; under None where all rows are alike."""
+        if self.routes is None:
+            return {None: self.terms}
+        rows = self.routes.weights.items()
+        return {value: self._terms(self.active_references, [w[i] for i in self._active]) for value, w in rows}
+
+    @property
+    def one_mix(self) -> bool:
+        """Whether every row has a single summand, whose mixed reference is *the* mixed reference."""
+        return all(len(terms) == 1 for terms in self.terms_by_route.values())
+
+    @cached_property
     def terms_of_all(self) -> tuple[Term, ...]:
-        """The same over all references, those of weight 0 among them."""
-        return self._terms(self.references, self.weights) if self.regularized else ()
+        """`terms` over all references, those of weight 0 among them; of `routes` those of all values in turn."""
+        rows = [self.weights] if self.routes is None else list(self.routes.weights.values())
+        return tuple(t for w in rows for t in self._terms(self.references, w)) if self.regularized else ()
 
     def _terms(self, references: list[ReferenceSpec], weights: list[float]) -> tuple[Term, ...]:
         return self.penalty.summands([one.name for one in references], self.start, weights)
@@ -385,6 +431,8 @@ class Experiment:
             return f"{self.algorithm.name}-beta0"
         weights = self.weights[:1] if len(self.weights) == 2 else self.weights
         mix = f"single_{self.alone}" if self.alone else "a" + "_".join(f"{weight:g}" for weight in weights)
+        if self.routes is not None and not self.alone:
+            mix = f"by_{self.routes.column}_{digest(self.routes.plain)[:4]}"
         return f"{self.algorithm.name}-{self.penalty_name}-{mix}-b{self.beta:g}"
 
     @property
@@ -421,7 +469,7 @@ class Experiment:
             if self.estimator is not None:  # as they are used, whether named or left to their defaults
                 kept["regularizer"] |= {"estimator": self.estimator.name, "to_go": self.to_go}
         if self.references and "alpha" not in without:
-            kept["alpha"] = self.weights
+            kept["alpha"] = self.weights if self.routes is None else self.routes.plain
         return kept
 
     @cached_property

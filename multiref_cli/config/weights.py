@@ -1,10 +1,72 @@
 """Alpha as people write it, and as a list on the simplex, or with negative weights where these are allowed."""
 
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from multiref_cli.errors import RequestError
 
 EXTRAPOLATE = " (regularizer=extrapolate takes negative weights and such above 1)"
+
+
+@dataclass(frozen=True)
+class Routes:
+    """Weights that depend on a column of the data: exact, prompt by prompt, whatever the divergence.
+
+    Attributes:
+        column: of the data's rows.
+        weights: value of the column, as text -> K weights.
+    """
+
+    column: str
+    weights: dict[str, list[float]]
+
+    @property
+    def title(self) -> str:
+        """As labels and names have it: `domain{code:1,0;math:0,1}`."""
+        parts = [f"{value}:{','.join(f'{w:g}' for w in weights)}" for value, weights in sorted(self.weights.items())]
+        return f"{self.column}{{{';'.join(parts)}}}"
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """As a config has it, every weight a list."""
+        return {"by": self.column, "weights": dict(sorted(self.weights.items()))}
+
+    def value_of(self, columns: Mapping[str, Any]) -> str | None:
+        """Which value a row has, as text; None where it has no such column."""
+        found = columns.get(self.column)
+        return None if found is None else str(found)
+
+
+def routes_of(alpha: object, names: Sequence[str], signed: bool = False) -> Routes | None:
+    """Weights by row from `{by: COLUMN, weights: {value: weights}}`; None where alpha is a number or a list.
+
+    Args:
+        alpha: as in the config. The weights of a value are what `weights_of` takes, or the name of one reference.
+        names: of the K references.
+        signed: whether weights may be negative.
+
+    Raises:
+        RequestError: another key, no values, or weights that do not fit.
+    """
+    if not isinstance(alpha, Mapping):
+        return None
+    _require(
+        set(alpha) == {"by", "weights"},
+        f"alpha has {', '.join(map(str, alpha))}; give alpha={{by: COLUMN, weights: {{VALUE: WEIGHTS}}}}",
+    )
+    column, given = alpha["by"], alpha["weights"]
+    _require(isinstance(column, str) and bool(column), f"alpha.by is {column!r}; give the name of a column")
+    _require(isinstance(given, Mapping) and bool(given), "alpha.weights has no values; give {VALUE: WEIGHTS}")
+    found = {}
+    for value, weights in given.items():
+        if isinstance(weights, str):
+            _require(weights in names, f"alpha.weights.{value} is {weights!r}; allowed: {', '.join(names)}, or weights")
+            found[str(value)] = [float(name == weights) for name in names]
+        else:
+            found[str(value)] = weights_of(weights, len(names), signed)
+    return Routes(column, found)
 
 
 def weights_of(alpha: object, count: int, signed: bool = False) -> list[float]:

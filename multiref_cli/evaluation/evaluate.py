@@ -101,7 +101,21 @@ class Evaluator:
         values |= self._win_rates(scores, completions, progress)
         bootstrap = self.settings.bootstrap
         metrics = {name: summary(np.asarray(v, dtype=float), bootstrap) for name, v in values.items()}
+        metrics |= self._groups(means)
         return metrics, self._rows(completions, values)
+
+    def _groups(self, scores: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
+        """Every score over the prompts of each value of alpha.by: `<scorer>/<column>=<value>`."""
+        routes = self.experiment.routes
+        if routes is None:
+            return {}
+        values = np.array([self.experiment.route_of(prompt.extra) for prompt in self.prompts])
+        return {
+            f"{name}/{routes.column}={value}": summary(score[values == value], self.settings.bootstrap)
+            for name, score in scores.items()
+            for value in routes.weights
+            if (values == value).any()
+        }
 
     def _score(self, completions: list[list[Completion]], progress: Progress) -> dict[str, np.ndarray]:
         """Scorer -> (P, S) scores of S responses a prompt."""
@@ -165,7 +179,9 @@ class Evaluator:
             raise ValueError("the engine's log-probabilities are not exact, so a policy is needed")
         regularizer = self.experiment.regularizer
         token_level = regularizer is not None and regularizer.level is Level.token
-        active = [r for r, weight in zip(self.references, self.experiment.weights) if weight != 0 and token_level]
+        mixes = regularizer is not None and self.experiment.routes is None and len(self.experiment.terms_of_all) == 1
+        names = {one.name for one in self.experiment.active_references} if token_level and mixes else set()
+        active = [reference for reference in self.references if reference.name in names]
         tokens, log_f = self._together(active, sequences, progress) if active else ({}, [])
         for reference in self.references:
             if reference.name not in tokens:
@@ -176,10 +192,9 @@ class Evaluator:
                     reference.release()
         sums = torch.stack([_sums(tokens[reference.name]) for reference in self.references])
         found = {f"kl/{reference.name}": own - sums[i] for i, reference in enumerate(self.references)}
-        if regularizer is not None:
-            terms = self.experiment.terms_of_all
-            if len(terms) == 1:  # several summands have no mixed reference
-                found["kl/mixed"] = own - (self._mixed(tokens, log_f) if token_level else log_mixed(terms, sums)[0])
+        if mixes:  # neither several summands nor rows with weights of their own have one mixed reference
+            mixed = self._mixed(tokens, log_f) if token_level else log_mixed(self.experiment.terms_of_all, sums)[0]
+            found["kl/mixed"] = own - mixed
         return {name: v.reshape(len(completions), -1).mean(1).numpy() for name, v in found.items()}
 
     def _together(
@@ -232,7 +247,8 @@ class Evaluator:
         names = [reference.name for reference in self.references]
         if not names or not all(f"kl/{name}" in values for name in names):
             return {}
-        penalty = sum(w * values[f"kl/{name}"] for name, w in zip(names, self.experiment.weights))
+        rows = [self.experiment.weights_of_row(prompt.extra) for prompt in self.prompts]
+        penalty = sum(np.array(w) * values[f"kl/{name}"] for name, w in zip(names, zip(*rows)))
         return {f"objective/{name}": score - self.experiment.beta * penalty for name, score in scores.items()}
 
     def _win_rates(

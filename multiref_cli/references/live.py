@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multiref_cli.config.schema import Experiment, Level
+from multiref_cli.config.schema import Experiment, Level, Term
 from multiref_cli.models.decoder import Adapted, honours_shared_prompts
 from multiref_cli.models.logprobs import score_references
 from multiref_cli.models.packing import Packed, pack
@@ -38,7 +38,7 @@ class ReferenceScores:
 
 
 def joined(parts: Sequence[tuple[Tensor, ReferenceScores]], count: int, length: int) -> ReferenceScores:
-    """One result out of those of several passes.
+    """One result out of those of several passes; where they have fewer summands than others, zeros stand.
 
     Args:
         parts: (places among the B responses, scores of these) of every pass.
@@ -47,18 +47,18 @@ def joined(parts: Sequence[tuple[Tensor, ReferenceScores]], count: int, length: 
     """
 
     def responses(values: Sequence[Tensor]) -> Tensor:
-        whole = values[0].new_zeros(*values[0].shape[:-1], count)
+        whole = values[0].new_zeros(max(map(len, values)), count)
         for (places, _), value in zip(parts, values):
-            whole[..., places] = value
+            whole[: len(value), places] = value
         return whole
 
     def tokens(values: Sequence[Tensor | None]) -> Tensor | None:
         found = [value for value in values if value is not None]
         if not found:
             return None
-        whole = found[0].new_zeros(*found[0].shape[:-2], count, length)
+        whole = found[0].new_zeros(max(map(len, found)), count, length)
         for (places, _), value in zip(parts, found):
-            whole[..., places, : value.shape[-1]] = value
+            whole[: len(value), places, : value.shape[-1]] = value
         return whole
 
     scores = [one for _, one in parts]
@@ -85,7 +85,7 @@ class LiveReferences:
             members: the K references.
             foreign: for each its tokenizer, if it has another one than the policy, else None.
         """
-        self.penalty, self.terms = experiment.penalty, experiment.terms
+        self.penalty = experiment.penalty
         self.temperature = experiment.rollout.temperature
         self.members, self.foreign = list(members), list(foreign)
         policy_device = torch.device(experiment.hardware.device_name)
@@ -109,31 +109,34 @@ class LiveReferences:
         return all(honours_shared_prompts(one.model if isinstance(one, Adapted) else one) for one in own)
 
     @torch.no_grad()
-    def score(self, packed: Packed, samples: Sequence[Sample], vocabulary: int | None) -> ReferenceScores:
+    def score(
+        self, packed: Packed, samples: Sequence[Sample], vocabulary: int | None, terms: Sequence[Term]
+    ) -> ReferenceScores:
         """Log-probs of B responses under every reference, and of their mixes.
 
         Args:
             packed: rows of the policy's tokens.
             samples: the same B responses as text, for references that read them with a tokenizer of their own.
             vocabulary: ids shared by the policy and the references with its tokenizer.
+            terms: the R summands of their penalty.
         """
         if self.visiting or any(self.foreign):
             sums = torch.stack(
                 [self._sums(*one, packed, samples, vocabulary) for one in zip(self.members, self.foreign)]
             )
-            return ReferenceScores(sums, log_mixed(self.terms, sums))
-        mixes = [term.mix for term in self.terms]
+            return ReferenceScores(sums, log_mixed(terms, sums))
+        mixes = [term.mix for term in terms]
         logps, found = score_references(self.models, packed.to(self.device), mixes, self.temperature, vocabulary)
         logps, log_normalizers = logps.cpu(), torch.stack(found).cpu()
         sums = logps.sum(-1, dtype=torch.float64)
         if self.penalty.level is Level.sequence:
-            return ReferenceScores(sums, log_mixed(self.terms, sums), None, log_normalizers)
-        mixed = self.mixed_tokens(logps, log_normalizers)
+            return ReferenceScores(sums, log_mixed(terms, sums), None, log_normalizers)
+        mixed = self.mixed_tokens(terms, logps, log_normalizers)
         return ReferenceScores(sums, masked_sum(mixed.double(), packed.mask, -1), mixed, log_normalizers)
 
-    def mixed_tokens(self, logps: Tensor, log_normalizers: Tensor) -> Tensor:
+    def mixed_tokens(self, terms: Sequence[Term], logps: Tensor, log_normalizers: Tensor) -> Tensor:
         """(K, B, T), (R, B, T) -> (R, B, T) token-level log M, divided by F_t unless the penalty says otherwise."""
-        return log_mixed(self.terms, logps, log_normalizers if self.penalty.mixes_whole_vocabulary else None)
+        return log_mixed(terms, logps, log_normalizers if self.penalty.mixes_whole_vocabulary else None)
 
     def _sums(
         self,

@@ -126,7 +126,8 @@ class Run:
         same in standard deviations of the untrained policy's scores over prompts.
         """
         if metric == KL_WEIGHTED:
-            weighted = zip(self.references, self.weights if self.experiment.penalized else [])
+            same = self.experiment.penalized and self.experiment.routes is None
+            weighted = zip(self.references, self.weights if same else [])
             return {f"kl/{name}": weight for name, weight in weighted if weight != 0}
         name, _, form = metric.rpartition("/")
         start = f"reference/{name}/{self.experiment.start}"
@@ -197,7 +198,8 @@ class Condition:
         else:
             single, title = experiment.role == "single", experiment.penalty.title
             parts = [f"{experiment.alone} alone ({title})" if single else title]
-            parts += [f"α={alpha_text(weights)}"] if alpha and not single and len(weights) > 1 else []
+            text = alpha_text(weights) if experiment.routes is None else experiment.routes.title
+            parts += [f"α={text}"] if alpha and not single and len(weights) > 1 else []
             parts += [f"β={experiment.beta:g}"] if beta else []
         return " ".join([*parts, self.suffix] if self.suffix else parts)
 
@@ -337,7 +339,8 @@ def write_csv(found: Sequence[Condition], path: Path) -> None:
         writer = csv.writer(file)
         writer.writerow([*CSV_SETTINGS, *metrics])
         for c in found:
-            alpha = " ".join(f"{weight:g}" for weight in c.weights)
+            routes = c.experiment.routes
+            alpha = " ".join(f"{weight:g}" for weight in c.weights) if routes is None else cell_text(routes.title)
             same = [
                 cell_text(c.label),
                 c.role,

@@ -59,7 +59,14 @@ def scores(found: Sequence[Condition]) -> list[str]:
     wanted = [*names, *(f"{name}{STANDARDIZED}" for name in centered(found))]
     wanted += [name for name in _measured(found) if name.startswith("pass@")]
     wanted += [f"{kind}/{name}/{start}" for kind in ("win_rate", "win_rate_lc") for name in centered(found)]
-    return _those_of(found, [*wanted, "length"])
+    return _those_of(found, [*wanted, *_groups(found), "length"])
+
+
+def _groups(found: Sequence[Condition]) -> list[str]:
+    """The scores over the prompts of each value of alpha.by: `<scorer>/<column>=<value>`."""
+    columns = {c.experiment.routes.column for c in found if c.experiment.routes is not None}
+    wanted = [f"{name}/{column}=" for name in scorers(found) for column in sorted(columns)]
+    return [name for start in wanted for name in _measured(found) if name.startswith(start)]
 
 
 def centered(found: Sequence[Condition]) -> list[str]:

@@ -172,11 +172,14 @@ def _what(condition: Condition) -> str:
     r = condition.regularizer
     if r is not None and condition.regularized:
         weights = ", ".join(f"{w:g} × {name}" for name, w in zip(run.references, run.weights))
+        alpha, routes = alpha_text(run.weights), condition.experiment.routes
+        if routes is not None:
+            weights, alpha = ", ".join(run.references), f"by {routes.title}"
         estimator = "" if condition.estimator == "–" else f", estimator {condition.estimator}"
         facts.append(
             f"Regularizer `{r.title}` ({r.description}) "
             f"at level `{condition.level}`{estimator}; β = {condition.beta:g}; "
-            f"references {weights} (α = {alpha_text(run.weights)})."
+            f"references {weights} (α = {alpha})."
         )
         if condition.experiment.penalized:
             facts += [f"{one}." for one in (f"Objective at rest: {objective(condition.experiment)}",

@@ -85,7 +85,7 @@ def series(found: Sequence[Condition]) -> list[Series]:
     """Group the grid into lines over alpha, in order of the first reference's weight."""
     groups: dict[str, list[Condition]] = {}
     for condition in found:
-        if condition.role == "grid":
+        if condition.role == "grid" and condition.experiment.routes is None:
             groups.setdefault(series_label(condition, found), []).append(condition)
     return [Series(label, tuple(sorted(group, key=lambda c: c.weights[:1]))) for label, group in groups.items()]
 
@@ -135,7 +135,7 @@ def _pairs_over_alpha(found: Sequence[Condition]) -> list[_Pair]:
 def _pairs_at_each_alpha(found: Sequence[Condition]) -> list[_Pair]:
     """Conditions of the grid, against baselines and others at the same alpha and beta."""
     pairs = []
-    grid = [condition for condition in found if condition.role == "grid"]
+    grid = [condition for condition in found if condition.role == "grid" and condition.experiment.routes is None]
     for index, condition in enumerate(grid):
         pairs += [_Pair(_alone(condition), _alone(other), _kind(other)) for other in _baselines(condition, found)]
         for other in grid[index + 1 :]:

@@ -102,6 +102,8 @@ def _reference_rows(job: Job) -> list[list[Any]]:
         return []
     active, penalty = experiment.active_references, experiment.penalty
     mixed = ", ".join(f"{w:g} {r.name}" for r, w in zip(active, experiment.active_weights))
+    if experiment.routes is not None:
+        mixed = f"{', '.join(r.name for r in active)}, weights by {experiment.routes.title}"
     # Offline the penalty is the loss itself: nothing of it is estimated.
     how = f", estimator {experiment.estimator_name}" if experiment.estimator else ""
     rows = [

@@ -1,6 +1,6 @@
 """What an experiment asks for, opened and checked before anything is written: tokenizers, data, references, rewards."""
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,7 @@ def prepare(asked: Experiment, local: Experiment) -> Job:
     data = fitting(load_data(local, tokenizer), problem, local.data.bad_rows, what)
     if not data.train:
         raise RequestError(f"{what} has no usable training row: {data.report.summary()}.")
+    _check_routes(local, data)
     job = Job(asked, local, tokenizer, data, vocabulary)
     job = replace(job, prompts=_evaluation_prompts(job, limit, readers))
     _try_reward(job)
@@ -120,6 +121,20 @@ def _refuse_unread_arguments(experiment: Experiment, tokenizers: list[Tokenizer]
                 f"data.chat_template_kwargs.{name} is read by no chat template of the policy or its references: remove "
                 "it or correct its name."
             )
+
+
+def _check_routes(experiment: Experiment, data: Split) -> None:
+    """Refuse rows whose value of alpha.by has no weights."""
+    routes = experiment.routes if experiment.regularized else None
+    if routes is None:
+        return
+    values = Counter(routes.value_of(row.extra) for rows in (data.train, data.held_out) for row in rows)
+    unknown = [value for value, _ in values.most_common() if value not in routes.weights]
+    if unknown:
+        shown = ", ".join("none" if value is None else f"{value} ({values[value]} rows)" for value in unknown[:8])
+        raise RequestError(
+            f"alpha.by={routes.column}: no weights for {shown}; alpha.weights has {', '.join(routes.weights)}."
+        )
 
 
 def check_parts(experiment: Experiment) -> None:

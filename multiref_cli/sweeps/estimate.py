@@ -73,7 +73,7 @@ def _unmade_worlds(plan: Plan) -> set[int]:
 def _kind(experiment: Experiment) -> str:
     """What a run's cost depends on: everything but what is compared, and which references have a weight."""
     same = experiment.content("alpha", "beta", "seed", "regularizer", "world")
-    return digest([same, [weight != 0 for weight in experiment.weights], experiment.penalized])
+    return digest([same, [one.name for one in experiment.active_references], experiment.penalized])
 
 
 def _cost(experiment: Experiment) -> "Cost | None":

@@ -227,7 +227,8 @@ def _passes(experiment: Experiment) -> list[Pass]:
     if not experiment.regularized:
         return made
     needs, data = tuple(one.id for one in made), experiment.data.name + where
-    active = [index for index, weight in enumerate(experiment.weights) if weight != 0]
+    used = experiment.active_references
+    active = [index for index, reference in enumerate(experiment.references) if reference in used]
     found = [
         _reference_pass(canonical(_alone(experiment, i)), f"{experiment.references[i].name} over {data}", [i], needs)
         for i in active
