@@ -11,6 +11,7 @@ from torch import Tensor
 
 from multiref_cli.algorithms.base import Batch, Job, Trainee, load_policy
 from multiref_cli.config.algorithms import DpoSettings
+from multiref_cli.config.regularizer import Arwc
 from multiref_cli.config.schema import Data, Experiment, Level, Mix
 from multiref_cli.data.preferences import Pair, load_preferences
 from multiref_cli.data.rows import Split
@@ -59,7 +60,7 @@ def notes(experiment: Experiment) -> list[str]:
     if len(experiment.active_references) == 1:
         return []
     seen = ["references that CTRO has clipped"] * (penalty.ctro is not None)
-    seen += ["weights that ARWC makes from each pair in place of alpha"] * penalty.arwc
+    seen += ["weights that ARWC makes from each pair in place of alpha"] * (penalty.arwc is not None)
     seen += ["one reference at a time, no mix of them"] * penalty.multi_loss
     if not seen:
         return []
@@ -145,12 +146,14 @@ class StoredPairs:
         references: (K, 2, N) log pi_i of chosen and rejected, float64.
         mixed: (R, 2, N) log M, float64; normalized token by token at level=token.
         vocabulary: ids that all of them normalize over, and the policy with them; None: the whole head.
+        adjusted: (K, 2, N) `references` as a trust region leaves them; None: as they are.
     """
 
     names: list[str]
     references: Tensor
     mixed: Tensor
     vocabulary: int | None = None
+    adjusted: Tensor | None = None
 
 
 def store_pairs(
@@ -179,14 +182,14 @@ def store_pairs(
         owner = torch.repeat_interleave(torch.tensor([len(a) for a in tokens[0]]))
         mixed = torch.zeros(len(terms), len(tokens[0]), dtype=torch.float64).index_add(1, owner, per_token)
         return StoredPairs(names, pairs, mixed.reshape(len(terms), -1, 2).transpose(1, 2).contiguous(), vocabulary)
-    sides, own = [pairs[:, 0], pairs[:, 1]], None
-    if experiment.penalty.ctro is not None or experiment.penalty.arwc:
-        weights = torch.tensor(experiment.active_weights, dtype=torch.float64)
-        region, arwc = _trust_region(experiment), experiment.penalty.arwc
-        sides[0], sides[1], used = adjusted_references(sides[0], sides[1], weights, region, arwc)
-        own = used if experiment.penalty.arwc else None
+    sides, arwc, adjusted, own = [pairs[:, 0], pairs[:, 1]], experiment.penalty.arwc, None, None
+    if experiment.penalty.ctro is not None or arwc:
+        weights, region = torch.tensor(experiment.active_weights, dtype=torch.float64), _trust_region(experiment)
+        swapped = arwc is Arwc.authors
+        sides[0], sides[1], used = adjusted_references(sides[0], sides[1], weights, region, arwc is not None, swapped)
+        adjusted, own = torch.stack(sides, 1), used if arwc else None
     mixed = torch.stack([log_mixed(terms, one, weights=own) for one in sides], 1)
-    return StoredPairs(names, pairs, mixed, vocabulary)
+    return StoredPairs(names, pairs, mixed, vocabulary, adjusted)
 
 
 def _trust_region(experiment: Experiment) -> TrustRegion | None:
@@ -258,7 +261,8 @@ class Dpo:
         references = self.stored.references[:, :, rows].to(policy.device)
         if self.penalty.multi_loss:
             score, clip = self.terms[0].score, self.penalty.score_clip
-            reward = implicit_reward(policy, references, self.beta, score, clip)
+            alone = self.stored.references if self.stored.adjusted is None else self.stored.adjusted
+            reward = implicit_reward(policy, alone[:, :, rows].to(policy.device), self.beta, score, clip)
         else:
             reward = self._implicit_reward(policy, mixed)
         losses = preference_loss(
