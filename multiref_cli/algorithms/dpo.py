@@ -11,6 +11,7 @@ from torch import Tensor
 
 from multiref_cli.algorithms.base import Batch, Job, Trainee, load_policy
 from multiref_cli.config.algorithms import DpoSettings
+from multiref_cli.config.regularizer import Arwc
 from multiref_cli.config.schema import Data, Experiment, Level, Mix, Term
 from multiref_cli.data.preferences import Pair, load_preferences
 from multiref_cli.data.rows import Split
@@ -64,7 +65,7 @@ def notes(experiment: Experiment) -> list[str]:
     if len(experiment.active_references) == 1:
         return found
     seen = ["references that CTRO has clipped"] * (penalty.ctro is not None)
-    seen += ["weights that ARWC makes from each pair in place of alpha"] * penalty.arwc
+    seen += ["weights that ARWC makes from each pair in place of alpha"] * (penalty.arwc is not None)
     seen += ["one reference at a time, no mix of them"] * penalty.multi_loss
     if not seen:
         return found
@@ -153,6 +154,7 @@ class StoredPairs:
             R is the most summands that a row has, and zeros stand where it has fewer.
         vocabulary: ids that all of them normalize over, and the policy with them; None: the whole head.
         routes: N keys of `Experiment.terms_by_route`; None: all are alike.
+        adjusted: (K, 2, N) `references` as a trust region leaves them; None: as they are.
     """
 
     names: list[str]
@@ -160,6 +162,7 @@ class StoredPairs:
     mixed: Tensor
     vocabulary: int | None = None
     routes: list[str | None] | None = None
+    adjusted: Tensor | None = None
 
 
 def store_pairs(
@@ -192,7 +195,8 @@ def store_pairs(
         start += len(terms)
         rows = [i for i, one in enumerate(routes) if one == route] if routes else list(range(pairs.shape[2]))
         mixed[: len(terms), :, rows] = _mixed(experiment, terms, pairs, tokens, own)[:, :, rows]
-    return StoredPairs(names, pairs, mixed, vocabulary, routes)
+    adjusted = None if experiment.penalty.level is Level.token else _adjusted(experiment, pairs)[0]
+    return StoredPairs(names, pairs, mixed, vocabulary, routes, adjusted)
 
 
 def _mixed(
@@ -208,13 +212,20 @@ def _mixed(
         owner = torch.repeat_interleave(torch.tensor([len(a) for a in tokens[0]]))
         mixed = torch.zeros(len(terms), len(tokens[0]), dtype=torch.float64).index_add(1, owner, per_token)
         return mixed.reshape(len(terms), -1, 2).transpose(1, 2).contiguous()
-    sides, own = [pairs[:, 0], pairs[:, 1]], None
-    if experiment.penalty.ctro is not None or experiment.penalty.arwc:
-        weights = torch.tensor(experiment.active_weights, dtype=torch.float64)
-        region, arwc = _trust_region(experiment), experiment.penalty.arwc
-        sides[0], sides[1], used = adjusted_references(sides[0], sides[1], weights, region, arwc)
-        own = used if experiment.penalty.arwc else None
-    return torch.stack([log_mixed(terms, one, weights=own) for one in sides], 1)
+    sides, own = _adjusted(experiment, pairs)
+    return torch.stack([log_mixed(terms, one, weights=own) for one in sides.unbind(1)], 1)
+
+
+def _adjusted(experiment: Experiment, pairs: Tensor) -> tuple[Tensor, Tensor | None]:
+    """(K, 2, N) sums as a trust region leaves them, and the weights that ARWC makes of them, None where it makes none."""
+    penalty = experiment.penalty
+    if penalty.ctro is None and penalty.arwc is None:
+        return pairs, None
+    weights, region = torch.tensor(experiment.active_weights, dtype=torch.float64), _trust_region(experiment)
+    chosen, rejected, own = adjusted_references(
+        pairs[:, 0], pairs[:, 1], weights, region, penalty.arwc is not None, penalty.arwc is Arwc.authors
+    )
+    return torch.stack([chosen, rejected], 1), own if penalty.arwc else None
 
 
 def _trust_region(experiment: Experiment) -> TrustRegion | None:
@@ -286,7 +297,8 @@ class Dpo:
         references = self.stored.references[:, :, rows].to(policy.device)
         if self.penalty.multi_loss:
             score, clip = terms[0].score, self.penalty.score_clip
-            reward = implicit_reward(policy, references, self.beta, score, clip)
+            alone = self.stored.references if self.stored.adjusted is None else self.stored.adjusted
+            reward = implicit_reward(policy, alone[:, :, rows].to(policy.device), self.beta, score, clip)
         else:
             reward = self._implicit_reward(terms, policy, mixed)
         losses = preference_loss(

@@ -17,7 +17,7 @@ def canonical(experiment: Experiment) -> Experiment:
     penalty = experiment.penalty
     # At level=token the sum of losses reads whole responses, the loss towards a mix the sum of its tokens.
     several = penalty.multi_loss and penalty.level is Level.token
-    plain = replace(penalty, mean_order=penalty.score_order, ctro=None, arwc=False, multi_loss=several)
+    plain = replace(penalty, mean_order=penalty.score_order, ctro=None, arwc=None, multi_loss=several)
     if plain == penalty:
         return experiment
     return replace(experiment, regularizer=replace(plain, name=plain.derived_name))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from multiref_cli.config.algorithms import DpoSettings, OnlineSettings
 from multiref_cli.config.ranges import check_number, check_numbers
-from multiref_cli.config.regularizer import Estimator, Level, Regularizer, States
+from multiref_cli.config.regularizer import Arwc, Estimator, Level, Regularizer, States
 from multiref_cli.config.schema import PRECISIONS
 from multiref_cli.config.terms import OTHERS, START
 from multiref_cli.config.weights import routes_of, weights_of
@@ -293,6 +293,9 @@ def _check_regularizer(experiment: "Experiment") -> None:
     if r.states is States.reference:
         _require(r.score == 1, f"states=reference is the exact forward KL, score_order 1, not {r.score:g}")
         _require(online, "states=reference belongs to the online job (algorithm=grpo)")
+    if r.arwc is Arwc.authors:
+        count = len(experiment.active_references)
+        _require(count <= 2, f"regularizer.arwc=authors is code for two references, not {count}; use arwc=paper")
     if r.ctro is not None:
         anchors = [x.name for x in experiment.references]
         _require(

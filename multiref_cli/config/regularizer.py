@@ -47,6 +47,13 @@ class States(Enum):
 _NAMES = {(0.0, 0.0): "rkl", (1.0, 1.0): "fkl", (0.5, 0.5): "hellinger", (-1.0, -1.0): "chi2", (-1.0, 0.0): "mrpo"}
 
 
+class Arwc(Enum):
+    """MRPO's adaptive reference weights (arXiv 2405.16388), as printed or as in the authors' code."""
+
+    paper = "paper"
+    authors = "authors"
+
+
 @dataclass(frozen=True)
 class Ctro:
     """MRPO's clipped trust-region on the references (arXiv 2405.16388)."""
@@ -77,7 +84,7 @@ class Regularizer:
     signed: bool = False
     to_go: Optional[bool] = None
     ctro: Optional[Ctro] = None
-    arwc: bool = False
+    arwc: Optional[Arwc] = None
     multi_loss: bool = False
     name: Optional[str] = None
 
@@ -95,7 +102,7 @@ class Regularizer:
         if self.ctro is not None:
             parts.append("ctro_adaptive" if self.ctro.adaptive else "ctro")
         if self.arwc:
-            parts.append("arwc")
+            parts.append("arwc" if self.arwc is Arwc.paper else "arwc_authors")
         if self.level is Level.token:
             parts.append("token" if self.normalized else "token_unnormalized")
         if self.states is States.reference:

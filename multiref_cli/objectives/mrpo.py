@@ -29,6 +29,7 @@ def adjusted_references(
     weights: Tensor,
     trust_region: TrustRegion | None = None,
     adaptive_weights: bool = False,
+    swapped: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What MRPO does to K references before they are mixed, for the responses of every pair: weigh (ARWC), clip (CTRO).
 
@@ -40,6 +41,8 @@ def adjusted_references(
         weights: (K,) alpha on the simplex.
         trust_region: CTRO's settings; None leaves the references as they are.
         adaptive_weights: replace alpha by ARWC's weights, pair by pair, among the references of positive weight.
+        swapped: exchange ARWC's weights of two references: in the authors' code the share of reference 1 multiplies
+            1 / pi_2.
 
     Returns:
         (J, N) chosen, (J, N) rejected and (J,) or (J, N) weights of the J references of positive weight.
@@ -52,6 +55,7 @@ def adjusted_references(
     chosen, rejected, weights = chosen[kept], rejected[kept], weights[kept]
     if adaptive_weights:  # before clipping, which would give every reference nearly the anchor's contrast
         weights = adaptive_reference_weights(chosen, rejected)
+        weights = weights.flip(0) if swapped else weights
     if trust_region is not None and len(kept) > 1:
         if trust_region.anchor not in kept:
             raise ValueError(f"the trust region's anchor, reference {trust_region.anchor}, has weight 0")

@@ -86,7 +86,7 @@ def test_a_wrong_override_is_one_sentence_with_the_nearest_name(override, words)
         (["algorithm.loss=hinge"], "allowed: sigmoid, ipo"),
         (["optimizer.learning_rate=0"], "learning_rate"),
         (["regularizer.estimator=k3"], "token by token"),
-        (["regularizer=rkl_token", "regularizer.arwc=true"], "level=sequence"),
+        (["regularizer=rkl_token", "regularizer.arwc=paper"], "level=sequence"),
         (["policy=folder", "policy.path=./missing"], "does not exist"),
         (["data.path=./missing.jsonl"], "does not exist"),
         (["algorithm=grpo", "steps=null"], "steps=NUMBER"),

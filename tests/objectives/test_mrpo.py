@@ -55,6 +55,17 @@ def test_adaptive_weights_by_hand():
     assert weights[:, 1].tolist() == pytest.approx([10 / 109.5, 9.5 / 109.5, 90 / 109.5], rel=1e-14)
 
 
+def test_the_authors_code_exchanges_the_weights_of_two_references():
+    """Contrasts 3 and 1: the paper weighs 3/4 and 1/4, the code the other way round; the references stay."""
+    chosen, rejected = torch.tensor([[-1.0], [-2.0]]), torch.tensor([[-4.0], [-3.0]])
+    found = [
+        adjusted_references(chosen, rejected, torch.tensor([0.5, 0.5]), None, True, swapped)
+        for swapped in (False, True)
+    ]
+    assert found[0][2].flatten().tolist() == [0.75, 0.25] and found[1][2].flatten().tolist() == [0.25, 0.75]
+    assert torch.equal(found[1][0], chosen) and torch.equal(found[1][1], rejected)
+
+
 def test_adaptive_weights_of_a_pair_that_no_reference_tells_apart():
     weights = adaptive_reference_weights(CHOSEN, CHOSEN)
     assert torch.equal(weights, torch.full((3, 2), 1 / 3, dtype=torch.float64))

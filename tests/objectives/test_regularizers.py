@@ -10,6 +10,7 @@ import torch
 from multiref_cli.config.check import check
 from multiref_cli.config.compose import compose
 from multiref_cli.config.folders import conf_directory, options
+from multiref_cli.config.regularizer import Arwc
 from multiref_cli.config.schema import Estimator, Level, States
 from multiref_cli.errors import RequestError
 from multiref_cli.objectives.mixing import power_mean
@@ -31,7 +32,9 @@ ORDERS = {
     "fkl_token": (1, 1, "token"),
     "mrpo_token": (-1, 0, "token"),
     "rkl_paper": (0, 0, "token"),
-    "fkl_paper": (1, 1, "token"),
+    "fkl_paper": (1, 0, "token"),
+    "mrpo_full": (-1, 0, "sequence"),
+    "multi_dpo_ctro": (0, 0, "sequence"),
     "fkl_reference_states": (1, 1, "sequence"),
     "js": (None, None, "sequence"),
     "chipo": (None, None, "sequence"),
@@ -60,11 +63,13 @@ def test_every_file_is_listed_here_and_the_base_is_no_choice():
 
 
 def test_what_sets_the_variants_apart():
-    assert [n for n in ORDERS if regularizer(n).ctro] == ["mrpo_ctro", "mrpo_ctro_adaptive"]
+    clipped = ["mrpo_ctro", "mrpo_ctro_adaptive", "mrpo_full", "multi_dpo_ctro"]
+    assert [n for n in ORDERS if regularizer(n).ctro] == clipped
     assert not regularizer("mrpo_ctro").ctro.adaptive and regularizer("mrpo_ctro_adaptive").ctro.adaptive
     assert regularizer("mrpo_ctro").ctro.epsilon == 0.1
-    assert [n for n in ORDERS if regularizer(n).arwc] == ["mrpo_arwc"]
-    assert [n for n in ORDERS if regularizer(n).multi_loss] == ["multi_dpo"]
+    assert [n for n in ORDERS if regularizer(n).arwc is Arwc.paper] == ["mrpo_arwc", "mrpo_full"]
+    assert regularizer("mrpo_full").ctro.adaptive
+    assert [n for n in ORDERS if regularizer(n).multi_loss] == ["multi_dpo", "multi_dpo_ctro"]
     assert [n for n in ORDERS if regularizer(n).states == States.reference] == ["fkl_reference_states"]
     assert [n for n in ORDERS if regularizer(n).estimator == Estimator.k3] == ["rkl_paper", "fkl_paper"]
     assert {regularizer(n).score_clip for n in ORDERS} == {10.0}
@@ -82,6 +87,7 @@ def test_what_sets_the_variants_apart():
         (["regularizer=rkl_token", "regularizer.normalized=false"], "rkl_token_unnormalized"),
         (["regularizer=mrpo_ctro", "regularizer.ctro.adaptive=true"], "mrpo_ctro_adaptive"),
         (["regularizer=mrpo_arwc", "regularizer.score_order=-1"], "chi2_arwc"),
+        (["regularizer=mrpo_arwc", "regularizer.arwc=authors"], "mrpo_arwc_authors"),
         (["regularizer=rkl_paper", "regularizer.estimator=exact"], "rkl_token"),
         (["regularizer=rkl", "regularizer.name=mine"], "rkl"),
         (["regularizer=js", "regularizer.terms=[{divergence: jensen_shannon, weight: 2}]"], "2xjs"),
@@ -147,7 +153,7 @@ def test_terms_that_say_nothing_usable_are_refused(terms, words):
         (["regularizer=multi_dpo", "regularizer.signed=true"], "exact for reverse KL alone"),
         (["regularizer=rkl", "regularizer.terms=[{divergence: jeffreys}]"], "score_order are null"),
         (["regularizer=js", "regularizer.level=token"], "loss terms of the online job"),
-        (["regularizer=js", "regularizer.arwc=true"], "belong to one mixed reference"),
+        (["regularizer=js", "regularizer.arwc=paper"], "belong to one mixed reference"),
         (["experiment=online_toy", "regularizer=js", "regularizer.estimator=k3"], "whatever regularizer.terms say"),
         (
             ["regularizer=anchor", "policy=folder", "policy.path=a/b", "references=pair", "first=c", "second=d"],

@@ -59,11 +59,11 @@ def test_names_tell_estimators_apart() -> None:
 
 
 def test_a_file_is_an_alias_of_its_numbers() -> None:
-    """rkl_paper is rkl_token under k3: asked for by both names, it is one condition."""
-    plan = make_plan(
-        parse_request(["experiment=online_toy", "regularizer.estimator=k3", "regularizer=rkl_token,rkl_paper"])
-    )
-    assert [point.condition for point in plan.points if point.role == "grid"] == ["grpo-rkl_token-k3-a0.5-b1"]
+    """rkl_paper is rkl_token under k3, states given: asked for by both names, it is one condition."""
+    numbers = ["regularizer.estimator=k3", "regularizer.to_go=false"]
+    plan = make_plan(parse_request(["experiment=online_toy", *numbers, "regularizer=rkl_token,rkl_paper"]))
+    found = [point.condition for point in plan.points if point.role == "grid"]
+    assert found == ["grpo-rkl_token-k3-states_given-a0.5-b1"]
 
 
 def test_alone_is_alone_under_every_mean() -> None:

@@ -223,10 +223,10 @@ def _rest(metrics: Metrics) -> str:
     alone, whole = (metrics[f"variance_ratio/token/{part}"]["mean"] for part in ("penalty", "whole"))
     price = metrics["stored_states/grpo"]["mean"]
     forward = (
-        f"Under the `grpo` reduction stored responses weigh 1/|y|, and the forward KL of `states: reference` is "
-        f"missed by {price:.3f} nats; summed over tokens it is exact."
+        f"Stored responses of the references weighed by 1/|y|, as the `grpo` reduction would, miss the forward KL by "
+        f"{price:.3f} nats; a run of `states: reference` weighs them whole."
         if price > AT_REST
-        else "That the `grpo` reduction moves the forward KL of `states: reference` is not seen at these settings."
+        else "That weights 1/|y| move the forward KL of stored responses is not seen at these settings."
     )
     less = "less" if alone > 1 else "not less"
     return (
