@@ -197,7 +197,10 @@ def require_peft() -> Any:
 def _ids_of(tokenizer_file: Path) -> list[int]:
     from tokenizers import Tokenizer
 
-    return Tokenizer.from_file(str(tokenizer_file)).encode(_PROBE, add_special_tokens=False).ids
+    try:
+        return Tokenizer.from_file(str(tokenizer_file)).encode(_PROBE, add_special_tokens=False).ids
+    except Exception as error:  # tokenizers raises a bare Exception
+        raise RequestError(f"{tokenizer_file} cannot be read ({_first_line(error)}).") from error
 
 
 def _open(kind: Any, model: Model, dtype: str | None, may_miss: bool, **settings: Any) -> Any:

@@ -126,7 +126,7 @@ class Worker:
 
 
 def _understood(content: bytes) -> list[Any]:
-    """An answer: ["done", None or a list of numbers], or ["raised", message, traceback].
+    """An answer: ["done", None or a list of numbers and None], ["raised", message, traceback] or ["wrong", message].
 
     Raises:
         RunError: it is anything else.
@@ -135,8 +135,10 @@ def _understood(content: bytes) -> list[Any]:
         found = json.loads(content)
         kind, *rest = found
         numbers = rest[0] if kind == "done" else None
-        texts = rest if kind == "raised" else []
-        if all(isinstance(one, float) for one in numbers or []) and all(isinstance(one, str) for one in texts):
+        texts = rest if kind in ("raised", "wrong") else []
+        if all(one is None or isinstance(one, float) for one in numbers or []) and all(
+            isinstance(one, str) for one in texts
+        ):
             return found
     except (ValueError, TypeError, IndexError, RecursionError):
         pass

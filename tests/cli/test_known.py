@@ -33,8 +33,8 @@ def changed(folder, place, **keys):
 @pytest.mark.parametrize(
     "overrides, sentence",
     [
-        (["hardware.device=gpu"], "hardware.device=gpu is no device of this machine"),
-        (["hardware.device=cuda:7"], "hardware.device=cuda:7 is no device of this machine"),
+        (["hardware.device=gpu"], "hardware.device is 'gpu'"),
+        (["hardware.device=cuda:7"], "hardware.device is 'cuda:7'"),
         (["policy.dtype=int8"], "policy.dtype is 'int8'"),
         (["data.held_out=0"], "evaluation.split=held_out has no rows"),
         (["data.date=today"], "data.date is 'today'"),
