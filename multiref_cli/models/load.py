@@ -42,7 +42,10 @@ def load_tokenizer(model: Model, rendering: Rendering | None = None) -> Any:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     written = folder / "tokenizer.json"
-    expected = _ids_of(written) if written.is_file() else None
+    try:
+        expected = _ids_of(written) if written.is_file() else None
+    except Exception as error:  # tokenizers raises bare ones
+        raise RequestError(f"{written} is damaged ({_first_line(error)}): restore it.") from error
     for kind in (AutoTokenizer, PreTrainedTokenizerFast) if expected else (AutoTokenizer,):
         try:
             tokenizer = kind.from_pretrained(str(folder), trust_remote_code=model.trust_remote_code)

@@ -208,6 +208,24 @@ def report(name: str, title: str, counts: dict[str, dict[str, int]], seconds: fl
     return int(any(value for column, value in total.items() if column not in ("cases", "kills", "cuts", "right")))
 
 
+class Clock:
+    """Seconds that a trial may take: it then ends early, and its counts are of what was done."""
+
+    def __init__(self, minutes: float | None) -> None:
+        self.end = time.monotonic() + 60 * minutes if minutes else float("inf")
+
+    @property
+    def over(self) -> bool:
+        """Whether the time is over."""
+        return time.monotonic() > self.end
+
+    def share(self, part: float) -> "Clock":
+        """A clock for a part of what is left."""
+        inner = Clock(None)
+        inner.end = min(self.end, time.monotonic() + part * (self.end - time.monotonic()))
+        return inner
+
+
 def fresh(folder: Path) -> Path:
     """An empty folder."""
     shutil.rmtree(folder, ignore_errors=True)

@@ -20,7 +20,21 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from tiny import again, difference, ended, finish, forked, fresh, left, make_world, offline, online, phase, report
+from tiny import (
+    Clock,
+    again,
+    difference,
+    ended,
+    finish,
+    forked,
+    fresh,
+    left,
+    make_world,
+    offline,
+    online,
+    phase,
+    report,
+)
 
 SHARES = {"dpo": 0.32, "grpo": 0.3, "embedded": 0.12, "prune": 0.14, "sweep": 0.12}
 
@@ -36,7 +50,7 @@ class Tally:
         self.counts.setdefault(row, Counter()).update(columns)
 
 
-def disturb(job, overrides, root, kills, rng, tally, every_store) -> None:
+def disturb(job, overrides, root, kills, rng, tally, clock, every_store) -> None:
     """Kill runs of one job until so many kills have struck, comparing each finished one with an undisturbed one."""
     log, cache = root / f"{job}.log", root / f"cache-{job}"
     os.environ["MULTIREF_CACHE"] = str(fresh(cache))
@@ -44,18 +58,18 @@ def disturb(job, overrides, root, kills, rng, tally, every_store) -> None:
     start = time.monotonic()
     assert finish(["train", *overrides, f"run.dir={calm}", "--plain"], log) == 0, log.read_text()[-2000:]
     life, right, struck = time.monotonic() - start, left(calm), 0
-    while struck < kills:
+    while struck < kills and not clock.over:
         shutil.rmtree(wild, ignore_errors=True)
         if every_store:
             fresh(cache)
         seen: list[str] = []
         while True:
             pid = forked(again(wild, overrides), log)
-            code = ended(pid, rng.uniform(0, life) if struck < kills else 300)
+            code = ended(pid, rng.uniform(0, life) if struck < kills and not clock.over else 300)
             if code is None:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
-                if struck >= kills:
+                if struck >= kills or clock.over:
                     tally.add(f"{job}: end", "hangs")
                     return
                 struck += 1
@@ -86,7 +100,7 @@ def left_if_whole(run):
         return None
 
 
-def embedded(root, kills, rng, tally) -> None:
+def embedded(root, kills, rng, tally, clock) -> None:
     """Kill the making of an embedded model; its weights must be those of an undisturbed making."""
     from multiref_cli.config.compose import compose
     from multiref_cli.tracking.progress import Silent
@@ -114,11 +128,11 @@ def embedded(root, kills, rng, tally) -> None:
     start = time.monotonic()
     assert ended(make(fresh(root / "calm-cache")), 900) == 0
     life, right, struck = time.monotonic() - start, weights(root / "calm-cache"), 0
-    while struck < kills:
+    while struck < kills and not clock.over:
         cache = fresh(root / "wild-cache")
         while True:
             pid = make(cache)
-            code = ended(pid, rng.uniform(0, life) if struck < kills else 900)
+            code = ended(pid, rng.uniform(0, life) if struck < kills and not clock.over else 900)
             if code is None:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
@@ -135,7 +149,7 @@ EMBEDDED = ["experiment=offline_toy", "policy.path=toy:tiny_one", "references=to
 EMBEDDED += ["data.path=toy:tiny_preferences", "evaluation.scorer=null", "tracking=off", "steps=1", "hardware=cpu"]
 
 
-def beside_prune(overrides, root, kills, rng, tally) -> None:
+def beside_prune(overrides, root, kills, rng, tally, clock) -> None:
     """Kill runs beside a process that prunes the store without a pause."""
     log = root / "prune.log"
     program = (
@@ -148,7 +162,7 @@ def beside_prune(overrides, root, kills, rng, tally) -> None:
     with log.open("a") as out:
         pruning = subprocess.Popen(arguments, stdout=out, stderr=out)
     try:
-        disturb("prune", overrides, root, kills, rng, tally, every_store=False)
+        disturb("prune", overrides, root, kills, rng, tally, clock, every_store=False)
     finally:
         if pruning.poll() is not None:
             tally.add("prune: the pruning process", "stuck")
@@ -157,7 +171,7 @@ def beside_prune(overrides, root, kills, rng, tally) -> None:
         pruning.wait()
 
 
-def sweep(overrides, root, kills, rng, tally) -> None:
+def sweep(overrides, root, kills, rng, tally, clock) -> None:
     """Kill workers and parents of a sweep of six points."""
     os.environ["MULTIREF_CACHE"] = str(fresh(root / "cache-sweep"))
     main = "import sys; sys.path.insert(0, sys.argv.pop(1)); from multiref_cli.cli.app import main; main()"
@@ -179,11 +193,11 @@ def sweep(overrides, root, kills, rng, tally) -> None:
 
     assert start(root / "sweep-calm").wait() == 0
     right, struck, wild = points(root / "sweep-calm"), 0, root / "sweep-wild"
-    while struck < kills:
+    while struck < kills and not clock.over:
         shutil.rmtree(wild, ignore_errors=True)
         while True:
             process = start(wild)
-            while process.poll() is None and struck < kills:
+            while process.poll() is None and struck < kills and not clock.over:
                 time.sleep(rng.uniform(0.3, 8.0))
                 victims = workers_at_work(wild)
                 kind = "parent" if rng.random() < 0.4 else "worker"
@@ -196,7 +210,11 @@ def sweep(overrides, root, kills, rng, tally) -> None:
                 same = points(wild) == right and (wild / "report" / "index.html").is_file()
                 tally.add("sweep: end", "right" if same else "wrong")
                 break
-            if code > 0 and struck >= kills and "killed twice" not in (root / "sweep.log").read_text()[-3000:]:
+            if (
+                code > 0
+                and (struck >= kills or clock.over)
+                and "killed twice" not in (root / "sweep.log").read_text()[-3000:]
+            ):
                 tally.add("sweep: end", "stuck")
                 print((root / "sweep.log").read_text()[-1500:])
                 return
@@ -214,21 +232,23 @@ def workers_at_work(folder: Path) -> list[int]:
     return [pid for pid in found if Path(f"/proc/{pid}").exists()]
 
 
-def trial(kills: int, seed: int, root: Path, jobs=tuple(SHARES)) -> dict[str, dict[str, int]]:
+def trial(kills: int, seed: int, root: Path, jobs=tuple(SHARES), minutes=None) -> dict[str, dict[str, int]]:
     """Counts of so many kills in all."""
     rng, tally, world = random.Random(seed), Tally(), make_world(root / "world")
+    whole, left_over = Clock(minutes), sum(SHARES[one] for one in jobs)
     for job in jobs:
+        clock, left_over = whole.share(SHARES[job] / left_over), left_over - SHARES[job]
         count = max(1, round(kills * SHARES[job] / sum(SHARES[one] for one in jobs)))
         if job == "dpo":
-            disturb(job, offline(world), root, count, rng, tally, every_store=True)
+            disturb(job, offline(world), root, count, rng, tally, clock, every_store=True)
         elif job == "grpo":
-            disturb(job, online(world), root, count, rng, tally, every_store=False)
+            disturb(job, online(world), root, count, rng, tally, clock, every_store=False)
         elif job == "embedded":
-            embedded(root, count, rng, tally)
+            embedded(root, count, rng, tally, clock)
         elif job == "prune":
-            beside_prune(offline(world), root, count, rng, tally)
+            beside_prune(offline(world), root, count, rng, tally, clock)
         else:
-            sweep(offline(world), root, count, rng, tally)
+            sweep(offline(world), root, count, rng, tally, clock)
     return {key: dict(value) for key, value in tally.counts.items()}
 
 
@@ -238,10 +258,11 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", default=",".join(SHARES))
+    parser.add_argument("--minutes", type=float, help="end early, with the counts of what was done")
     parser.add_argument("--write", action="store_true", help="keep the figures in tests/bench/results")
     arguments = parser.parse_args()
     root, start = Path(tempfile.mkdtemp(prefix="multiref-kills-")), time.monotonic()
-    counts = trial(arguments.kills, arguments.seed, root, tuple(arguments.jobs.split(",")))
+    counts = trial(arguments.kills, arguments.seed, root, tuple(arguments.jobs.split(",")), arguments.minutes)
     title = "Killed at random moments with SIGKILL, given again, compared with a run that nobody disturbed"
     code = report("trial_kills", title, counts, time.monotonic() - start, arguments.seed, arguments.write)
     print(f"folders and logs: {root}")
