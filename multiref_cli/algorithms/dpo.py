@@ -217,7 +217,7 @@ def _mixed(
 
 
 def _adjusted(experiment: Experiment, pairs: Tensor) -> tuple[Tensor, Tensor | None]:
-    """(K, 2, N) sums as a trust region leaves them, and the weights that ARWC makes of them, None where it makes none."""
+    """(K, 2, N) sums as a trust region leaves them, and the weights that ARWC makes of them, else None."""
     penalty = experiment.penalty
     if penalty.ctro is None and penalty.arwc is None:
         return pairs, None
