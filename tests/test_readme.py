@@ -164,7 +164,9 @@ def report(shop: Workshop, words: list[str]) -> None:
         command = ["train"] if number else ["sweep", "seeds=1", "baselines=false"]
         shop.run(*command, *shop.small(["evaluation=none"]), f"alpha=0.{number + 3}", f"run.dir={folder}")
     shop.run("report", *words)
-    text = (Path(words[0]) / "report/report.md").read_text()
+    names = "-".join(Path(word).name for word in words)
+    written = f"runs/report-{names}" if len(words) > 1 else f"{words[0]}/report"
+    text = (Path(written) / "report.md").read_text()
     assert all(f"α=0.{number + 3}" in text for number in range(len(words)))
 
 

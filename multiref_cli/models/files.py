@@ -79,8 +79,7 @@ def weight_files(folder: Path, adapter: bool = False) -> list[Path]:
 def fingerprint(model: Model) -> str:
     """sha256 of what a model computes: its weights, its config, its adapter; the same wherever the folder lies.
 
-    Code that the folder brings counts where it is run (trust_remote_code), and so does the base that a folder which
-    holds an adapter alone is opened with.
+    Code that the folder brings counts where it is run (trust_remote_code).
 
     Args:
         model: a schema.Model (path, revision, adapter, trust_remote_code).
@@ -94,18 +93,7 @@ def fingerprint(model: Model) -> str:
         parts["adapter"] = _content(resolve(model.adapter), adapter=True)
     if model.trust_remote_code:
         parts["code"] = {str(path.relative_to(folder)): file_sha256(path) for path in sorted(folder.rglob("*.py"))}
-    base = _base_of(folder)
-    if base is not None:
-        parts["base"] = fingerprint(Model(path=base, trust_remote_code=model.trust_remote_code))
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _base_of(folder: Path) -> str | None:
-    """The model that a folder with an adapter and no model of its own is opened with."""
-    if (folder / "config.json").is_file() or not (folder / "adapter_config.json").is_file():
-        return None
-    base = _read_config(folder / "adapter_config.json").get("base_model_name_or_path")
-    return str(base) if base else None
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -124,6 +112,8 @@ def safetensors_header(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
     """Names, types, shapes and places of the tensors of a safetensors file, and where its data begins in bytes."""
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
+        if length > path.stat().st_size - 8:
+            raise ValueError(f"the header of {path} is longer than the file")
         header = json.loads(file.read(length))
     header.pop("__metadata__", None)
     return header, 8 + length

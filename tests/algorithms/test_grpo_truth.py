@@ -157,7 +157,7 @@ def test_samples_reach_the_optimum(name):
     """Groups of 256 sampled responses through `Online`: regret under 1e-3, from a uniform start far above that."""
     order, (references, models, reward) = ORDERS[name], problem()
     policy = TabularLM(4, 0.0)
-    algorithm = build_algorithm(order, policy, models, reward)
+    algorithm = build_algorithm(order, policy, models, reward, estimator=schema.Estimator.reward)
     optimizer = torch.optim.Adam(policy.parameters(), lr=0.2)
     steps = 120
 
@@ -185,7 +185,7 @@ def test_token_level_estimators_through_the_algorithm(estimator):
     _, models, _ = problem()
     policy, silent = TabularLM(4), torch.zeros(LEAVES)
     kind = schema.Estimator[estimator]
-    algorithm = build_algorithm(0.0, policy, models, silent, level=schema.Level.token, estimator=kind)
+    algorithm = build_algorithm(0.0, policy, models, silent, level=schema.Level.token, estimator=kind, to_go=False)
     found, count = 0.0, 16
     for step in range(count):
         policy.zero_grad()

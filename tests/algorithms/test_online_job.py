@@ -74,7 +74,7 @@ def opened(monkeypatch) -> list[str]:
 def test_padded_heads_are_cut_and_weight_zero_is_never_loaded(world, tmp_path, monkeypatch):
     """Sampling stays inside the tokenizer's ids; alpha = 1 loads the first reference only and says so."""
     asked = opened(monkeypatch)
-    job = job_of(world, tmp_path, "alpha=1.0")
+    job = job_of(world, tmp_path, "alpha=1.0", "regularizer.estimator=reward")
     notes, algorithm = assembled(job)
     model = algorithm.parts.model
     batch = algorithm.batch(0)
@@ -114,7 +114,7 @@ def test_reference_samples_are_drawn_once_and_shared_by_sweep_points(world, tmp_
 
 def test_references_that_visit_one_at_a_time_say_the_same(world, tmp_path):
     """Moving each model in and out changes no sum; only the disagreement is not seen."""
-    job = job_of(world, tmp_path)
+    job = job_of(world, tmp_path, "regularizer.estimator=reward")
     _, algorithm = assembled(job)
     algorithm.batch(0)
     together, references = algorithm.window.scores, algorithm.parts.references
@@ -138,7 +138,7 @@ def test_two_adapters_of_one_base_share_it(world, tmp_path):
         base = Qwen2ForCausalLM.from_pretrained(world / "first")
         adapted = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
         adapted.save_pretrained(tmp_path / name)
-    job = job_of(world, tmp_path, f"second={world / 'first'}")
+    job = job_of(world, tmp_path, f"second={world / 'first'}", "regularizer.estimator=reward")
     references = [
         replace(one, adapter=str(tmp_path / name)) for one, name in zip(job.experiment.references, ("one", "two"))
     ]

@@ -29,7 +29,8 @@ os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
 def make_world(folder: Path) -> Path:
     """Random models of 5 k parameters over the embedded tokenizer, preference pairs and prompts."""
     from multiref_cli.config.schema import Model
-    from multiref_cli.models.load import load_reward_model, new_causal_lm, save_policy
+    from multiref_cli.models.load import load_reward_model, new_causal_lm
+    from multiref_cli.models.save import save_policy
     from multiref_cli.world import problems as toy
     from multiref_cli.world import tokenizer as toy_tokenizer
 

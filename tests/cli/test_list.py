@@ -27,7 +27,8 @@ def listed(multiref, capsys, *arguments: str) -> list[str]:
 def test_every_group_stands_with_its_default_and_its_options(multiref, capsys):
     lines = listed(multiref, capsys)
     for group in (*groups(), STUDY):
-        (row,) = [line for line in lines if line.split(" ")[0] == group]
+        (first,) = [number for number, line in enumerate(lines) if line.split(" ")[0] == group]
+        row = " ".join(" ".join(lines[first : first + 3]).split())  # a long list goes on below
         assert ", ".join(options(group)) in row
     assert next(line for line in lines if line.startswith("regularizer")).split()[1] == "rkl"
     assert next(line for line in lines if line.startswith("experiment ")).split()[1] == "distill_toy,"  # no default

@@ -133,10 +133,12 @@ def test_dry_run_shows_the_plan_and_the_mask_and_writes_nothing(place, multiref,
 
 
 def test_a_failure_on_the_way_is_exit_1_and_says_where(place, multiref, offline, capsys):
-    Path("failing_reward.py").write_text("def fails(samples):\n    raise ValueError('no')\n")
+    Path("failing_reward.py").write_text(
+        "def fails(samples):\n    assert not samples[0].completion, 'no'\n    return [0.0]\n"
+    )
     own = ["reward=custom", "reward.terms.mine.function._target_=failing_reward.fails"]
     assert multiref("train", *offline, *own, "run.dir=out") == 1
-    assert "failing_reward.fails raised ValueError: no" in capsys.readouterr().err
+    assert "failing_reward.fails raised AssertionError: no" in capsys.readouterr().err
     assert read_json(Path("out/status.json"))["state"] == "failed"
     assert Path("out/logs/error.txt").is_file()
 

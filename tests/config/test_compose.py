@@ -42,6 +42,7 @@ def test_every_option_of_a_group_is_typed(group):
         "jsonl": ["data.path=a/b"],
         "custom": ["reward.terms.mine.function._target_=mine.function"],
         "grpo": ["steps=1", "reward=toy_verifier"],
+        "grpo_paper": ["steps=1", "reward=toy_verifier"],
         "distill": ["steps=1"],
         "fkl_reference_states": ["algorithm=grpo", "steps=1", "reward=toy_verifier"],
     }

@@ -366,18 +366,3 @@ def test_code_that_is_run_is_part_of_the_fingerprint(references, tmp_path):
     first = fingerprint(trusted)
     (tmp_path / "own" / "modeling.py").write_text("a = 2\n")
     assert fingerprint(plain) == before and len({before, first, fingerprint(trusted)}) == 3
-
-
-def test_a_folder_that_is_an_adapter_counts_its_base(references, tmp_path):
-    import json
-
-    from multiref_cli.models.files import fingerprint
-
-    folder = tmp_path / "adapter"
-    folder.mkdir()
-    shutil.copy(f"{references[0].path}/model.safetensors", folder / "adapter_model.safetensors")
-    found = []
-    for base in references[:2]:
-        (folder / "adapter_config.json").write_text(json.dumps({"r": 4, "base_model_name_or_path": base.path}))
-        found.append(fingerprint(replace(references[0], path=str(folder))))
-    assert found[0] != found[1]

@@ -126,7 +126,7 @@ def test_the_mixture_is_another_policy_than_its_references(models):
 @pytest.mark.parametrize("weights", [(0.5, 0.6), (-0.1, 1.1), (1.0,), (0.3, 0.3, 0.4)])
 def test_wrong_weights_are_refused(weights, models):
     with pytest.raises(RequestError, match="cannot be mixed"):
-        MixtureEngine(models, weights, 0.0)
+        MixtureEngine(models, weights, 1.0)
 
 
 def test_prompts_without_room_and_heads_of_different_width_are_refused(models, make_model):

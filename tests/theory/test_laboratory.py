@@ -92,7 +92,12 @@ def test_senseless_settings_are_refused_by_name(changes, named):
 
 OTHER = {"problems": 100, "n": 2048, "draws": 25, "responses": 7, "alpha": 0.3, "beta": 0.2, "reward_max": 1.5,
          "dimension": 2, "class_size": 20, "delta": 0.02, "distance": 0.5, "vocabulary": 2, "length": 2,
-         "trees": 4}  # fmt: skip
+         "trees": 4, "divergence": "tests.theory.test_laboratory.pearson"}  # fmt: skip
+
+
+def pearson(ratio):
+    """f of the chi-squared divergence."""
+    return (ratio - 1) ** 2
 
 
 def digits(found):
