@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from multiref_cli.algorithms.base import module_of
-from multiref_cli.config.schema import BadRows, Experiment, Model, Policy, ReferenceSpec
+from multiref_cli.config.schema import BadRows, Experiment, Model, Policy, ReferenceSpec, Reward
 from multiref_cli.data.chat import prompt_text
+from multiref_cli.data.prompts import Prompt
 from multiref_cli.data.rows import Split
 from multiref_cli.errors import RequestError
 from multiref_cli.models.inspect import (
@@ -122,7 +123,7 @@ def evaluation_problem(experiment: Experiment, limit: tuple[int, str] | None, re
     settings = experiment.evaluation
     lack = _lack(experiment.reward if settings.gold else None)
 
-    def problem(row: Any) -> str | None:
+    def problem(row: Prompt) -> str | None:
         """Why a prompt cannot be used."""
         length = len(row.ids) + settings.max_new_tokens
         return _too_long(length, limit, settings.max_new_tokens) or lack(row) or _unreadable(row, readers)
@@ -157,7 +158,7 @@ def _too_long(length: int, limit: tuple[int, str] | None, new: int) -> str | Non
     return f"over the {limit[0]} positions of {limit[1]}: {length} tokens{more}"
 
 
-def _lack(reward: Any) -> Problem:
+def _lack(reward: Reward | None) -> Problem:
     if reward is None:
         return lambda row: None
     lack = lack_of(reward)
