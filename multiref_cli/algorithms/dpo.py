@@ -61,7 +61,8 @@ def notes(experiment: Experiment) -> list[str]:
         f"{penalty.title}: with every order of the score below 0 the optimum may give responses no mass at all; DPO is "
         "exact only while none is cut off"
     )
-    found = [cut] if all(not isinstance(term.score, str) and term.score < 0 for term in experiment.terms) else []
+    terms = [term for routed in experiment.terms_by_route.values() for term in routed]
+    found = [cut] if all(not isinstance(term.score, str) and term.score < 0 for term in terms) else []
     if len(experiment.active_references) == 1:
         return found
     seen = ["references that CTRO has clipped"] * (penalty.ctro is not None)

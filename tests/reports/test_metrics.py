@@ -1,7 +1,9 @@
 """Which numbers may stand in one column, and which conditions may be compared on what."""
 
 import json
+import math
 import shutil
+from array import array
 from pathlib import Path
 
 import numpy as np
@@ -52,8 +54,8 @@ def test_distances_to_different_mixes_have_columns_of_their_own(kinds: Ledger, t
 
 def test_training_curves_show_one_distance(kinds: Ledger) -> None:
     run = next(c for c in _found(kinds) if c.level == "token" and c.beta > 0).first
-    rows = [{"step": 1, "kl/instruct": 2.0, "kl/math": 4.0, "kl/mixed": 1.0}, {"step": 2, "kl/instruct": 1.0}]
-    run.__dict__["history"] = rows
+    rows = {"kl/instruct": [2.0, 1.0], "kl/math": [4.0, math.nan], "kl/mixed": [1.0, math.nan]}
+    run.__dict__["history"] = array("q", [1, 2]), {name: array("d", values) for name, values in rows.items()}
     assert run.curve("kl/weighted") == ([1], [pytest.approx(3.0)]) and run.curve("kl/mixed") == ([], [])
 
 
