@@ -189,32 +189,30 @@ def store_pairs(
     names = [reference.name for reference in experiment.active_references]
     sums = torch.tensor([[float(np.sum(a, dtype=np.float64)) for a in one] for one in tokens], dtype=torch.float64)
     pairs = sums.reshape(len(names), -1, 2).transpose(1, 2).contiguous()
+    whole = experiment.penalty.level is not Level.token
+    adjusted, weights = _adjusted(experiment, pairs) if whole else (None, None)
     by_route, start = experiment.terms_by_route, 0
     mixed = torch.zeros(max(map(len, by_route.values())), *pairs.shape[1:], dtype=torch.float64)
     for route, terms in by_route.items():
         own = None if normalizers is None else normalizers[start : start + len(terms)]
         start += len(terms)
         rows = [i for i, one in enumerate(routes) if one == route] if routes else list(range(pairs.shape[2]))
-        mixed[: len(terms), :, rows] = _mixed(experiment, terms, pairs, tokens, own)[:, :, rows]
-    adjusted = None if experiment.penalty.level is Level.token else _adjusted(experiment, pairs)[0]
+        if adjusted is not None:
+            found = torch.stack([log_mixed(terms, one, weights=weights) for one in adjusted.unbind(1)], 1)
+        else:
+            found = _mixed_tokens(terms, tokens, own)
+        mixed[: len(terms), :, rows] = found[:, :, rows]
     return StoredPairs(names, pairs, mixed, vocabulary, routes, adjusted)
 
 
-def _mixed(
-    experiment: Experiment,
-    terms: Sequence[Term],
-    pairs: Tensor,
-    tokens: Sequence[Sequence[np.ndarray]],
-    normalizers: Sequence[Sequence[np.ndarray]] | None,
+def _mixed_tokens(
+    terms: Sequence[Term], tokens: Sequence[Sequence[np.ndarray]], normalizers: Sequence[Sequence[np.ndarray]] | None
 ) -> Tensor:
-    """(R, 2, N) log M of every term, from (K, 2, N) sums, or from the tokens at level=token."""
-    if experiment.penalty.level is Level.token:
-        per_token = log_mixed(terms, _flat(tokens), None if normalizers is None else _flat(normalizers))
-        owner = torch.repeat_interleave(torch.tensor([len(a) for a in tokens[0]]))
-        mixed = torch.zeros(len(terms), len(tokens[0]), dtype=torch.float64).index_add(1, owner, per_token)
-        return mixed.reshape(len(terms), -1, 2).transpose(1, 2).contiguous()
-    sides, own = _adjusted(experiment, pairs)
-    return torch.stack([log_mixed(terms, one, weights=own) for one in sides.unbind(1)], 1)
+    """(R, 2, N) log M of every term, mixed token by token and summed."""
+    per_token = log_mixed(terms, _flat(tokens), None if normalizers is None else _flat(normalizers))
+    owner = torch.repeat_interleave(torch.tensor([len(a) for a in tokens[0]]))
+    mixed = torch.zeros(len(terms), len(tokens[0]), dtype=torch.float64).index_add(1, owner, per_token)
+    return mixed.reshape(len(terms), -1, 2).transpose(1, 2).contiguous()
 
 
 def _adjusted(experiment: Experiment, pairs: Tensor) -> tuple[Tensor, Tensor | None]:
