@@ -143,7 +143,6 @@ def check_parts(experiment: Experiment) -> None:
     Raises:
         RequestError: something is not there, or does not take what it is given.
     """
-    check_devices(experiment)
     if experiment.algorithm.online:
         check_engine(experiment.rollout)
     if experiment.reward is not None:
