@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from multiref_cli.runs.forecast import Cost
 
 
-# Seconds of one core that an embedded world takes, measured on two idle cores of an AMD EPYC.
+# Seconds of one core that an embedded world takes: an estimate from its parts, no whole world was timed.
 MAKING = 300.0
 
 
