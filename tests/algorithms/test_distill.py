@@ -9,7 +9,7 @@ import torch
 from multiref_cli.config import schema
 from multiref_cli.files import read_json, read_lines
 from multiref_cli.objectives.mixing import power_mean
-from tests.algorithms.test_grpo_truth import WEIGHTS, TabularLM, build_algorithm, problem
+from tests.algorithms.test_grpo_truth import WEIGHTS, TabularLM, build_algorithm, descend, problem
 
 TOKEN = {"level": schema.Level.token, "estimator": schema.Estimator.exact}
 
@@ -18,13 +18,7 @@ def trained(order: float, models, steps: int = 150, **regularizer) -> TabularLM:
     """A student after distillation from the tree's two teachers, without any reward."""
     student = TabularLM(4, 0.0)
     algorithm = build_algorithm(order, student, models, None, **regularizer)
-    optimizer = torch.optim.Adam(student.parameters(), lr=0.2)
-    for step in range(steps):
-        optimizer.param_groups[0]["lr"] = 0.2 * (1 + math.cos(math.pi * step / steps)) / 2
-        optimizer.zero_grad()
-        for micro in algorithm.batch(step).micros:
-            algorithm.loss(student, micro)[0].backward()
-        optimizer.step()
+    descend(algorithm, student, steps)
     return student
 
 

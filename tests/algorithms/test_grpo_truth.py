@@ -152,27 +152,41 @@ def build_algorithm(order: float, policy, models, reward, **regularizer) -> Onli
     return Online(config, parts)
 
 
+def descend(algorithm, policy, steps: int) -> None:
+    """Adam from 0.2, annealed to 0 along a half cosine."""
+    optimizer = torch.optim.Adam(policy.parameters(), lr=0.2)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 0.2 * (1 + math.cos(math.pi * step / steps)) / 2
+        optimizer.zero_grad()
+        for micro in algorithm.batch(step).micros:
+            algorithm.loss(policy, micro)[0].backward()
+        optimizer.step()
+
+
+def sampled_gradient(algorithm, policy, count: int) -> torch.Tensor:
+    """Mean gradient of `count` batches, the policy standing still."""
+    found = torch.zeros_like(policy.head.weight)
+    for step in range(count):
+        policy.zero_grad()
+        for micro in algorithm.batch(step).micros:
+            algorithm.loss(policy, micro)[0].backward()
+        found += policy.head.weight.grad / count
+    return found
+
+
 @pytest.mark.parametrize("name", ORDERS)
 def test_samples_reach_the_optimum(name):
     """Groups of 256 sampled responses through `Online`: regret under 1e-3, from a uniform start far above that."""
     order, (references, models, reward) = ORDERS[name], problem()
     policy = TabularLM(4, 0.0)
     algorithm = build_algorithm(order, policy, models, reward, estimator=schema.Estimator.reward)
-    optimizer = torch.optim.Adam(policy.parameters(), lr=0.2)
-    steps = 120
 
     def regret_now() -> float:
         found = policy.token_logps().sum(-1).exp().detach()
         return regret(found, references, WEIGHTS, reward, BETA, order).item()
 
     assert regret_now() > 0.05
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = 0.2 * (1 + math.cos(math.pi * step / steps)) / 2
-        optimizer.zero_grad()
-        for micro in algorithm.batch(step).micros:
-            algorithm.loss(policy, micro)[0].backward()
-        optimizer.step()
+    descend(algorithm, policy, steps=120)
     assert regret_now() < 1e-3
 
 
@@ -186,12 +200,7 @@ def test_token_level_estimators_through_the_algorithm(estimator):
     policy, silent = TabularLM(4), torch.zeros(LEAVES)
     kind = schema.Estimator[estimator]
     algorithm = build_algorithm(0.0, policy, models, silent, level=schema.Level.token, estimator=kind, to_go=False)
-    found, count = 0.0, 16
-    for step in range(count):
-        policy.zero_grad()
-        for micro in algorithm.batch(step).micros:
-            algorithm.loss(policy, micro)[0].backward()
-        found = found + policy.head.weight.grad / count
+    found = sampled_gradient(algorithm, policy, 16)
 
     rows = policy.head.weight.T.log_softmax(-1)
     with torch.no_grad():

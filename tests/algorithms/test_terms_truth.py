@@ -20,7 +20,9 @@ from tests.algorithms.test_grpo_truth import (
     WEIGHTS,
     TabularLM,
     build_algorithm,
+    descend,
     problem,
+    sampled_gradient,
 )
 
 # As regularizer.terms; what each reference of the tree then has.
@@ -59,12 +61,7 @@ def gradient_error(kinds, weights, order=None, **settings) -> float:
     _, models, _ = problem()
     policy = TabularLM(4, 0.5)
     algorithm = build_algorithm(order, policy, models, torch.zeros(LEAVES), to_go=False, **settings)
-    found, count = 0.0, 12
-    for step in range(count):
-        policy.zero_grad()
-        for micro in algorithm.batch(step).micros:
-            algorithm.loss(policy, micro)[0].backward()
-        found = found + policy.head.weight.grad / count
+    found = sampled_gradient(algorithm, policy, 12)
 
     rows = policy.head.weight.T.log_softmax(-1)
     tables = [model.head.weight.T.log_softmax(-1).detach() for model in models]
@@ -81,7 +78,6 @@ def test_in_the_reward_samples_reach_the_optimum_of_the_terms():
     (references, models, reward), (terms, kinds) = problem(), PRESETS["anchor"]
     policy = TabularLM(4, 0.0)
     algorithm = build_algorithm(None, policy, models, reward, terms=terms)
-    optimizer = torch.optim.Adam(policy.parameters(), lr=0.2)
     weighted = [(kind, BETA * w) for kind, w in zip(kinds, WEIGHTS.tolist())]
     best = objective_of_terms(optimal_policy_of_terms(references, weighted, reward), references, weighted, reward)
 
@@ -90,13 +86,7 @@ def test_in_the_reward_samples_reach_the_optimum_of_the_terms():
         return float(best - objective_of_terms(found, references, weighted, reward))
 
     assert regret_now() > 0.02
-    for step in range(60):
-        for group in optimizer.param_groups:
-            group["lr"] = 0.2 * (1 + math.cos(math.pi * step / 60)) / 2
-        optimizer.zero_grad()
-        for micro in algorithm.batch(step).micros:
-            algorithm.loss(policy, micro)[0].backward()
-        optimizer.step()
+    descend(algorithm, policy, steps=60)
     assert -1e-9 < regret_now() < 2e-3
 
 

@@ -1,6 +1,5 @@
 """The penalty to go: by hand, as the whole gradient on a tree, to the optimum of Theorem 5.1, and what is refused."""
 
-import math
 from dataclasses import replace
 
 import pytest
@@ -20,7 +19,9 @@ from tests.algorithms.test_grpo_truth import (
     WEIGHTS,
     TabularLM,
     build_algorithm,
+    descend,
     problem,
+    sampled_gradient,
 )
 
 EXACT = schema.Estimator.exact
@@ -57,14 +58,10 @@ def test_the_sampled_gradient_is_whole(estimator, level):
     _, models, _ = problem()
     errors = {}
     for to_go in (False, True):
-        policy, silent, found, count = TabularLM(4), torch.zeros(LEAVES), 0.0, 24
+        policy, silent = TabularLM(4), torch.zeros(LEAVES)
         settings = {"estimator": schema.Estimator[estimator], "level": schema.Level[level], "to_go": to_go}
         algorithm = build_algorithm(0.0, policy, models, silent, **settings)
-        for step in range(count):
-            policy.zero_grad()
-            for micro in algorithm.batch(step).micros:
-                algorithm.loss(policy, micro)[0].backward()
-            found = found + policy.head.weight.grad / count
+        found = sampled_gradient(algorithm, policy, 24)
         expected = whole_gradient(policy, models, normalized=level == "token")
         errors[to_go] = ((found - expected).norm() / expected.norm()).item()
     assert errors[True] < (0.06 if estimator == "exact" else 0.15) < 0.2 < errors[False]
@@ -111,13 +108,7 @@ def test_it_rests_at_the_optimum_of_theorem_5_1(to_go):
     policy = TabularLM(4, 0.0)
     level = {"level": schema.Level.sequence, "estimator": EXACT, "to_go": to_go}
     algorithm = build_algorithm(0.0, policy, models, reward, **level)
-    optimizer, steps = torch.optim.Adam(policy.parameters(), lr=0.2), 240
-    for step in range(steps):
-        optimizer.param_groups[0]["lr"] = 0.2 * (1 + math.cos(math.pi * step / steps)) / 2
-        optimizer.zero_grad()
-        for micro in algorithm.batch(step).micros:
-            algorithm.loss(policy, micro)[0].backward()
-        optimizer.step()
+    descend(algorithm, policy, steps=240)
     found = policy.token_logps().sum(-1).exp().detach()
     lost = regret(found, references, WEIGHTS, reward, BETA, 0.0).item()
     assert lost < 1.3e-3 if to_go else lost > 2e-3  # what is left with it is the noise of 256 samples a step
