@@ -484,8 +484,13 @@ class Experiment:
 
     @cached_property
     def result_hash(self) -> str:
-        """What a condition's result depends on: with beta 0 the references and the regularizer do not matter."""
-        return digest(self.content("seed", "regularizer", "alpha")) if self.role == "beta0" else self.condition_hash
+        """What the trained policy of a condition depends on: with beta 0 neither references nor regularizer matter, and
+        where ARWC makes the weights, of alpha only which are positive."""
+        if self.role == "beta0":
+            return digest(self.content("seed", "regularizer", "alpha"))
+        if self.penalized and self.penalty.arwc is not None and self.alone is None and self.routes is None:
+            return digest([self.content("seed", "alpha"), [one.name for one in self.active_references]])
+        return self.condition_hash
 
     @property
     def run_name(self) -> str:

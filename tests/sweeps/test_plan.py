@@ -87,6 +87,15 @@ def test_one_run_under_several_names_is_planned_once() -> None:
     assert (point.condition, point.names) == ("dpo-rkl-single_instruct-b1", ("mrpo", "rkl", "multi_dpo"))
 
 
+def test_weights_that_play_no_part_are_no_axis() -> None:
+    """ARWC makes its weights from each pair: of three alphas the first is run, and of two sets of references both."""
+    plan = _plan("regularizer=mrpo,mrpo_full", "alpha=0.3,0.5,0.7", "baselines=false")
+    assert [name for name in _names(plan) if "full" in name] == ["dpo-mrpo_full-a0.3-b1"]
+    assert len(_names(plan)) == 4
+    plan = _plan("references=toy_trio", "regularizer=mrpo_arwc", "alpha=[0.5,0.5,0],[0.3,0.7,0],[0.4,0.3,0.3]")
+    assert plan.count("grid") == 2
+
+
 def test_a_corner_of_the_grid_is_the_baseline() -> None:
     assert len(_plan("alpha=0,0.5,1").points) == 3
 
