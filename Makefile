@@ -66,7 +66,7 @@ $(STAMP): pyproject.toml
 FAST_TESTS := tests/objectives tests/theory tests/data tests/config -m 'not slow'
 
 # One thread a process: with both cores busy, two threads each are several times slower.
-test: $(STAMP) ## run the tests (a few minutes; FAST=1: mathematics, data and config alone)
+test: $(STAMP) ## run the tests (a few minutes; FAST=1: mathematics, data and config alone, less than a minute)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(if $(FAST),$(FAST_TESTS),tests) $(ARGS)
 
 reproduce: $(STAMP) ## both of the paper's experiments, trained, scored and reported (SCALE=embedded|smoke|paper)

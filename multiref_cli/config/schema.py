@@ -465,9 +465,13 @@ class Experiment:
             kept.pop("world", None)
         kept["hardware"] = {key: self.plain["hardware"][key] for key in _HARDWARE_WITH_EFFECT}
         if self.regularizer is not None and "regularizer" in kept:
-            kept["regularizer"] = {key: value for key, value in kept["regularizer"].items() if key != "name"}
-            if self.estimator is not None:  # as they are used, whether named or left to their defaults
-                kept["regularizer"] |= {"estimator": self.estimator.name, "to_go": self.to_go}
+            # as they are used, whether named or left to their defaults; None where nothing reads them
+            used: dict[str, Any] = {"estimator": None, "to_go": None}
+            if self.estimator is not None:
+                used = {"estimator": self.estimator.name, "to_go": self.to_go}
+            used |= {} if self.estimator is Estimator.clipped else {"ratio_clip": None}
+            named = {key: value for key, value in kept["regularizer"].items() if key != "name"}
+            kept["regularizer"] = named | used
         if self.references and "alpha" not in without:
             kept["alpha"] = self.weights if self.routes is None else self.routes.plain
         return kept

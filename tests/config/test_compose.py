@@ -142,6 +142,9 @@ def test_the_hash_knows_what_a_result_depends_on():
     assert base.hash == compose(["run.name=other", "tracking=off", "hardware.threads=2"]).hash
     assert base.hash == compose(["alpha=[0.5,0.5]"]).hash
     assert base.hash != compose(["beta=0.2"]).hash
+    unread = ["regularizer.estimator=reward", "regularizer.to_go=false", "regularizer.ratio_clip=3"]  # offline
+    assert base.algorithm.name == "dpo" and base.hash == compose(unread).hash
+    assert base.hash != compose(["regularizer.score_clip=3"]).hash
     one, two = compose(["seed=1"]), compose(["seed=2"])
     assert one.hash != two.hash
     assert one.condition_hash == two.condition_hash
