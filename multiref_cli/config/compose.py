@@ -65,6 +65,7 @@ def compose_unchecked(overrides: list[str]) -> Experiment:
     found = _typed_experiment(plain)
     if _wants_start(found, overrides):
         found = _towards_start(found, overrides)
+    refuse_idle_alpha(found, overrides)
     if found.regularizer is None:
         return found
     check_orders(found.regularizer)
@@ -194,6 +195,20 @@ def _towards_start(found: Experiment, overrides: Sequence[str]) -> Experiment:
         trust_remote_code=policy.trust_remote_code,
     )
     return replace(found, references=[start], alpha=None)
+
+
+def refuse_idle_alpha(found: Experiment, overrides: Sequence[str]) -> None:
+    """Refuse weights that somebody wrote where a single reference has them all; those of a file are left alone.
+
+    Raises:
+        RequestError: another weight than 1.
+    """
+    alone = found.algorithm.regularized and len(found.references) == 1
+    if alone and named(overrides, "alpha") and found.alpha not in (None, 1, [1]):
+        raise RequestError(
+            f"alpha weighs several references, and {found.references[0].name} is the only one here: leave alpha out, "
+            "or name another reference."
+        )
 
 
 def _named(found: Regularizer, option: str | None) -> Regularizer:

@@ -8,7 +8,7 @@ from typing import Any
 
 from multiref_cli.config.canonical import canonical
 from multiref_cli.config.check import check
-from multiref_cli.config.compose import compose, expand_axes
+from multiref_cli.config.compose import compose, expand_axes, refuse_idle_alpha
 from multiref_cli.config.plain import digest
 from multiref_cli.config.schema import Experiment, Mix
 from multiref_cli.errors import RequestError
@@ -145,6 +145,7 @@ class _Composer:
             if rest not in self._composed:
                 self._composed[rest] = compose(list(overrides))
             experiment = _with_numbers(self._composed[rest], numbers)
+            refuse_idle_alpha(experiment, overrides)
             check(experiment)
             return experiment
         except RequestError as error:

@@ -124,3 +124,18 @@ class TestReferences:
     def test_a_list_that_is_none(self, text, sentence):
         with pytest.raises(RequestError, match=sentence):
             compose_unchecked([*BASE, f"references={text}"])
+
+
+LONE = [*BASE, "references=[{name: a, path: X}]"]
+
+
+@pytest.mark.parametrize("alpha", ["alpha=0.3", "alpha=[0.3]", "alpha=0", "'alpha={by: c, weights: {x: a}}'"])
+def test_weights_beside_a_single_reference_are_refused(alpha):
+    with pytest.raises(RequestError, match="alpha weighs several references, and a is the only one here"):
+        compose_unchecked([*LONE, alpha.strip("'")])
+
+
+@pytest.mark.parametrize("more", [[], ["alpha=1"], ["alpha=[1.0]"], ["alpha=null"], ["experiment=offline_toy"]])
+def test_its_whole_weight_or_that_of_a_file_is_none_to_refuse(more):
+    found = compose_unchecked([*more, *LONE])
+    assert [one.name for one in found.references] == ["a"] and found.weights == [1.0]

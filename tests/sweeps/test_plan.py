@@ -203,6 +203,7 @@ def test_sweep_file_is_overridden(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     [
         (["regularizer=rkl,rlk"], "regularizer has no option 'rlk'.*did you mean 'rkl'.*in the point"),
         (["alpha=0.5,1.5"], r"alpha is 1.5.*alpha=1.5"),
+        (["references=[{path: x}]", "alpha=1,0.5"], r"x is the only one here.*in the point.*alpha=0.5"),
         (["optimizer.lr=1,2"], "no key"),
         (["sweep=nothing"], "sweep has no option 'nothing'"),
         (["seeds=many"], "seeds is 'many'"),
