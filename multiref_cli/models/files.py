@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import re
 import struct
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +13,7 @@ from multiref_cli.config.schema import Hardware, Model
 from multiref_cli.errors import HubUnreachable, RequestError, RunError
 from multiref_cli.files import read_object, write_json
 
-_SMALL_FILES = ["*.json", "*.jinja", "tokenizer*", "*.model", "vocab*", "merges*"]
+_SMALL_FILES = ["*.json", "*.jinja", "tokenizer*", "*.model", "vocab*", "merges*", "README.md"]
 _WEIGHTS = ["*.safetensors"]
 # Keys of config.json that say where a model came from, not what it computes.
 _PROVENANCE = {
@@ -59,6 +60,11 @@ def resolve(path: str, revision: str | None = None, weights: bool = True, code: 
             f"{path} is not a folder, not in the local cache, and the Hub cannot be reached ({type(error).__name__}): "
             "go online once, or give the path of a folder."
         ) from error
+
+
+def hub_id(path: str) -> bool:
+    """Whether a path of a model or of data names a repository of the Hub, owner/name: nothing here is called so."""
+    return bool(re.fullmatch(r"\w[\w.-]*/[\w.-]+", path)) and not Path(path).exists()
 
 
 def weight_files(folder: Path, adapter: bool = False) -> list[Path]:

@@ -20,6 +20,7 @@ from multiref_cli.models.files import fingerprint, weights_problem
 from multiref_cli.models.precision import lost_share
 from multiref_cli.models.save import save_policy
 from multiref_cli.references.tokens import template_fingerprint
+from multiref_cli.runs.card import CARD, write_card
 from multiref_cli.runs.job import check_cache, check_devices, check_parts, prepare, set_up_torch
 from multiref_cli.runs.measure import Outcome, measure, measure_folder
 from multiref_cli.seeding import seed_everything
@@ -113,7 +114,7 @@ def resume(
 ) -> Path:
     """Go on with an interrupted run from its last checkpoint, or from its start where there is none.
 
-    What else is missing is completed: a manifest, or the report of a run that is done.
+    What else is missing is completed: a manifest, or the card and the report of a run that is done.
 
     Args:
         folder: of the run.
@@ -130,11 +131,15 @@ def resume(
         saved = _saved_manifest(run)
         if run.is_done(experiment.hash):
             _check_policy(run)
-            if saved is not None and (report is None or (run.path / "report" / "index.html").is_file()):
+            described = (run.path / "policy" / CARD).is_file()
+            reported = report is None or (run.path / "report" / "index.html").is_file()
+            if saved is not None and described and reported:
                 again = command("eval", folder)
                 raise RequestError(f"{folder} is done; `{again}` scores it again.")
             if saved is None:
                 write_json(run.path / "manifest.json", manifest(open_job(experiment, progress)))
+            if not described:
+                write_card(run, experiment, int(run.status()["total"]))
             discard_checkpoints(run.path / "checkpoints")
             _write_report(run, report)
             return run.path
@@ -312,13 +317,14 @@ def _schedule_notes(job: Job) -> list[str]:
 def _write_outcome(
     job: Job, run: RunDir, outcome: Outcome, training_notes: list[str], run_hash: str, **more: Any
 ) -> None:
-    """Write what an evaluation found: the samples, results.json (with what else it should hold), the final status."""
+    """Write what an evaluation found: samples, results.json (with what else it should hold), card, final status."""
     write_lines(run.path / "evaluation.jsonl", outcome.samples)
     if outcome.pairs:
         write_lines(run.path / "pairs.jsonl", outcome.pairs)
     notes = [*training_notes, *outcome.notes]
     more |= {"notes": notes, "training_notes": training_notes}
     run.write_results(outcome.metrics, run_hash, job.asked.seed, job.asked.condition, **more)
+    write_card(run, job.asked, job.total_steps)
     run.write_status("done", job.total_steps, job.total_steps)
 
 

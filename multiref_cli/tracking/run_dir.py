@@ -41,7 +41,7 @@ class RunDir:
         refuse_existing(path)
         run = cls(path)
         write_text(path / "config.yaml", config_yaml)
-        write_text(path / "overrides.txt", "".join(f"{line}\n" for line in overrides))
+        write_text(path / "overrides.txt", "".join(line.replace("\n", "\\n") + "\n" for line in overrides))
         run.complete(manifest)  # last: a folder without it is half made
         return run
 

@@ -140,6 +140,7 @@ def _train_model(name: str, seed: int, folder: Path, find: Find, progress: Progr
     except KeyboardInterrupt:
         message = f"interrupted while making {TOY}{name} of world {seed}; the same command makes it again"
         raise KeyboardInterrupt(message) from None
+    (run / "policy" / "README.md").unlink(missing_ok=True)  # it tells of this machine, the world is the same on all
     for path in (run / "policy").iterdir():
         path.rename(folder / path.name)
     shutil.copy(run / "results.json", folder / "made_by.json")
