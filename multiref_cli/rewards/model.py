@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from multiref_cli.data.chat import after_end_ids, conversation_ids
-from multiref_cli.data.template import Rendering, attach
+from multiref_cli.data.template import Rendering, Response, attach
 from multiref_cli.errors import RequestError, RunError
 from multiref_cli.models.decoder import unwrap
-from multiref_cli.rewards.sample import Sample, in_process
+from multiref_cli.rewards.sample import Message, Sample, in_process
 from multiref_cli.types import LanguageModel, Tokenizer
 
 
@@ -82,7 +82,6 @@ class RewardModelScorer:
         self.batch_tokens, self.whole_template = batch_tokens, whole_template
         self.cut = 0
 
-    @torch.no_grad()
     def score(self, samples: Sequence[Sample]) -> list[float]:
         """Score responses.
 
@@ -92,7 +91,12 @@ class RewardModelScorer:
         Returns:
             (B,) scores, in the order of the samples.
         """
-        sequences = [self.encode(sample) for sample in samples]
+        return self.score_conversations([(sample.messages, sample.whole, sample.finished) for sample in samples])
+
+    @torch.no_grad()
+    def score_conversations(self, conversations: Sequence[tuple[list[Message], Response, bool]]) -> list[float]:
+        """Score (prompt, response, whether it ended by itself) each; (B,) scores in their order."""
+        sequences = [self._encode(*conversation) for conversation in conversations]
         order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
         scores, start = [0.0] * len(sequences), 0
         while start < len(order):
@@ -108,8 +112,11 @@ class RewardModelScorer:
 
     def encode(self, sample: Sample) -> list[int]:
         """The ids of a conversation as this reward model reads them."""
-        prompt, (completion,) = conversation_ids(self.tokenizer, sample.messages, [sample.whole], sample.finished)
-        after = after_end_ids(self.tokenizer) if self.whole_template and sample.finished else []
+        return self._encode(sample.messages, sample.whole, sample.finished)
+
+    def _encode(self, messages: list[Message], response: Response, finished: bool) -> list[int]:
+        prompt, (completion,) = conversation_ids(self.tokenizer, messages, [response], finished)
+        after = after_end_ids(self.tokenizer) if self.whole_template and finished else []
         ids = [*prompt, *completion, *after]
         self.cut += self.max_tokens is not None and len(ids) > self.max_tokens
         return ids[: self.max_tokens]

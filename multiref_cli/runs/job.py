@@ -28,6 +28,7 @@ from multiref_cli.runs.fit import (
     shortest_limit,
     training_problem,
 )
+from multiref_cli.runs.judge import check_scorer
 from multiref_cli.tracking.places import check_place, holds_something
 from multiref_cli.types import Tokenizer
 
@@ -69,6 +70,7 @@ def prepare(asked: Experiment, local: Experiment) -> Job:
     _check_routes(local, data)
     job = Job(asked, local, tokenizer, data, vocabulary)
     job = replace(job, prompts=_evaluation_prompts(job, limit, readers))
+    check_scorer(job)
     _try_reward(job)
     return job
 

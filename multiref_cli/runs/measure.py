@@ -7,20 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from multiref_cli.algorithms.base import Job, load_policy, module_of
-from multiref_cli.algorithms.reward_model import refuse_weak
 from multiref_cli.config import schema
 from multiref_cli.data.chat import end_ids
-from multiref_cli.data.template import rendering_of
 from multiref_cli.errors import RequestError
 from multiref_cli.evaluation.evaluate import REWARD_MODEL, Evaluator, Scorer, summary
-from multiref_cli.files import read_json
-from multiref_cli.models.load import load_reward_model, load_tokenizer
 from multiref_cli.references.base import Reference
 from multiref_cli.rewards.combine import build_reward
-from multiref_cli.rewards.model import RewardModelScorer
 from multiref_cli.rewards.sample import Sample
 from multiref_cli.rollouts.engine import Completion
 from multiref_cli.rollouts.transformers_engine import TransformersEngine
+from multiref_cli.runs.judge import accuracy_of, check_scorer, open_scorer
 from multiref_cli.tracking.progress import Progress
 from multiref_cli.types import LanguageModel
 
@@ -141,16 +137,11 @@ def _scorers(job: Job) -> tuple[dict[str, Scorer], list[str]]:
 
 def _reward_model(job: Job, spec: schema.Scorer) -> tuple[Scorer, str]:
     """A trained reward model as a scorer, and what is known of its accuracy."""
-    folder = Path(spec.path)
-    made_by = read_json(folder / "made_by.json") if folder.is_dir() else None
-    accuracy = ((made_by or {}).get("metrics") or {}).get("held_out_accuracy", {}).get("mean")
-    if spec.minimum_accuracy is not None:
-        refuse_weak(accuracy or 0.0, spec.minimum_accuracy)
-    known = f"{accuracy:.3f}" if accuracy is not None else "not recorded with it"
-    model = load_reward_model(spec, job.device, job.experiment.hardware.dtype_name(spec.dtype))
-    tokenizer = load_tokenizer(spec, rendering_of(job.experiment.data))
-    scorer = RewardModelScorer(model, tokenizer, whole_template=spec.whole_template)
-    return _remembered(str(spec), scorer), f"reward model {folder.name}: held-out accuracy {known}"
+    scorer = open_scorer(job, spec)
+    found = accuracy_of(job, spec, scorer)
+    check_scorer(job)
+    known = f"{found.value:.3f}" if found is not None else "not recorded with it"
+    return _remembered(str(spec), scorer), f"reward model {Path(spec.path).name}: held-out accuracy {known}"
 
 
 def _remembered(identity: str, scorer: Scorer) -> Scorer:

@@ -22,6 +22,7 @@ from multiref_cli.models.save import save_policy
 from multiref_cli.references.tokens import template_fingerprint
 from multiref_cli.runs.card import CARD, write_card
 from multiref_cli.runs.job import check_cache, check_devices, check_parts, prepare, set_up_torch
+from multiref_cli.runs.judge import judge_scorer
 from multiref_cli.runs.measure import Outcome, measure, measure_folder
 from multiref_cli.seeding import seed_everything
 from multiref_cli.tracking.places import command
@@ -287,6 +288,8 @@ def _execute(job: Job, run: RunDir, progress: Heartbeat) -> None:
     run.write_status("running", 0, job.total_steps, "start")
     if job.data.report.problems or job.data.report.truncated:
         progress.note(job.data.report.summary())
+    if run.last_logged() == 0:
+        judge_scorer(job, progress)
     seed_everything(job.experiment.seed)
     trainee = module_of(job.experiment).assemble(job, progress)
     experiment, precision = job.experiment, job.precision
