@@ -1,5 +1,6 @@
 """What the trials share: a tiny world in files, commands in forked processes, what a run left, and their reports."""
 
+import argparse
 import contextlib
 import hashlib
 import io
@@ -9,8 +10,10 @@ import random
 import shutil
 import signal
 import sys
+import tempfile
 import time
 import traceback
+from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -77,6 +80,23 @@ def online(world: Path) -> list[str]:
     ]
 
 
+def embedded(world: Path) -> list[str]:
+    """Overrides of a small GRPO run in a world that is made first: its problems, tokenizer, and a model of 3 steps.
+
+    The working directory gets the recipe of the model, as a user would write it.
+    """
+    recipe = Path("conf/experiment/embedded/tiny.yaml")
+    recipe.parent.mkdir(parents=True, exist_ok=True)
+    recipe.write_text(
+        "# @package _global_\ndefaults:\n  - embedded/_base\n  - _self_\n"
+        f"steps: 3\ndata: {{path: {world}/pairs.jsonl}}\nalgorithm: {{batch_rows: 8}}\n"
+        "hardware: {checkpoint_every: 1}\npolicy: {new: {hidden_size: 16, intermediate_size: 32}}\n"
+    )
+    shared = [one for one in online(world) if not one.startswith(("policy", "first=", "data.path=", "data.max_rows"))]
+    own = ["policy=folder", "policy.path=toy:tiny", "first=toy:tiny", "data.path=toy:prompts", "data.max_rows=40"]
+    return [*shared, *own, "world=3", "steps=4"]
+
+
 def command(arguments: list[str]) -> int:
     """A command in this process: its exit code."""
     return run_guarded(lambda: app([str(one) for one in arguments], standalone_mode=True))
@@ -84,6 +104,16 @@ def command(arguments: list[str]) -> int:
 
 def forked(arguments: list[str], log: Path, before=lambda: None) -> int:
     """A command in a process of its own that has everything imported: its id."""
+
+    def work() -> int:
+        before()
+        return command(arguments)
+
+    return forked_call(work, log)
+
+
+def forked_call(work, log: Path) -> int:
+    """A function in a process of its own, whose exit code it returns, with what it prints in a file: its id."""
     pid = os.fork()
     if pid:
         return pid
@@ -95,8 +125,7 @@ def forked(arguments: list[str], log: Path, before=lambda: None) -> int:
         os.dup2(output, 2)
         sys.stdout, sys.stderr = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        before()
-        code = command(arguments)
+        code = work()
         sys.stdout.flush()
         sys.stderr.flush()
     except BaseException:
@@ -166,6 +195,8 @@ def phase(run: Path) -> str:
         return "before the first step"
     if status["state"] == "done":
         return "report"
+    if any((run / "checkpoints").glob(".step_*")):
+        return "checkpoint write"
     told = str(status["message"]).split(":")[0].split(" of ")[0]
     return {"start": "before the first step"}.get(told, "reference store" if "reference" in told else told)
 
@@ -190,29 +221,62 @@ def in_process(arguments: list[str], seconds: int = 120) -> tuple[int | None, st
     return (None if "TimeoutError" in printed.getvalue() else code), printed.getvalue()
 
 
-def report(name: str, title: str, counts: dict[str, dict[str, int]], seconds: float, seed: int, keep: bool) -> int:
-    """Print counts by category, keep them under results/ if asked; the exit code: 0 where nothing but `right`."""
-    columns = list(dict.fromkeys(column for row in counts.values() for column in row))
-    total = {column: sum(row.get(column, 0) for row in counts.values()) for column in columns}
-    facts = machine(1)
-    lines = [f"# {title}", "", f"{facts['sentence']} Seed {seed}, {seconds / 60:.0f} minutes.", ""]
-    lines += ["| | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
-    lines += [
-        f"| {key} | " + " | ".join(str(row.get(c, 0)) for c in columns) + " |"
-        for key, row in [*counts.items(), ("**all**", total)]
-    ]
-    text = "\n".join(lines) + "\n"
-    if keep:
-        write(name, {"machine": facts, "seed": seed, "seconds": seconds, "counts": counts, "total": total}, text)
+def run_trial(name: str, title: str, unit: str, trial, many: int, jobs: tuple[str, ...] = ()) -> None:
+    """The command line of a trial: runs it, prints its counts, ends with code 0 where nothing but `right` was counted.
+
+    Args:
+        name: of the script, and of its files under results/.
+        title: of its page.
+        unit: what is counted: kills, cuts or cases.
+        trial: (how many, seed, an empty folder, a clock; with `jobs`: which of them) -> counts by category.
+        many: how many by default.
+        jobs: parts that can be chosen.
+    """
+    parser = argparse.ArgumentParser(description=title)
+    parser.add_argument(f"--{unit}", type=int, default=many, dest="many")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, help="end early, with the counts of what was done")
+    parser.add_argument("--write", action="store_true", help="keep the figures in tests/bench/results")
+    parser.add_argument("--add", action="store_true", help="keep them beside those that are there, with their sums")
+    if jobs:
+        parser.add_argument("--jobs", default=",".join(jobs))
+    given = parser.parse_args()
+    root, start = Path(tempfile.mkdtemp(prefix=f"multiref-{name}-")), time.monotonic()
+    chosen = {"jobs": tuple(given.jobs.split(","))} if jobs else {}
+    counts = trial(given.many, given.seed, root, Clock(given.minutes), **chosen)
+    part = {"machine": machine(1), "seed": given.seed, "seconds": time.monotonic() - start, "counts": counts}
+    before = Path(__file__).parent / "results" / f"{name}.json"
+    parts = [*(json.loads(before.read_text())["parts"] if given.add and before.is_file() else []), part]
+    text, total = page(title, parts)
+    if given.write or given.add:
+        write(name, {"parts": parts, "total": total}, text)
     else:
         print(text)
-    return int(any(value for column, value in total.items() if column not in ("cases", "kills", "cuts", "right")))
+    print(f"folders and logs: {root}")
+    sys.exit(int(any(value for column, value in total.items() if column not in (unit, "right"))))
+
+
+def page(title: str, parts: list[dict]) -> tuple[str, dict[str, int]]:
+    """Counts of all parts by category as Markdown, and their totals."""
+    counts: dict[str, Counter] = {}
+    for part in parts:
+        for key, row in part["counts"].items():
+            counts.setdefault(key, Counter()).update(row)
+    columns = list(dict.fromkeys(column for row in counts.values() for column in row))
+    total = {column: sum(row[column] for row in counts.values()) for column in columns}
+    lines = [f"# {title}", ""]
+    for part in parts:
+        lines += [f"{part['machine']['sentence']} Seed {part['seed']}, {part['seconds'] / 60:.0f} minutes.", ""]
+    lines += ["| | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
+    rows = [*sorted(counts.items()), ("**all**", Counter(total))]
+    lines += [f"| {key} | " + " | ".join(str(row[c]) for c in columns) + " |" for key, row in rows]
+    return "\n".join(lines) + "\n", total
 
 
 class Clock:
     """Seconds that a trial may take: it then ends early, and its counts are of what was done."""
 
-    def __init__(self, minutes: float | None) -> None:
+    def __init__(self, minutes: float | None = None) -> None:
         self.end = time.monotonic() + 60 * minutes if minutes else float("inf")
 
     @property

@@ -3,19 +3,16 @@
 A command is killed with SIGKILL at a random moment of its life and given again, as a user would, until so many kills
 have struck; then it ends undisturbed. All that it left (every logged number, samples, results, the policy's bytes, its
 files, times aside) must equal what the same command leaves that nobody disturbed. Five jobs: DPO from an empty
-reference store, GRPO inside windows of two iterations, an embedded model, runs beside a process that prunes the store
-without a pause, and a sweep whose workers and parents are killed. Counts by phase; exit code 1 if anything is wrong.
+reference store, GRPO inside windows of two iterations, GRPO of a model that is made first, runs beside a process that
+prunes the store without a pause, and a sweep whose workers and parents are killed. Counts by phase; exit code 1 if
+anything is wrong. With TMPDIR in memory (/dev/shm) it takes half of the time.
 """
 
-import argparse
 import json
 import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -24,19 +21,21 @@ from tiny import (
     Clock,
     again,
     difference,
+    embedded,
     ended,
-    finish,
     forked,
+    forked_call,
     fresh,
     left,
     make_world,
     offline,
     online,
     phase,
-    report,
+    run_trial,
 )
 
-SHARES = {"dpo": 0.32, "grpo": 0.3, "embedded": 0.12, "prune": 0.14, "sweep": 0.12}
+SHARES = {"dpo": 0.32, "grpo": 0.28, "embedded": 0.14, "prune": 0.14, "sweep": 0.12}
+SECONDS = 300.0  # after which a command counts as hanging
 
 
 class Tally:
@@ -50,175 +49,142 @@ class Tally:
         self.counts.setdefault(row, Counter()).update(columns)
 
 
-def disturb(job, overrides, root, kills, rng, tally, clock, every_store) -> None:
-    """Kill runs of one job until so many kills have struck, comparing each finished one with an undisturbed one."""
-    log, cache = root / f"{job}.log", root / f"cache-{job}"
-    os.environ["MULTIREF_CACHE"] = str(fresh(cache))
-    calm, wild = root / f"{job}-calm", root / f"{job}-wild"
-    start = time.monotonic()
-    assert finish(["train", *overrides, f"run.dir={calm}", "--plain"], log) == 0, log.read_text()[-2000:]
-    life, right, struck = time.monotonic() - start, left(calm), 0
-    while struck < kills and not clock.over:
-        shutil.rmtree(wild, ignore_errors=True)
-        if every_store:
-            fresh(cache)
-        seen: list[str] = []
-        while True:
-            pid = forked(again(wild, overrides), log)
-            code = ended(pid, rng.uniform(0, life) if struck < kills and not clock.over else 300)
-            if code is None:
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-                if struck >= kills or clock.over:
-                    tally.add(f"{job}: end", "hangs")
-                    return
-                struck += 1
-                seen.append(phase(wild))
-                tally.add(f"{job}: {seen[-1]}", "kills")
-                continue
-            if code != 0:
-                # Killed behind the last write of all: there is nothing to go on with, and it says so.
-                done = code == 2 and left_if_whole(wild) is not None
-                if not done:
-                    tally.add(f"{job}: {seen[-1] if seen else 'undisturbed'}", "stuck")
-                    print(f"STUCK {job} {seen} code {code}: {log.read_text()[-600:]}", flush=True)
-                    break
-            found = left_if_whole(wild)
-            differs = "unreadable" if found is None else difference(right, found)
-            tally.add(f"{job}: {seen[-1] if seen else 'undisturbed'}", "right" if differs is None else "wrong")
-            if differs is not None:
-                print(f"WRONG {job} {seen}: {differs}", flush=True)
-            break
-        print(f"{job}: {struck} of {kills} kills", flush=True)
+class Disturber:
+    """Kills commands and judges what they leave; one for a whole trial."""
 
+    def __init__(self, root: Path, seed: int) -> None:
+        self.root, self.rng, self.tally = root, random.Random(seed), Tally()
 
-def left_if_whole(run):
-    """What a run left, None where it is not whole."""
-    try:
-        return left(run)
-    except (OSError, ValueError, KeyError):
-        return None
+    def kill(self, pid: int) -> None:
+        """End a process without a word."""
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
-
-def embedded(root, kills, rng, tally, clock) -> None:
-    """Kill the making of an embedded model; its weights must be those of an undisturbed making."""
-    from multiref_cli.config.compose import compose
-    from multiref_cli.tracking.progress import Silent
-
-    def make(cache):
-        """Make one model and what it is made from, in a process of its own."""
-        pid = os.fork()
-        if pid == 0:
-            os.environ["MULTIREF_CACHE"] = str(cache)
-            code = 1
-            try:
-                from multiref_cli.runs.run import open_job
-
-                open_job(compose(EMBEDDED), Silent())
-                code = 0
-            finally:
-                os._exit(code)
-        return pid
-
-    def weights(cache):
-        """Content of every file that lies where an embedded thing is kept."""
-        files = (p for p in sorted(cache.glob("embedded/**/*")) if p.is_file() and p.suffix != ".lock")
-        return {str(p.relative_to(cache)): p.read_bytes() for p in files if p.name != "made_by.json"}
-
-    start = time.monotonic()
-    assert ended(make(fresh(root / "calm-cache")), 900) == 0
-    life, right, struck = time.monotonic() - start, weights(root / "calm-cache"), 0
-    while struck < kills and not clock.over:
-        cache = fresh(root / "wild-cache")
-        while True:
-            pid = make(cache)
-            code = ended(pid, rng.uniform(0, life) if struck < kills and not clock.over else 900)
-            if code is None:
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-                struck += 1
-                tally.add("embedded: making", "kills")
-                continue
-            tally.add("embedded: making", "stuck" if code else "right" if weights(cache) == right else "wrong")
-            break
-        print(f"embedded: {struck} of {kills} kills", flush=True)
-
-
-# A world of its own, whose models are made on the spot: 80 steps of the smallest recipe.
-EMBEDDED = ["experiment=offline_toy", "policy.path=toy:tiny_one", "references=toy_tiny", "world=3"]
-EMBEDDED += ["data.path=toy:tiny_preferences", "evaluation.scorer=null", "tracking=off", "steps=1", "hardware=cpu"]
-
-
-def beside_prune(overrides, root, kills, rng, tally, clock) -> None:
-    """Kill runs beside a process that prunes the store without a pause."""
-    log = root / "prune.log"
-    program = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; import time\n"
-        "from multiref_cli.references.store import ReferenceStore\n"
-        "while True:\n    ReferenceStore(Path(sys.argv[2]) / 'store').prune(everything=True); time.sleep(0.02)\n"
-    )
-    os.environ["MULTIREF_CACHE"] = str(fresh(root / "cache-prune"))
-    arguments = [sys.executable, "-c", program, str(Path(__file__).parents[2]), str(root / "cache-prune")]
-    with log.open("a") as out:
-        pruning = subprocess.Popen(arguments, stdout=out, stderr=out)
-    try:
-        disturb("prune", overrides, root, kills, rng, tally, clock, every_store=False)
-    finally:
-        if pruning.poll() is not None:
-            tally.add("prune: the pruning process", "stuck")
-            print(log.read_text()[-1000:])
-        pruning.kill()
-        pruning.wait()
-
-
-def sweep(overrides, root, kills, rng, tally, clock) -> None:
-    """Kill workers and parents of a sweep of six points."""
-    os.environ["MULTIREF_CACHE"] = str(fresh(root / "cache-sweep"))
-    main = "import sys; sys.path.insert(0, sys.argv.pop(1)); from multiref_cli.cli.app import main; main()"
-    grid = [*overrides, "regularizer=rkl,mrpo", "alpha=0.3", "seeds=1", "steps=24"]
-
-    def start(folder):
-        """The sweep as a user types it."""
-        arguments = ["sweep", *grid, f"run.dir={folder}", "--workers", "2", "--plain", "--retry-failed"]
-        with (root / "sweep.log").open("a") as out:
-            return subprocess.Popen(
-                [sys.executable, "-c", main, str(Path(__file__).parents[2]), *arguments], stdout=out, stderr=out
-            )
-
-    def points(folder):
-        """What every point left."""
-        found = {path.parent.name: left_if_whole(path.parent) for path in sorted(folder.glob("*/results.json"))}
-        # A point has no report of its own.
-        return {k: v and {n: one for n, one in v.items() if n != "files"} for k, v in found.items()}
-
-    assert start(root / "sweep-calm").wait() == 0
-    right, struck, wild = points(root / "sweep-calm"), 0, root / "sweep-wild"
-    while struck < kills and not clock.over:
-        shutil.rmtree(wild, ignore_errors=True)
-        while True:
-            process = start(wild)
-            while process.poll() is None and struck < kills and not clock.over:
-                time.sleep(rng.uniform(0.3, 8.0))
-                victims = workers_at_work(wild)
-                kind = "parent" if rng.random() < 0.4 else "worker"
-                if process.poll() is None and (kind == "parent" or victims):
-                    os.kill(process.pid if kind == "parent" else rng.choice(victims), signal.SIGKILL)
+    def runs(self, job: str, overrides: list[str], kills: int, clock: Clock, cold: bool) -> None:
+        """Kill runs of one job until so many kills have struck; `cold`: each from an empty cache."""
+        log, cache = self.root / f"{job}.log", self.root / f"cache-{job}"
+        os.environ["MULTIREF_CACHE"] = str(fresh(cache))
+        calm, wild = self.root / f"{job}-calm", self.root / f"{job}-wild"
+        start = time.monotonic()
+        assert ended(forked(again(calm, overrides), log), SECONDS) == 0, log.read_text()[-2000:]
+        life, right, struck = time.monotonic() - start, left(calm), 0
+        print(f"{job}: {life:.1f} s undisturbed", flush=True)
+        while struck < kills and not clock.over:
+            shutil.rmtree(wild, ignore_errors=True)
+            if cold:
+                fresh(cache)
+            seen: list[str] = []
+            while True:
+                pid, striking = forked(again(wild, overrides), log), struck < kills and not clock.over
+                code = ended(pid, self.rng.uniform(0, life) if striking else SECONDS)
+                if code is None:
+                    self.kill(pid)
+                    if not striking:
+                        self.tally.add(f"{job}: end", "hangs")
+                        return
                     struck += 1
-                    tally.add(f"sweep: {kind}", "kills")
-            code = process.wait()
-            if code == 0:
-                same = points(wild) == right and (wild / "report" / "index.html").is_file()
-                tally.add("sweep: end", "right" if same else "wrong")
+                    seen.append(where(job, wild, cache))
+                    self.tally.add(f"{job}: {seen[-1]}", "kills")
+                    continue
+                self.tally.add(f"{job}: {seen[-1] if seen else 'not struck'}", verdict(job, code, right, wild, log))
                 break
-            if (
-                code > 0
-                and (struck >= kills or clock.over)
-                and "killed twice" not in (root / "sweep.log").read_text()[-3000:]
-            ):
-                tally.add("sweep: end", "stuck")
-                print((root / "sweep.log").read_text()[-1500:])
-                return
-        print(f"sweep: {struck} of {kills} kills", flush=True)
+            print(f"{job}: {struck} of {kills} kills, {', '.join(seen)}", flush=True)
+
+    def beside_prune(self, overrides: list[str], kills: int, clock: Clock) -> None:
+        """Kill runs beside a process that prunes the store without a pause."""
+        log, store = self.root / "prune-store.log", self.root / "cache-prune" / "store"
+
+        def prune() -> None:
+            from multiref_cli.references.store import ReferenceStore
+
+            while True:
+                ReferenceStore(store).prune(everything=True)
+                time.sleep(0.02)
+
+        pruning = forked_call(prune, log)
+        try:
+            self.runs("prune", overrides, kills, clock, cold=False)
+        finally:
+            if ended(pruning, 0) is None:
+                self.kill(pruning)
+            else:
+                self.tally.add("prune: the pruning process", "stuck")
+                print(log.read_text()[-1000:], flush=True)
+
+    def sweep(self, overrides: list[str], kills: int, clock: Clock) -> None:
+        """Kill workers and parents of a sweep of four points."""
+        os.environ["MULTIREF_CACHE"] = str(fresh(self.root / "cache-sweep"))
+        log, calm, wild, struck = self.root / "sweep.log", self.root / "sweep-calm", self.root / "sweep-wild", 0
+
+        def start(folder: Path) -> int:
+            """The sweep as a user types it."""
+            grid = [*overrides, "regularizer=rkl,mrpo", "alpha=0.3", "seeds=1", f"run.dir={folder}"]
+            return forked(["sweep", *grid, "--workers", "2", "--plain", "--retry-failed"], log)
+
+        begun = time.monotonic()
+        assert ended(start(calm), SECONDS) == 0, log.read_text()[-2000:]
+        life, right = time.monotonic() - begun, points(calm)
+        print(f"sweep: {life:.1f} s undisturbed, {len(right)} points", flush=True)
+        while struck < kills and not clock.over:
+            shutil.rmtree(wild, ignore_errors=True)
+            failures = 0
+            while True:
+                parent, code = start(wild), None
+                while code is None and struck < kills and not clock.over:
+                    code = ended(parent, self.rng.uniform(0.3, life / 2))
+                    kind, victims = "parent" if self.rng.random() < 0.4 else "worker", workers_at_work(wild)
+                    if code is None and (kind == "parent" or victims):
+                        os.kill(parent if kind == "parent" else self.rng.choice(victims), signal.SIGKILL)
+                        struck += 1
+                        self.tally.add(f"sweep: {kind}", "kills")
+                code = ended(parent, SECONDS) if code is None else code
+                if code is None:
+                    self.kill(parent)
+                    self.tally.add("sweep: end", "hangs")
+                    return
+                if code == 0:
+                    same = points(wild) == right and (wild / "report" / "index.html").is_file()
+                    self.tally.add("sweep: end", "right" if same else "wrong")
+                    break
+                failures += code > 0  # a point whose worker was killed twice without a checkpoint is given again
+                if failures > 5:
+                    self.tally.add("sweep: end", "stuck")
+                    print(log.read_text()[-1500:], flush=True)
+                    return
+            print(f"sweep: {struck} of {kills} kills", flush=True)
+
+
+def where(job: str, run: Path, cache: Path) -> str:
+    """In which phase a run was killed."""
+    if any(cache.glob("embedded/world_*/.*.making")):
+        return "making a model"
+    found = phase(run)
+    newest = max((int(path.stem[5:]) for path in run.glob("checkpoints/step_*.pt")), default=0)
+    return "train, inside a window" if job == "grpo" and found == "train" and newest % 2 else found
+
+
+def verdict(job: str, code: int, right: dict[str, object], run: Path, log: Path) -> str:
+    """right, wrong or stuck, of a run that ended."""
+    try:
+        differs = difference(right, left(run))
+    except (OSError, ValueError, KeyError) as error:
+        differs = f"{type(error).__name__}: {error}"
+    # Killed behind the last write of all: there is nothing to go on with, and it says so.
+    found = "right" if differs is None and code in (0, 2) else "wrong" if code == 0 else "stuck"
+    if found != "right":
+        print(f"{found.upper()} {job} code {code}, {differs}: {log.read_text()[-600:]}", flush=True)
+    return found
+
+
+def points(folder: Path) -> dict[str, object]:
+    """What every point of a sweep left; a point has no report of its own."""
+    found = {}
+    for path in sorted(folder.glob("*/results.json")):
+        try:
+            found[path.parent.name] = {key: value for key, value in left(path.parent).items() if key != "files"}
+        except (OSError, ValueError, KeyError) as error:
+            found[path.parent.name] = repr(error)
+    return found
 
 
 def workers_at_work(folder: Path) -> list[int]:
@@ -232,42 +198,28 @@ def workers_at_work(folder: Path) -> list[int]:
     return [pid for pid in found if Path(f"/proc/{pid}").exists()]
 
 
-def trial(kills: int, seed: int, root: Path, jobs=tuple(SHARES), minutes=None) -> dict[str, dict[str, int]]:
+def trial(kills: int, seed: int, root: Path, clock: Clock, jobs=tuple(SHARES)) -> dict[str, dict[str, int]]:
     """Counts of so many kills in all."""
-    rng, tally, world = random.Random(seed), Tally(), make_world(root / "world")
-    whole, left_over = Clock(minutes), sum(SHARES[one] for one in jobs)
-    for job in jobs:
-        clock, left_over = whole.share(SHARES[job] / left_over), left_over - SHARES[job]
-        count = max(1, round(kills * SHARES[job] / sum(SHARES[one] for one in jobs)))
+    disturber, world = Disturber(root, seed), make_world(root / "world")
+    os.chdir(fresh(root / "here"))
+    shares = {job: SHARES[job] / sum(SHARES[one] for one in jobs) for job in jobs}
+    rest = 1.0
+    for job, share in shares.items():
+        count, part = max(1, round(kills * share)), clock.share(share / rest)
+        rest -= share
         if job == "dpo":
-            disturb(job, offline(world), root, count, rng, tally, clock, every_store=True)
+            disturber.runs(job, offline(world), count, part, cold=True)
         elif job == "grpo":
-            disturb(job, online(world), root, count, rng, tally, clock, every_store=False)
+            disturber.runs(job, online(world), count, part, cold=False)
         elif job == "embedded":
-            embedded(root, count, rng, tally, clock)
+            disturber.runs(job, embedded(world), count, part, cold=True)
         elif job == "prune":
-            beside_prune(offline(world), root, count, rng, tally, clock)
+            disturber.beside_prune(offline(world), count, part)
         else:
-            sweep(offline(world), root, count, rng, tally, clock)
-    return {key: dict(value) for key, value in tally.counts.items()}
-
-
-def main() -> None:
-    """Disturbs, compares, counts."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", default=",".join(SHARES))
-    parser.add_argument("--minutes", type=float, help="end early, with the counts of what was done")
-    parser.add_argument("--write", action="store_true", help="keep the figures in tests/bench/results")
-    arguments = parser.parse_args()
-    root, start = Path(tempfile.mkdtemp(prefix="multiref-kills-")), time.monotonic()
-    counts = trial(arguments.kills, arguments.seed, root, tuple(arguments.jobs.split(",")), arguments.minutes)
-    title = "Killed at random moments with SIGKILL, given again, compared with a run that nobody disturbed"
-    code = report("trial_kills", title, counts, time.monotonic() - start, arguments.seed, arguments.write)
-    print(f"folders and logs: {root}")
-    sys.exit(code)
+            disturber.sweep(offline(world), count, part)
+    return {key: dict(value) for key, value in disturber.tally.counts.items()}
 
 
 if __name__ == "__main__":
-    main()
+    heading = "Killed at random moments with SIGKILL, given again, compared with a run that nobody disturbed"
+    run_trial("trial_kills", heading, "kills", trial, 200, tuple(SHARES))

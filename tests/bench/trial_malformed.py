@@ -6,18 +6,14 @@ row, a store entry, a damaged status), the same numbers as without the damage. E
 is: accepted silently, a traceback or a raw exception, a hang, a file written by a refusal. Counts by kind.
 """
 
-import argparse
 import json
 import os
 import random
 import shutil
-import sys
-import tempfile
-import time
 from collections import Counter
 from pathlib import Path
 
-from tiny import Clock, finish, fresh, in_process, left, make_world, offline, report
+from tiny import Clock, finish, fresh, in_process, left, make_world, offline, run_trial
 
 WRONG = ["nan", "inf", "-inf", "-1", "1e308", "-1e308", "[1,2]", "{a:1}", "many", "null", "1.5", "''", "true"]
 NUMBERS = [
@@ -291,9 +287,9 @@ SHARES = {"override": 0.55, "row": 0.1, "model": 0.06, "run": 0.1, "checkpoint":
 SHARES["command"] = 0.05
 
 
-def trial(cases: int, seed: int, root: Path, minutes=None) -> dict[str, dict[str, int]]:
+def trial(cases: int, seed: int, root: Path, clock: Clock) -> dict[str, dict[str, int]]:
     """Counts of so many malformed inputs, the kinds in turn."""
-    made, home, clock = Trial(root, seed), Path.cwd(), Clock(minutes)
+    made, home = Trial(root, seed), Path.cwd()
     due = dict.fromkeys(SHARES, 0.0)
     done = dict.fromkeys(SHARES, 0)
     try:
@@ -312,21 +308,6 @@ def trial(cases: int, seed: int, root: Path, minutes=None) -> dict[str, dict[str
     return {key: dict(value) for key, value in sorted(made.counts.items())}
 
 
-def main() -> None:
-    """Tries, judges, counts."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cases", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, help="end early, with the counts of what was done")
-    parser.add_argument("--write", action="store_true", help="keep the figures in tests/bench/results")
-    arguments = parser.parse_args()
-    root, start = Path(tempfile.mkdtemp(prefix="multiref-malformed-")), time.monotonic()
-    counts = trial(arguments.cases, arguments.seed, root, arguments.minutes)
-    title = "Malformed inputs: refused in one sentence, spared, or built again"
-    code = report("trial_malformed", title, counts, time.monotonic() - start, arguments.seed, arguments.write)
-    print(f"folders: {root}")
-    sys.exit(code)
-
-
 if __name__ == "__main__":
-    main()
+    heading = "Malformed inputs: refused in one sentence, spared, or built again"
+    run_trial("trial_malformed", heading, "cases", trial, 1000)

@@ -7,19 +7,15 @@ leaves in the end must equal what a run leaves that nobody disturbed. Counts by 
 anything is wrong.
 """
 
-import argparse
 import json
 import os
 import random
 import shutil
 import signal
-import sys
-import tempfile
-import time
 from collections import Counter
 from pathlib import Path
 
-from tiny import Clock, again, difference, ended, finish, forked, fresh, left, make_world, offline, online, report
+from tiny import Clock, again, difference, ended, finish, forked, fresh, left, make_world, offline, online, run_trial
 
 
 def recording(journal: Path, shadow: Path, last: int):
@@ -130,11 +126,11 @@ def one(job, overrides, root, rng, right, calls, counts) -> None:
     counts[row][verdict] += 1
 
 
-def trial(cuts: int, seed: int, root: Path, minutes=None) -> dict[str, dict[str, int]]:
+def trial(cuts: int, seed: int, root: Path, clock: Clock) -> dict[str, dict[str, int]]:
     """Counts of so many power cuts, half of them of DPO from an empty store, half of GRPO."""
-    rng, world, counts, whole = random.Random(seed), make_world(root / "world"), {}, Clock(minutes)
+    rng, world, counts = random.Random(seed), make_world(root / "world"), {}
     for job, overrides in (("dpo", offline(world)), ("grpo", online(world))):
-        clock = whole.share(0.5 if job == "dpo" else 1.0)
+        part = clock.share(0.5 if job == "dpo" else 1.0)
         overrides = [*overrides, "steps=6", "hardware.checkpoint_every=2"]
         calm, journal = root / f"{job}-calm", root / f"{job}-calls"
         os.environ["MULTIREF_CACHE"] = str(fresh(root / f"{job}-cache"))
@@ -146,7 +142,7 @@ def trial(cuts: int, seed: int, root: Path, minutes=None) -> dict[str, dict[str,
         calls = sum('["rename"' in line or '["fi' in line or '["fo' in line for line in journal.open())
         right = left(calm)
         for number in range(cuts // 2):
-            if clock.over:
+            if part.over:
                 break
             one(job, overrides, root, rng, right, calls, counts)
             if number % 10 == 9:
@@ -154,21 +150,6 @@ def trial(cuts: int, seed: int, root: Path, minutes=None) -> dict[str, dict[str,
     return {key: dict(value) for key, value in counts.items()}
 
 
-def main() -> None:
-    """Cuts, gives again, compares, counts."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cuts", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, help="end early, with the counts of what was done")
-    parser.add_argument("--write", action="store_true", help="keep the figures in tests/bench/results")
-    arguments = parser.parse_args()
-    root, start = Path(tempfile.mkdtemp(prefix="multiref-power-")), time.monotonic()
-    counts = trial(arguments.cuts, arguments.seed, root, arguments.minutes)
-    title = "Power cuts: what was not synced is lost, the command is given again, compared with an undisturbed run"
-    code = report("trial_power_cuts", title, counts, time.monotonic() - start, arguments.seed, arguments.write)
-    print(f"folders and logs: {root}")
-    sys.exit(code)
-
-
 if __name__ == "__main__":
-    main()
+    heading = "Power cuts: what was not synced is lost, the command is given again, compared with an undisturbed run"
+    run_trial("trial_power_cuts", heading, "cuts", trial, 200)
