@@ -1,5 +1,6 @@
 """Files that survive a power cut: one way of writing them, one way of reading them."""
 
+import errno
 import json
 import math
 import os
@@ -14,6 +15,28 @@ from multiref_cli.errors import RunError
 
 
 @contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Says in one sentence where a write went wrong, for what is written by other means than these functions.
+
+    Raises:
+        RunError: `path` cannot be written (a full disk, no permission).
+    """
+    try:
+        yield
+    except Exception as error:
+        cause = error if isinstance(error, OSError) else _no_room(error)
+        if cause is None:
+            raise
+        raise _cannot_write(path, cause) from error
+
+
+def full_disk(error: BaseException) -> RunError | None:
+    """The sentence on a full disk where that is behind an exception, whoever raised it; else None."""
+    cause = _no_room(error)
+    return None if cause is None else _cannot_write(cause.filename or "a file", cause)
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Opens a file that takes the place of `path` once it is whole and on the disk; an error leaves the old one.
 
@@ -22,15 +45,14 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    except OSError as error:
-        raise _cannot_write(path, error) from error
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -62,13 +84,9 @@ def append_line(path: Path, row: dict[str, Any]) -> None:
     Raises:
         RunError: it cannot be written.
     """
-    try:
-        with path.open("ab+") as file:
-            if file.tell() and not _ends_a_line(file):
-                file.write(b"\n")
-            file.write(_line(row).encode())
-    except OSError as error:
-        raise _cannot_write(path, error) from error
+    with writing(path), path.open("ab+") as file:
+        begun = b"\n" if file.tell() and not _ends_a_line(file) else b""
+        file.write(begun + _line(row).encode())
 
 
 def read_json(path: Path) -> Any:
@@ -138,11 +156,8 @@ def sync(path: Path) -> None:
         RunError: it does not get there.
     """
     if path.is_file():
-        try:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise _cannot_write(path, error) from error
+        with writing(path), path.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
@@ -204,7 +219,19 @@ def _ends_a_line(file: BinaryIO) -> bool:
     return file.read(1) == b"\n"
 
 
-def _cannot_write(path: Path, error: OSError) -> RunError:
+def _no_room(error: BaseException) -> OSError | None:
+    """The lack of room behind an exception: libraries raise their own, from it or beside it."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
+            return seen
+        if os.strerror(errno.ENOSPC) in str(seen):  # safetensors, in Rust
+            return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def _cannot_write(path: object, error: OSError) -> RunError:
     return RunError(f"{path} cannot be written ({error.strerror or error}): make room there, then run the same again.")
 
 

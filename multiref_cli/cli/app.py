@@ -232,7 +232,10 @@ def run_guarded(command: Callable[[], Any]) -> int:
             typer.echo(str(interrupt) or "interrupted.", err=True)
         return stop.code if isinstance(stop, SystemExit) and isinstance(stop.code, int) else 0
     except Exception as error:  # the last door: whatever went wrong becomes one line, never a bare traceback
-        return _fail(error, 1, debug, f"{type(error).__name__}: {error} (MULTIREF_DEBUG=1 shows where)")
+        from multiref_cli.files import full_disk
+
+        shown = f"{type(error).__name__}: {error} (MULTIREF_DEBUG=1 shows where)"
+        return _fail(error, 1, debug, str(full_disk(error) or shown))
     return 0
 
 

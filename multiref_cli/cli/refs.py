@@ -119,11 +119,13 @@ def mix(overrides: list[str]) -> None:
         evaluator, score = _mix_evaluator(job, progress)
         first, second = (reference.model for reference in job.references(active=False))
         orders = MIX_ORDERS[:1] if experiment.penalty.signed else MIX_ORDERS
-        rows = score_mixtures(evaluator, (first, second), orders, alphas, progress)
-    RunDir.create(folder, config_text(experiment), overrides, provenance())
-    write_scores(rows, folder / "scores.csv")
-    write_json(folder / "mixed.json", _facts(experiment, names, score) | {"scores": [asdict(row) for row in rows]})
-    page = write_mixed_report(folder)
+        with RunDir(folder).alone():
+            rows = score_mixtures(evaluator, (first, second), orders, alphas, progress)
+            RunDir.create(folder, config_text(experiment), overrides, provenance())
+            write_scores(rows, folder / "scores.csv")
+            facts = _facts(experiment, names, score)
+            write_json(folder / "mixed.json", facts | {"scores": [asdict(row) for row in rows]})
+            page = write_mixed_report(folder)
     cells = [[MEANS[r.order], r.alpha, r.mean, r.ci_low, r.ci_high, r.n, r.gain] for r in rows]
     headers = ["mean", "alpha", score, "ci_low", "ci_high", "n", "above the better single"]
     display.table(f"alpha: weight of {names[0]}; 0: {names[1]} alone", headers, cells)

@@ -23,7 +23,6 @@ def theory(overrides: list[str]) -> None:
     """Run the chosen studies and write config, results and report into a run folder."""
     import torch
 
-    from multiref_cli.reports.laboratory import write_report
     from multiref_cli.tracking.provenance import provenance
 
     lab = typed(compose_plain(overrides, "theory", Laboratory()), Laboratory())
@@ -32,7 +31,15 @@ def theory(overrides: list[str]) -> None:
     check_name(lab.run.name, "run.name")
     refuse_existing(_folder(lab))
     torch.set_num_threads(1)  # sums in one order, whatever the machine: the same numbers, bit for bit
-    run = RunDir.create(_folder(lab), text, overrides, provenance())
+    run = RunDir(_folder(lab))
+    with run.alone():
+        RunDir.create(run.path, text, overrides, provenance())
+        _work(lab, run, hashlib.sha256(text.split("\nrun:")[0].encode()).hexdigest()[:12])
+
+
+def _work(lab: Laboratory, run: RunDir, settings: str) -> None:
+    from multiref_cli.reports.laboratory import write_report
+
     total = len(lab.study.parts or laboratory.STUDIES)
     studies: list[Study] = []
     started = time.monotonic()
@@ -45,7 +52,6 @@ def theory(overrides: list[str]) -> None:
             _show(study)
         page = write_report(run.path / "report", "The laboratory", laboratory.summary(studies), studies)
         metrics = {f"{study.name}/{name}": value for study in studies for name, value in study.metrics.items()}
-        settings = hashlib.sha256(text.split("\nrun:")[0].encode()).hexdigest()[:12]
         run.write_results(metrics, settings, lab.seed, f"theory {lab.study.name}")
         run.write_status("done", total, total)
     except KeyboardInterrupt:

@@ -1,6 +1,7 @@
 """What the mixed references are worth before any training: samples of them, scored, for several means and weights."""
 
 import csv
+import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 
 from multiref_cli.evaluation.evaluate import Evaluator
 from multiref_cli.evaluation.statistics import bootstrap_interval
+from multiref_cli.files import write_text
 from multiref_cli.rollouts.mixture import MixtureEngine
 from multiref_cli.tracking.progress import Progress, Silent
 
@@ -84,10 +86,11 @@ def score_mixtures(
 
 def write_scores(rows: Sequence[MixedScore], path: Path) -> None:
     """Write rows as CSV, one line each, columns named as the fields of `MixedScore`."""
-    with path.open("w", newline="") as file:
+    with io.StringIO(newline="") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(MixedScore)], lineterminator="\n")
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
+        write_text(path, file.getvalue())
 
 
 def _scores(evaluator: Evaluator, models: tuple[Any, Any], order: float, alpha: float) -> np.ndarray:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from multiref_cli.data.chat import end_ids
-from multiref_cli.files import sync_folder, sync_tree, write_json
+from multiref_cli.errors import RunError
+from multiref_cli.files import sync_folder, sync_tree, write_json, writing
 from multiref_cli.models.decoder import unwrap
 from multiref_cli.models.lora import merged
 from multiref_cli.types import LanguageModel, Tokenizer
@@ -29,31 +30,43 @@ def save_policy(model: LanguageModel, tokenizer: Tokenizer, folder: Path) -> Non
         model: a transformers or peft model.
         tokenizer: saved with it.
         folder: replaced if it exists.
+
+    Raises:
+        RunError: it cannot be written.
     """
     folder = Path(folder)
-    writing = folder.with_name(f".{folder.name}.{os.getpid()}")
     for leftover in folder.parent.glob(f".{folder.name}.*"):  # of a killed process
         shutil.rmtree(leftover, ignore_errors=True)
-    writing.mkdir(parents=True)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        with writing(folder):
+            temporary.mkdir(parents=True)
+            _write(model, tokenizer, temporary)
+            sync_tree(temporary)  # checkpoints are deleted once the policy is there: it must be on the disk
+            if folder.exists():
+                old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+                os.replace(folder, old)
+                os.replace(temporary, folder)
+                shutil.rmtree(old)
+            else:
+                os.replace(temporary, folder)
+            sync_folder(folder.parent)
+    except RunError:
+        shutil.rmtree(temporary, ignore_errors=True)  # a full disk: it would take up the room
+        raise
+
+
+def _write(model: LanguageModel, tokenizer: Tokenizer, folder: Path) -> None:
     base = unwrap(model)
     with _generation_settings(base, tokenizer) as generation:
         if base is not model:
-            base.save_pretrained(str(writing), state_dict=dict(merged(base, base.state_dict().items())))
-            model.save_pretrained(str(writing / "adapter"))
+            base.save_pretrained(str(folder), state_dict=dict(merged(base, base.state_dict().items())))
+            model.save_pretrained(str(folder / "adapter"))
         else:
-            model.save_pretrained(str(writing))
+            model.save_pretrained(str(folder))
     if generation:
-        write_json(writing / "generation_config.json", generation)
-    _save_tokenizer(tokenizer, writing)
-    sync_tree(writing)  # checkpoints are deleted once the policy is there: it must be on the disk, not in a cache
-    if folder.exists():
-        old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-        os.replace(folder, old)
-        os.replace(writing, folder)
-        shutil.rmtree(old)
-    else:
-        os.replace(writing, folder)
-    sync_folder(folder.parent)
+        write_json(folder / "generation_config.json", generation)
+    _save_tokenizer(tokenizer, folder)
 
 
 @contextmanager

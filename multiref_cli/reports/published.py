@@ -1,6 +1,7 @@
 """Results that are committed: a small CSV, whether new results agree with it, and the README's table made from it."""
 
 import csv
+import io
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 from multiref_cli.errors import RequestError
 from multiref_cli.evaluation.crossed import BySeed, estimate, welch
 from multiref_cli.evaluation.statistics import Interval, holm, student_t_quantile
+from multiref_cli.files import write_text
 from multiref_cli.reports import metrics as names_of
 from multiref_cli.reports.collect import CENTERED, Condition
 from multiref_cli.reports.job_section import in_order, job_name, jobs, plus_minus, reference_value
@@ -139,7 +141,7 @@ def rows_of(found: Sequence[Condition], command: str = "") -> list[Row]:
 
 def write_rows(rows: Iterable[Row], path: Path) -> None:
     """Write rows as CSV, numbers with six significant digits."""
-    with path.open("w", newline="") as file:
+    with io.StringIO(newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([*COLUMNS, *ADDED_COLUMNS])
         for row in rows:
@@ -148,6 +150,7 @@ def write_rows(rows: Iterable[Row], path: Path) -> None:
             names = [row.job, row.condition, row.role, row.level, row.estimator, row.metric]
             added = [row.prompts, f"{row.degrees:.6g}", row.versions, row.started_from]
             writer.writerow([*names, *numbers, n, row.commit, row.hardware, row.command, *added])
+        write_text(path, file.getvalue())
 
 
 def read_rows(path: Path) -> list[Row]:

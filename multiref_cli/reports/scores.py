@@ -11,6 +11,7 @@ import numpy as np
 
 from multiref_cli.errors import RequestError
 from multiref_cli.evaluation.crossed import BySeed, estimate
+from multiref_cli.files import write_bytes
 from multiref_cli.reports.collect import Condition
 from multiref_cli.reports.job_section import job_name
 from multiref_cli.reports.published import BEGIN, END, README_METRICS, Row, measured, read_rows, readme_table
@@ -33,7 +34,7 @@ def write_scores(found: Sequence[Condition], path: Path) -> None:
             shown = " ".join(f"{value:.6g}" for value in np.atleast_1d(values))
             writer.writerow([*names, "" if untrained else seed, one.metric, shown])
     # Without a time in its header the same scores make the same file.
-    path.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
+    write_bytes(path, gzip.compress(text.getvalue().encode(), mtime=0))
 
 
 def read_scores(path: Path) -> dict[tuple[str, ...], BySeed]:

@@ -17,7 +17,16 @@ import yaml
 from filelock import FileLock, Timeout
 
 from multiref_cli.errors import RequestError, RunError
-from multiref_cli.files import parse_lines, read_lines, read_object, write_json, write_lines, write_text
+from multiref_cli.files import (
+    append_line,
+    parse_lines,
+    read_lines,
+    read_object,
+    write_json,
+    write_lines,
+    write_text,
+    writing,
+)
 from multiref_cli.sweeps.plan import Plan
 from multiref_cli.sweeps.request import Request
 from multiref_cli.tracking.places import holds_something, make_place
@@ -69,6 +78,7 @@ class Ledger:
         for name in (".sweep/claims", "logs"):
             make_place(self.path / name)
         with FileLock(self.path / ".sweep" / "plan.lock"):
+            self._sweep_claims()
             before = self.description().get("history", [])
             entry = {"at": _now(), "overrides": list(request.overrides)}
             if not before or before[-1]["overrides"] != entry["overrides"]:
@@ -169,16 +179,18 @@ class Ledger:
             launch: id of this launch; deaths are counted within one.
         """
         path = self.path / ".sweep" / "claims" / f"{name}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path.with_suffix(".lock"))
         try:
-            lock.acquire(timeout=0)
+            with writing(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                lock.acquire(timeout=0)
         except Timeout:
             yield None
             return
         holder = None
         try:
-            holder = self._take_over(path, launch)
+            with writing(path):
+                holder = self._take_over(path, launch)
             yield holder
         finally:
             # A killed process does not come here: the file that it leaves is how its death is noticed and counted.
@@ -208,12 +220,7 @@ class Ledger:
 
     def event(self, kind: str, name: str, **more: Any) -> None:
         """Append one line to events.jsonl; short appended lines of several processes do not mix."""
-        line = json.dumps({"at": time.time(), "kind": kind, "name": name, **more}, ensure_ascii=False) + "\n"
-        descriptor = os.open(self.path / "events.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(descriptor, line.encode())
-        finally:
-            os.close(descriptor)
+        append_line(self.path / "events.jsonl", {"at": time.time(), "kind": kind, "name": name, **more})
 
     def events(self, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
         """Events from a byte offset on, and the offset to go on from."""
@@ -245,14 +252,20 @@ class Ledger:
             deaths = 1 if newest > before.checkpoint else before.deaths + 1
         holder = Holder(host, os.getpid(), launch, deaths, newest)
         whole = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        whole.write_text(json.dumps(asdict(holder)))
         try:
+            whole.write_text(json.dumps(asdict(holder)))
             os.link(whole, path)  # appears with its content, and only if nobody else's is there
         except FileExistsError:
             return None
         finally:
-            whole.unlink()
+            whole.unlink(missing_ok=True)
         return holder
+
+    def _sweep_claims(self) -> None:
+        """Delete what processes left beside claims that were killed while they took one over."""
+        for path in sorted((self.path / ".sweep" / "claims").glob(".*")):
+            if self._age(path) >= STALE_SECONDS:
+                path.unlink(missing_ok=True)
 
     def _age(self, path: Path) -> float:
         """Seconds since a file was touched, by the clock of the file system that it is on."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from multiref_cli.config.schema import Experiment
 from multiref_cli.errors import RunError
-from multiref_cli.files import read_object
+from multiref_cli.files import full_disk, read_object, writing
 from multiref_cli.sweeps.ledger import Holder, Ledger, mark, read_status, write_marker
 from multiref_cli.sweeps.plan import Pass, Plan, Point
 
@@ -201,10 +201,9 @@ def _refuse_memory(error: Exception, holder: Holder) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    known = type(error).__name__ in ("RequestError", "RunError")
-    first = text[0] if text else ""
-    return (first if known and first else f"{type(error).__name__}: {first}").rstrip(": ")[:500]
+    known = type(error).__name__ in ("RequestError", "RunError") and str(error).strip()
+    text = str(error if known else full_disk(error) or f"{type(error).__name__}: {error}")
+    return text.strip().splitlines()[0].rstrip(": ")[:500]
 
 
 @contextmanager
@@ -228,11 +227,13 @@ def _beating(work: Work, ledger: Ledger, name: str) -> Iterator[None]:
 @contextmanager
 def _printing_to(path: Path) -> Iterator[None]:
     """Send everything that this process prints, native code included, to the end of a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a", buffering=1)
     sys.stdout.flush()
     sys.stderr.flush()
     saved = os.dup(1), os.dup(2)
-    with path.open("a", buffering=1) as file:
+    with file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         try:

@@ -3,6 +3,8 @@
 import time
 from typing import Protocol
 
+from multiref_cli.files import writing
+
 
 class Progress(Protocol):
     """What training, the reference store and evaluation report to."""
@@ -33,7 +35,8 @@ class Heartbeat:
 
     def note(self, text: str) -> None:
         """Pass the line on and keep it in logs/run.log."""
-        with (self.run.path / "logs" / "run.log").open("a") as file:
+        path = self.run.path / "logs" / "run.log"
+        with writing(path), path.open("a") as file:
             file.write(text + "\n")
         self.inner.note(text)
 

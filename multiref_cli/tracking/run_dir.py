@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 from multiref_cli.errors import RequestError, RunError
 from multiref_cli.files import (
     append_line,
+    damaged_lines,
     keep_lines,
     read_lines,
     read_object,
@@ -19,6 +20,7 @@ from multiref_cli.files import (
     write_bytes,
     write_json,
     write_text,
+    writing,
 )
 from multiref_cli.tracking.places import check_place, command, holds_something, make_place
 
@@ -47,9 +49,10 @@ class RunDir:
 
     def complete(self, manifest: dict[str, Any] | None) -> None:
         """Make what is missing of what `create` makes, the manifest included if one is given."""
-        for name in ("checkpoints", "logs", "report"):
-            (self.path / name).mkdir(parents=True, exist_ok=True)
-        (self.path / "samples.jsonl").touch()
+        with writing(self.path):
+            for name in ("checkpoints", "logs", "report"):
+                (self.path / name).mkdir(parents=True, exist_ok=True)
+            (self.path / "samples.jsonl").touch()
         if manifest is not None:
             write_json(self.path / "manifest.json", manifest)
 
@@ -63,7 +66,8 @@ class RunDir:
         make_place(self.path)
         lock = FileLock(self.path / ".lock")
         try:
-            lock.acquire(timeout=0)
+            with writing(self.path):
+                lock.acquire(timeout=0)
         except Timeout:
             raise RequestError(f"another process works in {self.path}; wait for its end, or stop it.") from None
         try:
@@ -101,6 +105,15 @@ class RunDir:
         """Drop what was logged after `step`: a resumed run writes those lines again."""
         for name in ("metrics.jsonl", "samples.jsonl"):
             keep_lines(self.path / name, lambda row: row.get("step", 0) <= step)
+
+    def damage(self) -> list[str]:
+        """A sentence for each log with lines that cannot be read: they stay as they are, and count for nothing."""
+        counts = {name: damaged_lines(self.path / name) for name in ("metrics.jsonl", "samples.jsonl")}
+        return [
+            f"{count} line{'s' * (count > 1)} of {name} cannot be read: left as they are, left out of figures"
+            for name, count in counts.items()
+            if count
+        ]
 
     def sync_logs(self) -> None:
         """Wait until what was logged is on the disk: a checkpoint must not know more steps than its log."""

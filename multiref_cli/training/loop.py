@@ -62,6 +62,8 @@ class Loop:
         """
         total = self.optimizers.total
         self._restore()
+        for sentence in self.run.damage():
+            progress.note(sentence)
         if self.step == 0 and self.trainee.check_start is not None:
             with self.precision.autocast():
                 self.trainee.check_start(progress)

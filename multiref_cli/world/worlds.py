@@ -15,7 +15,7 @@ from filelock import FileLock
 from multiref_cli.config.plain import changed
 from multiref_cli.config.schema import TOY, Experiment
 from multiref_cli.errors import RequestError
-from multiref_cli.files import read_object, write_json
+from multiref_cli.files import read_object, sync_folder, sync_tree, write_json
 from multiref_cli.models.files import file_sha256
 from multiref_cli.tracking.progress import Progress
 from multiref_cli.world.recipes import Train, key, make, names, uses
@@ -148,7 +148,9 @@ def ensure(name: str, world: World, progress: Progress, train: Train) -> Path:
                 shutil.rmtree(making, ignore_errors=True)
                 making.mkdir()
                 make(name, world.seed, making, lambda other: ensure(other, world, progress, train), progress, train)
+                sync_tree(making)
                 making.rename(target)
+                sync_folder(target.parent)
     return target
 
 
