@@ -23,8 +23,10 @@ import torch  # noqa: E402
 from common import machine, write  # noqa: E402
 
 from multiref_cli.cli.app import app, run_guarded  # noqa: E402
+from multiref_cli.tracking.progress import Heartbeat  # noqa: E402
 
 torch.set_num_threads(1)
+Heartbeat.__init__.__defaults__ = (0.02,)  # seconds between two states of a run: they tell where it was killed
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
 

@@ -1,6 +1,6 @@
 """Runs and sweeps that are killed again and again; run: python tests/bench/trial_kills.py [--kills 200] [--write]
 
-A command is killed with SIGKILL at a random moment of its life and given again, as a user would, until so many kills
+A command is killed with SIGKILL at a random moment of its life (early ones oftener, half of it is the report) and given again, as a user would, until so many kills
 have struck; then it ends undisturbed. All that it left (every logged number, samples, results, the policy's bytes, its
 files, times aside) must equal what the same command leaves that nobody disturbed. Five jobs: DPO from an empty
 reference store, GRPO inside windows of two iterations, GRPO of a model that is made first, runs beside a process that
@@ -76,7 +76,7 @@ class Disturber:
             seen: list[str] = []
             while True:
                 pid, striking = forked(again(wild, overrides), log), struck < kills and not clock.over
-                code = ended(pid, self.rng.uniform(0, life) if striking else SECONDS)
+                code = ended(pid, life * self.rng.random() ** 1.5 if striking else SECONDS)
                 if code is None:
                     self.kill(pid)
                     if not striking:
