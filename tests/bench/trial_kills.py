@@ -1,11 +1,11 @@
 """Runs and sweeps that are killed again and again; run: python tests/bench/trial_kills.py [--kills 200] [--write]
 
-A command is killed with SIGKILL at a random moment of its life (early ones oftener, half of it is the report) and given again, as a user would, until so many kills
-have struck; then it ends undisturbed. All that it left (every logged number, samples, results, the policy's bytes, its
-files, times aside) must equal what the same command leaves that nobody disturbed. Five jobs: DPO from an empty
-reference store, GRPO inside windows of two iterations, GRPO of a model that is made first, runs beside a process that
-prunes the store without a pause, and a sweep whose workers and parents are killed. Counts by phase; exit code 1 if
-anything is wrong. With TMPDIR in memory (/dev/shm) it takes half of the time.
+A command is killed with SIGKILL at a random moment of a random one of its phases and given again, as a user would,
+until so many kills have struck; then it ends undisturbed. All that it left (every logged number, samples, results, the
+policy's bytes, its files, times aside) must equal what the same command leaves that nobody disturbed. Five jobs: DPO
+from an empty reference store, GRPO inside windows of two iterations, GRPO of a model that is made first, runs beside a
+process that prunes the store without a pause, and a sweep whose workers and parents are killed. Counts by phase; exit
+code 1 if anything is wrong. With TMPDIR in memory (/dev/shm) it takes half of the time.
 """
 
 import json
@@ -60,15 +60,32 @@ class Disturber:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
 
+    def strike(self, pid: int, look, phases: dict[str, float]) -> int | None:
+        """Wait for a random moment of a random phase; the exit code where the command ended before, None when it came.
+
+        Args:
+            pid: of the command.
+            look: says in which phase it is.
+            phases: seconds that each lasts.
+        """
+        target, moment, late = self.rng.choice(sorted(phases)), float("inf"), time.monotonic() + SECONDS
+        while time.monotonic() < min(moment, late):
+            if moment == float("inf") and look() == target:
+                moment = time.monotonic() + self.rng.uniform(0, phases[target])
+            code = ended(pid, 0)
+            if code is not None:
+                return code
+            time.sleep(0.01)
+        return None
+
     def runs(self, job: str, overrides: list[str], kills: int, clock: Clock, cold: bool) -> None:
         """Kill runs of one job until so many kills have struck; `cold`: each from an empty cache."""
         log, cache = self.root / f"{job}.log", self.root / f"cache-{job}"
         os.environ["MULTIREF_CACHE"] = str(fresh(cache))
         calm, wild = self.root / f"{job}-calm", self.root / f"{job}-wild"
-        start = time.monotonic()
-        assert ended(forked(again(calm, overrides), log), SECONDS) == 0, log.read_text()[-2000:]
-        life, right, struck = time.monotonic() - start, left(calm), 0
-        print(f"{job}: {life:.1f} s undisturbed", flush=True)
+        phases = self.phases(forked(again(calm, overrides), log), lambda: where(job, calm, cache))
+        right, struck = left(calm), 0
+        print(f"{job}: " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in phases.items()), flush=True)
         while struck < kills and not clock.over:
             shutil.rmtree(wild, ignore_errors=True)
             if cold:
@@ -76,7 +93,7 @@ class Disturber:
             seen: list[str] = []
             while True:
                 pid, striking = forked(again(wild, overrides), log), struck < kills and not clock.over
-                code = ended(pid, life * self.rng.random() ** 1.5 if striking else SECONDS)
+                code = self.strike(pid, lambda: where(job, wild, cache), phases) if striking else ended(pid, SECONDS)
                 if code is None:
                     self.kill(pid)
                     if not striking:
@@ -89,6 +106,16 @@ class Disturber:
                 self.tally.add(f"{job}: {seen[-1] if seen else 'not struck'}", verdict(job, code, right, wild, log))
                 break
             print(f"{job}: {struck} of {kills} kills, {', '.join(seen)}", flush=True)
+
+    def phases(self, pid: int, look) -> dict[str, float]:
+        """Seconds of each phase of a command that nobody disturbs."""
+        found, before, code = dict[str, float](), time.monotonic(), None
+        while (code := ended(pid, 0)) is None:
+            now, name = time.monotonic(), look()
+            found[name], before = found.get(name, 0.0) + now - before, now
+            time.sleep(0.01)
+        assert code == 0, f"{pid} ended with {code}"
+        return found
 
     def beside_prune(self, overrides: list[str], kills: int, clock: Clock) -> None:
         """Kill runs beside a process that prunes the store without a pause."""
