@@ -37,7 +37,9 @@ def write_report(folders: Sequence[Path], out: Path | None = None, against: Path
     """
     folders = [Path(folder) for folder in folders]
     committed = None if against is None else read_rows(against)  # a CSV that is not there is said before all work
-    runs = [read_run(folder) for folder in expand_folders(folders)]
+    found_in = {folder: expand_folders([folder]) for folder in folders}
+    read = {folder: read_run(folder) for inside in found_in.values() for folder in inside}
+    runs = list(read.values())
     if not runs:
         raise RequestError(f"nothing in {', '.join(map(str, folders))} is finished; go on with it by --resume.")
     sweeps = [folder for folder in folders if (folder / "sweep.yaml").is_file()]
@@ -49,7 +51,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None, against: Path
             asked.setdefault(point["condition_id"], []).extend(point.get("names", ()))
     found = conditions(runs, asked)
     for sweep in sweeps:
-        write_csv(conditions(read_run(folder) for folder in Ledger(sweep).run_folders()), sweep / "results.csv")
+        write_csv(conditions(read[folder] for folder in found_in[sweep]), sweep / "results.csv")
     target = out or _default_target(folders)
     target.mkdir(parents=True, exist_ok=True)
     if out is not None:
