@@ -23,6 +23,8 @@ def writing(path: Path) -> Iterator[None]:
     """
     try:
         yield
+    except TimeoutError:  # of a lock that somebody else holds
+        raise
     except Exception as error:
         cause = error if isinstance(error, OSError) else _no_room(error)
         if cause is None:

@@ -2,8 +2,10 @@
 
 import csv
 import json
+import os
 
 import pytest
+from filelock import FileLock
 
 
 @pytest.fixture
@@ -37,6 +39,17 @@ def test_mix_writes_scores_and_report(place, multiref, mixing, capsys):
     assert "geometric" in capsys.readouterr().out
     assert multiref("refs", "mix", *mixing) == 2  # the folder exists
     assert "run.dir" in capsys.readouterr().err
+
+
+def test_two_processes_on_one_folder(place, multiref, mixing, capsys):
+    folders = {"mixed": ["refs", "mix", *mixing], "lab": ["theory", "study=exact_solutions", "run.dir=lab"]}
+    for folder, arguments in folders.items():
+        os.mkdir(folder)
+        with FileLock(f"{folder}/.lock"):
+            assert multiref(*arguments) == 2
+        said = capsys.readouterr().err.strip().splitlines()[-1]
+        assert said == f"multiref: another process works in {folder}; wait for its end, or stop it."
+        assert os.listdir(folder) == [".lock"]
 
 
 def test_mix_beyond_a_reference(place, multiref, mixing):

@@ -1,11 +1,15 @@
 """One damaged file of a sweep stops that point alone, and only until it is run again."""
 
 import json
+import os
+import time
 from pathlib import Path
 
 import pytest
 
-from multiref_cli.sweeps.ledger import Ledger
+from multiref_cli.sweeps.ledger import STALE_SECONDS, Ledger
+from multiref_cli.sweeps.plan import Plan
+from multiref_cli.sweeps.request import parse_request
 from multiref_cli.tracking.run_dir import RunDir
 
 DAMAGE = {
@@ -51,6 +55,16 @@ def test_a_damaged_claim_is_that_of_a_dead_holder(ledger: Ledger, damage) -> Non
     claim.write_bytes(damage(b'{"host": "here", "pid": 1, "launch": "a", "deaths": 1}'))
     with ledger.claim("point", "a") as holder:
         assert holder is not None and holder.deaths == 0
+
+
+def test_what_killed_processes_left_beside_claims_is_swept(ledger: Ledger) -> None:
+    claims = ledger.path / ".sweep" / "claims"
+    claims.mkdir(parents=True, exist_ok=True)
+    for name, age in ((".p.json.0123abcd", STALE_SECONDS + 5), (".q.json.4567ef", 1), (".clock-89", 2 * STALE_SECONDS)):
+        (claims / name).touch()
+        os.utime(claims / name, (time.time() - age,) * 2)
+    ledger.write_plan(parse_request(["experiment=offline_toy", "alpha=0.5"]), Plan((), ()), {})
+    assert os.listdir(claims) == [".q.json.4567ef"]
 
 
 def test_deaths_are_counted_without_progress(ledger: Ledger) -> None:

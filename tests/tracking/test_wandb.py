@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from multiref_cli.config.compose import compose
-from multiref_cli.files import read_json
+from multiref_cli.files import read_json, write_lines
 from multiref_cli.tracking.run_dir import RunDir
 from multiref_cli.tracking.wandb import Mirror, NoMirror, open_mirror
 
@@ -125,6 +125,15 @@ def test_results_samples_and_figures(tmp_path: Path, config: dict[str, Any], fak
     assert sent["results"] == ("table", ["metric", "mean", "ci_low", "ci_high", "n"], [["gold", 0.5, 0.4, 0.6, 9]])
     assert sent["samples"][2] == [["p", None, "a\n\nb"]] and "figures/curves" in sent
     assert fake.run.summary == {"results/gold": 0.5} and fake.exit_code == 0
+
+
+def test_samples_hold_whatever_people_wrote(tmp_path: Path, config: dict[str, Any], fake: FakeWandb) -> None:
+    run = _run(tmp_path / "run", config)
+    run.write_results({"reward": {"mean": 1.0, "ci_low": 0.0, "ci_high": 2.0, "n": 1}}, "hash", 0, "c")
+    text = "one\u2028two\u2029three\u0085four"
+    write_lines(run.path / "evaluation.jsonl", [{"prompt": text, "responses": [text]}] * 2)
+    open_mirror(run.path, pytest.fail).finish()
+    assert fake.sent[-1][1]["samples"][2] == [[text, None, text]] * 2
 
 
 def test_any_failure_is_one_warning(tmp_path: Path, config: dict[str, Any], fake: FakeWandb) -> None:

@@ -181,6 +181,28 @@ def test_a_log_that_is_shorter_than_the_checkpoint_means_the_checkpoint_before(t
         make_loop(tmp_path / "run")._restore()
 
 
+def test_a_resume_says_how_many_logged_lines_it_left_out(tmp_path):
+    def stop(step):
+        if step == 5:
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        make_loop(tmp_path / "run", stop).fit(Silent())
+    log = tmp_path / "run" / "metrics.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(lines[0] + b'{"step": 2, "lo\n\0\0\0\n' + b"".join(lines[2:]))
+    said = []
+
+    class Told(Silent):
+        def note(self, text):
+            said.append(text)
+
+    make_loop(tmp_path / "run").fit(Told())
+    assert said == ["2 lines of metrics.jsonl cannot be read: left as they are, left out of figures"]
+    assert [row["step"] for row in RunDir(tmp_path / "run").metrics()] == [1, 3, 4, 5, 6, 7]
+    assert b'{"step": 2, "lo\n\0\0\0\n' in log.read_bytes()
+
+
 def test_only_the_newest_checkpoints_are_kept(tmp_path):
     for step in range(5):
         save_checkpoint(tmp_path, step, {"step": step}, keep=2)
