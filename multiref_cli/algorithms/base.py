@@ -15,6 +15,7 @@ from multiref_cli.data.rows import Split
 from multiref_cli.data.template import rendering_of
 from multiref_cli.models.load import load_causal_lm, new_causal_lm
 from multiref_cli.models.precision import Precision
+from multiref_cli.parallel import ALONE, Parallel
 from multiref_cli.references.base import Reference, references_of
 from multiref_cli.references.store import ReferenceStore, Scoring
 from multiref_cli.references.tokens import first_difference
@@ -35,6 +36,7 @@ class Job:
         data: training and held-out rows, as the algorithm reads them.
         vocabulary: number of ids that policy and references normalize over.
         prompts: of the evaluation.
+        parallel: the processes of the run.
     """
 
     asked: Experiment
@@ -43,6 +45,7 @@ class Job:
     data: Split
     vocabulary: int
     prompts: list[Prompt] = field(default_factory=list)
+    parallel: Parallel = ALONE
 
     @property
     def total_steps(self) -> int:

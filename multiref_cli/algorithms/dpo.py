@@ -26,6 +26,7 @@ from multiref_cli.objectives.divergence import is_clipped, total_score
 from multiref_cli.objectives.mixing import log_mixed
 from multiref_cli.objectives.mrpo import TrustRegion, adjusted_references
 from multiref_cli.objectives.preference import implicit_reward, multi_preference_loss, preference_loss
+from multiref_cli.parallel import ALONE, Parallel
 from multiref_cli.references.store import Sequence as Response
 from multiref_cli.seeding import epoch_batch
 from multiref_cli.tracking.metrics import Averages
@@ -101,7 +102,7 @@ def fill_normalizers(job: Job, mixes: Iterable[Mix], progress: Progress) -> None
 def measure_pairs(job: Job, model: LanguageModel, progress: Progress) -> dict[str, np.ndarray]:
     """Metric -> (N,) of the held-out pairs, see `Dpo.measure`."""
     stored = stored_pairs(job, job.data.held_out, progress)
-    return Dpo(job.experiment, job.data.held_out, stored, sharing_width(model)).measure(model)
+    return Dpo(job.experiment, job.data.held_out, stored, sharing_width(model)).measure(model, job.parallel)
 
 
 def mean_tokens(job: Job) -> float:
@@ -313,7 +314,7 @@ class Dpo:
         return losses.sum() / batch_pairs, self._metrics(terms, policy.detach(), mixed, references)
 
     @torch.no_grad()
-    def measure(self, model: LanguageModel) -> dict[str, np.ndarray]:
+    def measure(self, model: LanguageModel, parallel: Parallel = ALONE) -> dict[str, np.ndarray]:
         """Metric -> (N,) 1 where the chosen response is the higher one, one half at a tie, else 0; pairs in order.
 
         preference_accuracy by the implicit reward, hence against this run's own references, alpha and loss: the same
@@ -322,8 +323,10 @@ class Dpo:
         """
         found = {name: np.zeros(len(self.pairs)) for name in PAIR_METRICS}
         device = next(model.parameters()).device
-        for rows in self._parts(list(range(len(self.pairs)))):
-            logps = self._logps(model, self._pack(rows).to(device)).cpu().reshape(-1, 2).T
+        parts = self._parts(list(range(len(self.pairs))))
+        own = [self._logps(model, self._pack(rows).to(device)).cpu() for rows in parallel.share(parts)]
+        for rows, flat in zip(parts, parallel.woven(own)):
+            logps = flat.reshape(-1, 2).T
             reward = self._implicit_reward(self._terms(rows), logps, self.stored.mixed[:, :, rows])
             per_token = logps / self.lengths[:, rows].clamp(min=1)
             for name, (chosen, rejected) in zip(PAIR_METRICS, (reward, logps, per_token)):
@@ -395,7 +398,8 @@ class Dpo:
 
     def _passes(self, rows: list[int]) -> list[list[int]]:
         lengths = [self._row_length(self.pairs[i]) for i in rows]
-        parts = micro_batches(lengths, self.settings.micro_tokens, rows=1 if self.share else 2)
+        processes = self.experiment.hardware.processes
+        parts = micro_batches(lengths, self.settings.micro_tokens, 1 if self.share else 2, processes)
         return [[rows[i] for i in part] for part in parts]
 
     def _row_length(self, pair: Pair) -> int:

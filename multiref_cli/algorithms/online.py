@@ -47,6 +47,7 @@ from multiref_cli.objectives.penalty import (
     sampled_penalty,
 )
 from multiref_cli.objectives.policy_gradient import clipped_surrogate, importance_ratios
+from multiref_cli.parallel import ALONE, Parallel
 from multiref_cli.references.live import LiveReferences, ReferenceScores, joined
 from multiref_cli.references.samples import stored_responses
 from multiref_cli.rewards.combine import RewardBatch
@@ -81,6 +82,7 @@ def assemble_online(job: Job, reward: Callable[[list[Sample]], RewardBatch] | No
         vocabulary=job.vocabulary,
         opening=shape_of(job.tokenizer).opening,
         may_share=honours_shared_prompts(model),
+        parallel=job.parallel,
     )
     if experiment.reads_samples:
         parts.stored = reference_samples(job, _reached(job), progress)
@@ -152,6 +154,7 @@ class Parts:
         vocabulary: ids shared by policy and references; None: the whole head.
         opening: what the generation prompt writes of every response, see `data.chat.Shape`.
         may_share: whether every model gives the same hidden states when responses share their prompt's row.
+        parallel: the processes that share rollouts and passes.
     """
 
     model: LanguageModel
@@ -165,6 +168,7 @@ class Parts:
     vocabulary: int | None = None
     opening: str = ""
     may_share: bool = True
+    parallel: Parallel = ALONE
 
 
 class Online:
@@ -176,7 +180,8 @@ class Online:
         self.settings = cast(OnlineSettings, experiment.algorithm)
         self.beta = experiment.beta
         self.estimator, self.temperature = experiment.estimator, experiment.rollout.temperature
-        self.layout = Layout(self.settings.micro_tokens, parts.may_share, parts.model.config.hidden_size)
+        self.parallel, width = parts.parallel, parts.model.config.hidden_size
+        self.layout = Layout(self.settings.micro_tokens, parts.may_share, width, self.parallel.size)
         self.window: Window | None = None
         self._packs: list[tuple[Tensor, Packed, tuple[Term, ...]]] = []
 
@@ -233,7 +238,11 @@ class Online:
         return reduce(values, mask, self.settings.loss_reduction, micro.step), averages
 
     def state_dict(self) -> dict[str, Any]:
-        """The window in use: rollouts, scores, old log-probs."""
+        """The window in use: rollouts, scores, old log-probs; every process asks for it."""
+        if self.window is not None:
+            own = [(places, self.window.old_logps[places]) for places, *_ in self.parallel.share(self._packs)]
+            for places, logps in self.parallel.woven(own):
+                self.window.old_logps[places] = logps
         return {"window": None if self.window is None else self.window.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -261,7 +270,8 @@ class Online:
         completions = [[one.ids for one in group] for group in groups]
         metrics, rewards = rollout_metrics(samples, completions), torch.zeros(len(rows), len(groups[0])).double()
         if self.parts.reward is not None:
-            judged = self.parts.reward(samples)
+            judge = self.parts.reward
+            judged = self.parallel.once(lambda: judge(samples))
             rewards = torch.tensor(judged.total, dtype=torch.float64).reshape(len(rows), -1)
             metrics |= reward_metrics(judged, rewards)
         self._packs = self._passes(rows, completions)
@@ -277,11 +287,11 @@ class Online:
 
     def _roll_out(self, number: int) -> tuple[list[int], list[list[Completion]]]:
         rows = epoch_batch(len(self.parts.prompts), self.settings.batch_prompts, number, self.experiment.seed)
-        seeds = [derive(self.experiment.seed, "rollout", number, row) for row in rows]
-        sampling = sampling_of(self.experiment.rollout, self.parts.end_ids)
-        return rows, self.parts.engine.generate(
-            self._prompt_ids(rows), self.experiment.rollout.group_size, sampling, seeds
-        )
+        own = self.parallel.share(rows)
+        seeds = [derive(self.experiment.seed, "rollout", number, row) for row in own]
+        sampling, size = sampling_of(self.experiment.rollout, self.parts.end_ids), self.experiment.rollout.group_size
+        groups = self.parts.engine.generate(self._prompt_ids(own), size, sampling, seeds) if own else []
+        return rows, self.parallel.woven(groups)
 
     def _passes(
         self, rows: list[int], completions: Sequence[Sequence[Sequence[int]]]
@@ -312,22 +322,24 @@ class Online:
         references = self.parts.references
         if references is None or self.estimator is Estimator.exact:
             return None
-        parts = [
+        own = [
             (places, references.score(packed, [samples[i] for i in places], self.parts.vocabulary, terms))
-            for places, packed, terms in self._packs
+            for places, packed, terms in self.parallel.share(self._packs)
         ]
-        return joined(parts, *shape)
+        return joined(self.parallel.woven(own), *shape)
 
     def _policy_sums(self, logps: Tensor) -> Tensor:
         """(B,) log pi of whole responses: the sampler's own where it computes in float32 what the trainer computes."""
         if not self.parts.engine.exact_logps:
-            device = next(self.parts.model.parameters()).device
+            model, own = self.parts.model, []
+            device = next(model.parameters()).device
             with torch.no_grad():
-                for places, packed, _ in self._packs:
-                    found = token_logps(
-                        self.parts.model, packed.to(device), self.temperature, vocabulary=self.parts.vocabulary
-                    ).logps
-                    logps[places, : found.shape[1]] = found.float().cpu()
+                for places, packed, _ in self.parallel.share(self._packs):
+                    rows = packed.to(device)
+                    found = token_logps(model, rows, self.temperature, vocabulary=self.parts.vocabulary).logps
+                    own.append((places, found.float().cpu()))
+            for places, found in self.parallel.woven(own):
+                logps[places, : found.shape[1]] = found
         return logps.sum(-1, dtype=torch.float64)
 
     def _reward_penalty(self, policy: Tensor, mixed: Tensor, metrics: dict[str, float]) -> Tensor:

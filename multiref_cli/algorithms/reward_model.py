@@ -87,14 +87,14 @@ class RewardModel:
 
     def __init__(self, experiment: Experiment, pairs: list[Pair]) -> None:
         self.settings = cast(RewardModelSettings, experiment.algorithm)
-        self.seed, self.pairs = experiment.seed, pairs
+        self.seed, self.pairs, self.processes = experiment.seed, pairs, experiment.hardware.processes
 
     def batch(self, step: int) -> Batch:
         """The pairs of optimizer step `step`: one random order of all pairs per epoch."""
         rows = epoch_batch(len(self.pairs), self.settings.batch_pairs, step, self.seed)
         pairs = [self.pairs[i] for i in rows]
         lengths = [len(p.prompt) + max(len(p.chosen), len(p.rejected)) for p in pairs]
-        parts = micro_batches(lengths, self.settings.micro_tokens, rows=2)
+        parts = micro_batches(lengths, self.settings.micro_tokens, 2, self.processes)
         micros = [PairScores(pair_sequences([pairs[i] for i in part]), len(rows)) for part in parts]
         return Batch(micros, [p.row for p in pairs], sum(2 * length for length in lengths))
 

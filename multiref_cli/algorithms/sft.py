@@ -54,6 +54,7 @@ class Sft:
     def __init__(self, experiment: Experiment, rows: list[Demonstration], vocabulary: int | None = None) -> None:
         self.settings = cast(SftSettings, experiment.algorithm)
         self.seed, self.rows, self.vocabulary = experiment.seed, rows, vocabulary
+        self.processes = experiment.hardware.processes
 
     def batch(self, step: int) -> Batch:
         """The demonstrations of optimizer step `step`: one random order of all rows per epoch."""
@@ -61,7 +62,7 @@ class Sft:
         lengths = [len(self.rows[i].prompt) + len(self.rows[i].completion) for i in rows]
         tokens = sum(len(self.rows[i].completion) for i in rows)
         micros = []
-        for part in micro_batches(lengths, self.settings.micro_tokens):
+        for part in micro_batches(lengths, self.settings.micro_tokens, processes=self.processes):
             demonstrations = [self.rows[rows[i]] for i in part]
             packed = pack(
                 [d.prompt for d in demonstrations], [(d.completion,) for d in demonstrations], 0, share_prompt=True

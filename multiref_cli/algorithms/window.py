@@ -76,11 +76,12 @@ class StoredMicro:
 
 @dataclass(frozen=True)
 class Layout:
-    """How groups become rows: the most tokens of a pass, whether prompts may be shared, and the policy's width."""
+    """How groups become rows: the most tokens of a pass, whether prompts may be shared, policy width, processes."""
 
     micro_tokens: int
     may_share: bool
     hidden_size: int
+    processes: int = 1
 
     def packs(
         self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequence[int]]]
@@ -96,7 +97,7 @@ class Layout:
         share = self.may_share and sharing_pays([len(p) for p in prompts], lengths, self.hidden_size)
         row_lengths = [row_length(len(p), group, share) for p, group in zip(prompts, lengths)]
         found = []
-        for part in micro_batches(row_lengths, self.micro_tokens, rows=1 if share else size):
+        for part in micro_batches(row_lengths, self.micro_tokens, 1 if share else size, self.processes):
             places = torch.tensor([p * size + g for p in part for g in range(size)])
             found.append((places, pack([prompts[p] for p in part], [completions[p] for p in part], 0, share)))
         return found

@@ -43,7 +43,7 @@ def sweep(
     check_place(request.folder, "the sweep's folder")
     check_launcher(launcher, request.launcher)
     plan = make_plan(request)
-    workers = workers or default_workers(len(plan.points), plan.points[0].experiment.hardware.device)
+    workers = workers or default_workers(len(plan.points), plan.points[0].experiment.hardware.device, plan.processes)
     ledger = Ledger(request.folder)
     watcher = Watcher(ledger, plan)
     _show(request, plan, ledger, watcher.snapshot(), workers, launcher, dry_run)

@@ -7,19 +7,16 @@ import yaml
 from multiref_cli.cli import display
 from multiref_cli.config.compose import compose
 from multiref_cli.config.schema import Experiment
-from multiref_cli.errors import RequestError
 
 
 def train(overrides: list[str], *, dry_run: bool, resume: str | None, plain: bool) -> None:
     """Run a config, go on with a run folder, or print the plan."""
     if resume is not None:
-        if overrides:
-            raise RequestError(f"--resume goes on with the run as it was configured; drop {overrides[0]}.")
         from multiref_cli.reports.report import write_run_report
         from multiref_cli.runs.run import resume as resume_run
 
         with display.progress(plain) as progress:
-            folder = resume_run(Path(resume), progress, write_run_report)
+            folder = resume_run(Path(resume), progress, write_run_report, overrides=overrides)
         return finished(folder)
     experiment = compose(overrides)
     if dry_run:

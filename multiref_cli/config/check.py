@@ -69,6 +69,7 @@ def _check_parts(experiment: "Experiment") -> None:
     for key, device in (("device", hardware.device), ("reference_device", hardware.reference_device)):
         known = device is None or _DEVICE.fullmatch(device) or (key, device) == ("device", "auto")
         _require(bool(known), f"hardware.{key} is {device!r}; give cpu, cuda, cuda:1 or mps")
+    _check_processes(experiment)
     _choice("optimizer.name", optimizer.name, ("adamw", "muon"))
     _choice("optimizer.schedule", optimizer.schedule, ("linear", "cosine", "wsd", "constant"))
     _choice("evaluation.split", experiment.evaluation.split, ("held_out", "train"))
@@ -83,6 +84,23 @@ def _check_parts(experiment: "Experiment") -> None:
         date.fromisoformat(data.date)
     except ValueError:
         raise RequestError(f"data.date is {data.date!r}; it must be a day such as 2024-07-26.") from None
+
+
+def _check_processes(experiment: "Experiment") -> None:
+    """Several processes have a device each, which no key can name, and sample with an engine that each of them runs."""
+    hardware = experiment.hardware
+    if hardware.processes == 1:
+        return
+    for key, device in (("device", hardware.device), ("reference_device", hardware.reference_device)):
+        _require(
+            device is None or (":" not in device and device != "mps"),
+            f"hardware.processes={hardware.processes} gives every process its own device, not {key}={device}; give "
+            "cuda or cpu",
+        )
+    _require(
+        not (experiment.algorithm.online and experiment.rollout.engine == "vllm"),
+        f"rollout=vllm samples in one process, hardware.processes is {hardware.processes}; use rollout=transformers",
+    )
 
 
 def _check_types(experiment: "Experiment") -> None:
@@ -157,7 +175,7 @@ def _check_placement(experiment: "Experiment", given: str) -> None:
         "use level=sequence with regularizer.estimator=reward",
     )
     _require(
-        not exact or given == policy_device,
+        not exact or {given, policy_device} <= {"cuda", "cuda:0"} or given == policy_device,
         f"estimator=exact compares policy and references over the whole vocabulary, so they share a device: leave "
         f"hardware.reference_device unset (given {given}), or use regularizer.estimator="
         f"{'reward' if experiment.penalty.level is Level.sequence else 'k2'}",

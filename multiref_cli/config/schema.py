@@ -166,6 +166,7 @@ class Hardware:
     dtype: str = "auto"
     precision: str = "auto"
     threads: Optional[int] = number("[1, 4096]", None)
+    processes: int = number("[1, 1024]", 1)
     cache_dir: Optional[str] = None
     checkpoint_every: int = number(COUNT_OR_0, 50, note="0 is at the end only")
     keep_checkpoints: int = number(COUNT, 2)

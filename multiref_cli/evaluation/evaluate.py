@@ -16,6 +16,7 @@ from multiref_cli.evaluation.statistics import bootstrap_interval, wins
 from multiref_cli.models.logprobs import score_references, token_logps
 from multiref_cli.models.packing import Packed, micro_batches, pack
 from multiref_cli.objectives.mixing import log_mixed
+from multiref_cli.parallel import ALONE, Parallel
 from multiref_cli.references.base import Reference
 from multiref_cli.references.store import Sequence
 from multiref_cli.references.tokens import rescored_ids
@@ -47,6 +48,7 @@ class Evaluator:
         reference_samples: responses of one reference to the same prompts, [P][S]; None: no win rates.
         vocabulary: ids shared by policy and references.
         end_ids: ids that end a response.
+        parallel: the processes that share the work; all of them have the whole result.
     """
 
     experiment: Experiment
@@ -58,6 +60,7 @@ class Evaluator:
     reference_samples: Callable[[Reference], list[list[Completion]]] | None
     vocabulary: int | None
     end_ids: list[int] = field(default_factory=list)
+    parallel: Parallel = ALONE
 
     @property
     def settings(self) -> Evaluation:
@@ -88,7 +91,9 @@ class Evaluator:
         """
         progress.advance("evaluate: sample", 0, len(self.prompts))
         count = self.settings.samples_per_prompt
-        completions = engine.generate([p.ids for p in self.prompts], count, self.sampling(), self.seeds())
+        own, seeds = self.parallel.share(self.prompts), self.parallel.share(self.seeds())
+        drawn = engine.generate([p.ids for p in own], count, self.sampling(), seeds) if own else []
+        completions = self.parallel.woven(drawn)
         values = {
             "length": _per_prompt(completions, lambda c: len(c.ids)),
             "truncated": _per_prompt(completions, lambda c: not c.finished),
@@ -121,9 +126,9 @@ class Evaluator:
         """Scorer -> (P, S) scores of S responses a prompt."""
         scores = {}
         samples = self.samples(completions)
-        for name, scorer in self.scorers.items():
+        for name in self.scorers:
             progress.advance(f"evaluate: {name}", 0, len(samples))
-            scores[name] = np.asarray(scorer(samples), dtype=float).reshape(len(completions), -1)
+            scores[name] = self._scored(name, samples).reshape(len(completions), -1)
         return scores
 
     def _attempts(self, scores: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -234,12 +239,16 @@ class Evaluator:
     def _each(self, ids: list[tuple[Any, Any]], device: Device, compute: Callable[[Packed], Tensor]) -> list[Tensor]:
         """Results (..., T) of every (prompt, response) in order, float64, on CPU; `compute` gives (..., B, T)."""
         lengths = [len(prompt) + len(response) for prompt, response in ids]
-        found: list[Tensor] = [torch.empty(0)] * len(ids)
-        for part in micro_batches(lengths, max_tokens=self.settings.batch_size * max(lengths)):
+        parts = micro_batches(lengths, self.settings.batch_size * max(lengths), processes=self.parallel.size)
+        own = []
+        for part in self.parallel.share(parts):
             packed = pack([ids[i][0] for i in part], [(ids[i][1],) for i in part], 0, share_prompt=True)
             values = compute(packed.to(device)).double().cpu()
-            for row, i in enumerate(part):
-                found[i] = values[..., row, : len(ids[i][1])]
+            own.append([values[..., row, : len(ids[i][1])] for row, i in enumerate(part)])
+        found: list[Tensor] = [torch.empty(0)] * len(ids)
+        for part, rows in zip(parts, self.parallel.woven(own)):
+            for i, row in zip(part, rows):
+                found[i] = row
         return found
 
     def _objectives(self, values: dict[str, np.ndarray], scores: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -267,8 +276,8 @@ class Evaluator:
                 continue
             others = self.reference_samples(reference)
             samples = self.samples(others)
-            for name, scorer in self.scorers.items():
-                theirs = np.asarray(scorer(samples), dtype=float).reshape(len(self.prompts), -1)
+            for name in self.scorers:
+                theirs = self._scored(name, samples).reshape(len(self.prompts), -1)
                 found[f"win_rate/{name}/{reference.name}"] = wins(scores[name].mean(1), theirs.mean(1))
                 found[f"reference/{name}/{reference.name}"] = theirs.mean(1)
                 if name == REWARD_MODEL:
@@ -276,6 +285,10 @@ class Evaluator:
                     rates = length_controlled_wins(preferences, lengths - _lengths(others))
                     found |= {} if rates is None else {f"win_rate_lc/{name}/{reference.name}": rates}
         return found
+
+    def _scored(self, name: str, samples: list[Sample]) -> np.ndarray:
+        """(B,) scores, by the main process: the same response scored in another batch would not tie with itself."""
+        return np.asarray(self.parallel.once(lambda: self.scorers[name](samples)), dtype=float)
 
     def _rows(self, completions: list[list[Completion]], values: dict[str, np.ndarray]) -> list[dict[str, Any]]:
         samples = iter(self.samples(completions))

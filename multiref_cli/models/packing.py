@@ -163,17 +163,20 @@ def sharing_pays(
     return shared < unshared
 
 
-def micro_batches(lengths: Sequence[int], max_tokens: int, rows: int = 1) -> list[list[int]]:
+def micro_batches(lengths: Sequence[int], max_tokens: int, rows: int = 1, processes: int = 1) -> list[list[int]]:
     """Splits items into batches of similar length, so that little is spent on padding; deterministic.
 
     Args:
         lengths: tokens in the longest row of each item (a prompt with its responses).
         max_tokens: padded tokens that one batch may hold; an item larger than that has a batch of its own.
         rows: rows per item: 1 where responses share their prompt's row, else the group size.
+        processes: that share the batches; none of these is larger than one process's part of all tokens.
 
     Returns:
         Lists of item numbers, longest first; every item is in exactly one of them.
     """
+    if processes > 1:
+        max_tokens = min(max_tokens, -(-rows * sum(lengths) // processes))
     batches: list[list[int]] = []
     real = 0
     for item in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):

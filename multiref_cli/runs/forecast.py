@@ -59,6 +59,8 @@ def forecast(experiment: Experiment) -> Forecast:
         ["run folder", str(experiment.folder)],
         ["device, precision", f"{experiment.hardware.device_name}, {experiment.precision}"],
     ]
+    if experiment.hardware.processes > 1:
+        rows.append(["processes", f"{experiment.hardware.processes}, each with the memory below"])
     unmade = missing(experiment)
     if unmade:
         rows.append(["made first, once per machine", ", ".join(unmade)])
@@ -161,7 +163,8 @@ def cost(job: Job) -> Cost | None:
     frozen = 4 if parameter_type(experiment.reference_type) == "float32" else 2
     base, each_trained = job.precision.bytes_of(adapted=bool(experiment.policy.lora))
     memory = policy * (base + each_trained * trained) + frozen * resident
-    return Cost(training / speed, evaluation / speed, stored / speed, memory)
+    together = speed * experiment.hardware.processes
+    return Cost(training / together, evaluation / together, stored / speed, memory)
 
 
 def memory_text(count: float) -> str:

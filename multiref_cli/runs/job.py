@@ -29,6 +29,7 @@ from multiref_cli.runs.fit import (
     training_problem,
 )
 from multiref_cli.runs.judge import check_scorer
+from multiref_cli.runs.processes import threads_of
 from multiref_cli.tracking.places import check_place, holds_something
 from multiref_cli.types import Tokenizer
 
@@ -167,6 +168,12 @@ def check_devices(experiment: Experiment) -> None:
             raise RequestError(
                 f"hardware.{key} is {name!r}, which this machine does not have; give cpu or auto."
             ) from error
+    count = torch.cuda.device_count()
+    if hardware.device_name == "cuda" and hardware.processes > count:
+        raise RequestError(
+            f"hardware.processes is {hardware.processes}, a GPU for each, and this machine has {count}; give a smaller "
+            "number, or hardware.device=cpu."
+        )
 
 
 def check_cache(experiment: Experiment) -> None:
@@ -206,8 +213,9 @@ def load_data(experiment: Experiment, tokenizer: Tokenizer, as_prompts: bool = F
 
 def set_up_torch(experiment: Experiment) -> None:
     """Threads and determinism of this process, as the experiment asks."""
-    if experiment.hardware.threads:
-        torch.set_num_threads(experiment.hardware.threads)
+    threads = threads_of(experiment.hardware)
+    if threads:
+        torch.set_num_threads(threads)
     # warn_only: a kernel without a deterministic twin (some CUDA scatters) warns and runs, it does not end the run.
     torch.use_deterministic_algorithms(experiment.hardware.deterministic, warn_only=True)
     # A debugging aid that costs time at every allocation.

@@ -111,6 +111,7 @@ def _evaluator(job: Job, scorers: dict[str, Scorer]) -> Evaluator:
         reference_samples=None,
         vocabulary=job.vocabulary,
         end_ids=end_ids(job.tokenizer),
+        parallel=job.parallel,
     )
     if job.experiment.evaluation.win_rate and scorers and references:
         evaluator.reference_samples = lambda reference: _reference_samples(job, evaluator, reference)
@@ -126,13 +127,21 @@ def _reference_samples(job: Job, evaluator: Evaluator, reference: Reference) -> 
 
 def _scorers(job: Job) -> tuple[dict[str, Scorer], list[str]]:
     experiment, scorers, notes = job.experiment, dict[str, Scorer](), list[str]()
+    gold = experiment.reward if experiment.evaluation.gold else None
+    if not job.parallel.main:  # the main process scores: no other one holds a reward model
+        names = [REWARD_MODEL] * (experiment.evaluation.scorer is not None) + ([gold.name] if gold else [])
+        return dict.fromkeys(names, _elsewhere), notes
     if experiment.evaluation.scorer is not None:
         scorers[REWARD_MODEL], note = _reward_model(job, experiment.evaluation.scorer)
         notes.append(note)
-    if experiment.evaluation.gold and experiment.reward is not None:
-        reward = build_reward(experiment.reward)
-        scorers[experiment.reward.name] = _remembered(str(experiment.reward), lambda samples: reward(samples).total)
+    if gold is not None:
+        reward = build_reward(gold)
+        scorers[gold.name] = _remembered(str(gold), lambda samples: reward(samples).total)
     return scorers, notes
+
+
+def _elsewhere(samples: list[Sample]) -> list[float]:
+    raise ValueError("the main process scores")
 
 
 def _reward_model(job: Job, spec: schema.Scorer) -> tuple[Scorer, str]:

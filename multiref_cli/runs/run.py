@@ -1,9 +1,11 @@
 """One run from config to report: open, train, save, evaluate, write."""
 
 import contextlib
+import json
 import shutil
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +13,21 @@ import yaml
 
 from multiref_cli.algorithms.base import Job, module_of
 from multiref_cli.config.compose import compose_saved
-from multiref_cli.config.plain import digest, to_plain
-from multiref_cli.config.schema import Experiment, Model
+from multiref_cli.config.plain import digest, from_plain, to_plain
+from multiref_cli.config.schema import Experiment, Hardware, Model
 from multiref_cli.data.probe import facts
 from multiref_cli.errors import RequestError, RunError
 from multiref_cli.files import full_disk, read_object, write_json, write_lines, write_text
 from multiref_cli.models.files import fingerprint, weights_problem
 from multiref_cli.models.precision import lost_share
 from multiref_cli.models.save import save_policy
+from multiref_cli.parallel import Parallel
 from multiref_cli.references.tokens import template_fingerprint
 from multiref_cli.runs.card import CARD, write_card
 from multiref_cli.runs.job import check_cache, check_devices, check_parts, prepare, set_up_torch
 from multiref_cli.runs.judge import judge_scorer
 from multiref_cli.runs.measure import Outcome, measure, measure_folder
+from multiref_cli.runs.processes import connect, of_rank, speaking_for, started
 from multiref_cli.seeding import seed_everything
 from multiref_cli.tracking.places import command
 from multiref_cli.tracking.progress import Heartbeat, Progress, Silent
@@ -112,6 +116,7 @@ def resume(
     progress: Progress | None = None,
     report: WriteReport | None = None,
     accept: Callable[[dict[str, str]], None] = lambda found: None,
+    overrides: Sequence[str] = (),
 ) -> Path:
     """Go on with an interrupted run from its last checkpoint, or from its start where there is none.
 
@@ -120,14 +125,23 @@ def resume(
     Args:
         folder: of the run.
         progress, report, accept: as of `train`.
+        overrides: of hardware, for this time: another device, another number of processes.
 
     Raises:
-        RequestError: no run folder, the run is done, or its data, policy or references are others now.
+        RequestError: no run folder, the run is done, its data, policy or references are others now, or an override of
+            what a result depends on.
     """
     progress, run = progress or Silent(), RunDir(Path(folder))
     if not (run.path / "config.yaml").is_file():
         raise RequestError(f"{folder} is no run folder: it holds no config.yaml.")
     experiment = compose_saved(run.path / "config.yaml")
+    if overrides:
+        asked, experiment = experiment, compose_saved(run.path / "config.yaml", list(overrides))
+        where = all(override.lstrip("+~").startswith("hardware") for override in overrides)
+        if not where or asked.hash != experiment.hash:
+            raise RequestError(
+                f"--resume goes on with the run as it was configured, on other hardware at most: drop {overrides[0]}."
+            )
     with run.alone():
         saved = _saved_manifest(run)
         if run.is_done(experiment.hash):
@@ -291,15 +305,32 @@ def _execute(job: Job, run: RunDir, progress: Heartbeat) -> None:
         progress.note(job.data.report.summary())
     if run.last_logged() == 0:
         judge_scorer(job, progress)
+    with started(job.experiment, run.path) as parallel:
+        notes, outcome = _train_and_measure(job, run, parallel, progress)
+    _write_outcome(job, run, outcome, [*notes, *_schedule_notes(job)], job.asked.hash)
+
+
+def join(folder: str, hardware: str, rank: str, port: str) -> None:
+    """What the other processes of a run do, see `runs.processes.started`."""
+    run, on = RunDir(Path(folder)), from_plain(Hardware, json.loads(hardware))
+    with speaking_for(run.path, int(rank)):
+        job = open_job(replace(compose_saved(run.path / "config.yaml"), hardware=on), Silent())
+        parallel = connect(int(port), int(rank), on.processes)
+        _train_and_measure(job, run, parallel, Silent())
+
+
+def _train_and_measure(job: Job, run: RunDir, parallel: Parallel, progress: Progress) -> tuple[list[str], Outcome]:
+    """What every process of a run does; the main one alone writes. Notes of the training and what was measured."""
+    job = replace(job, experiment=of_rank(job.experiment, parallel.rank), parallel=parallel)
     seed_everything(job.experiment.seed)
     trainee = module_of(job.experiment).assemble(job, progress)
     experiment, precision = job.experiment, job.precision
     optimizers = Optimizers(trainee.model, experiment.optimizer, job.total_steps, precision.masters)
     trainee.notes.extend(_precision_notes(trainee.model, experiment))
-    Loop(run, trainee, optimizers, experiment.hardware, identity(job), precision).fit(progress)
-    save_policy(trainee.model, job.tokenizer, run.path / "policy")
-    notes = [*trainee.notes, *_schedule_notes(job)]
-    _write_outcome(job, run, measure(job, trainee.model, progress), notes, job.asked.hash)
+    Loop(run, trainee, optimizers, experiment.hardware, identity(job), precision, parallel).fit(progress)
+    if parallel.main:
+        save_policy(trainee.model, job.tokenizer, run.path / "policy")
+    return trainee.notes, measure(job, trainee.model, progress)
 
 
 def _precision_notes(model: LanguageModel, experiment: Experiment) -> list[str]:

@@ -68,6 +68,11 @@ class Plan:
         """The distinct conditions by their hash, in order."""
         return list(dict.fromkeys(point.condition_id for point in self.points))
 
+    @property
+    def processes(self) -> int:
+        """Most processes of a point."""
+        return max((point.experiment.hardware.processes for point in self.points), default=1)
+
     def count(self, role: str) -> int:
         """Number of conditions with a role: grid, single or beta0."""
         return len({point.condition_id for point in self.points if point.role == role})

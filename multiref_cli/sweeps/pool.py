@@ -27,7 +27,8 @@ def run_local(work: Work, workers: int, tick: Callable[[], None]) -> None:
 
     Args:
         work: what to do.
-        workers: number of processes; GPUs are given out by index, one after the other.
+        workers: number of processes; GPUs are given out by index, one after the other, to each as many as a point has
+            processes.
         tick: called a few times a second, to draw progress.
 
     Raises:
@@ -71,17 +72,19 @@ def visible_gpus() -> list[str]:
     return [str(index) for index in range(sum(line.startswith("GPU ") for line in listed.splitlines()))]
 
 
-def default_workers(points: int, device: str) -> int:
-    """One worker a GPU, else one a core that this process may use; never more than points."""
+def default_workers(points: int, device: str, processes: int = 1) -> int:
+    """One worker for every GPU, else core, that this process may use, or for as many as a point has processes; never
+    more than points."""
     gpus = [] if device == "cpu" else visible_gpus()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(points, len(gpus) or cores))
+    return max(1, min(points, (len(gpus) or cores) // processes))
 
 
 def _start(work: Work, index: int, gpus: list[str]) -> Any:
     environment = dict(work.environment)
     if gpus:
-        environment["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)]
+        each = work.plan.processes
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[(index * each + i) % len(gpus)] for i in range(each))
     else:
         # Two threads on a busy core are slower than one; on a GPU machine the process keeps its default.
         environment.setdefault("OMP_NUM_THREADS", "1")

@@ -14,6 +14,7 @@ from multiref_cli.algorithms.base import Batch, Stateful, Trainee
 from multiref_cli.config import schema
 from multiref_cli.errors import RunError
 from multiref_cli.models.precision import FLOAT32, Precision
+from multiref_cli.parallel import ALONE, Parallel
 from multiref_cli.tracking.metrics import Averages
 from multiref_cli.tracking.places import command
 from multiref_cli.tracking.progress import Progress
@@ -37,6 +38,7 @@ class Loop:
         hardware: schema.Hardware,
         identity: Mapping[str, Any],
         precision: Precision = FLOAT32,
+        parallel: Parallel = ALONE,
     ) -> None:
         """Takes everything ready-made.
 
@@ -47,10 +49,11 @@ class Loop:
             hardware: how often to log and to checkpoint.
             identity: what must not change across a resume; kept in every checkpoint.
             precision: that the model computes in.
+            parallel: the processes that share the micro-batches of a step; the main one alone writes.
         """
         self.run, self.trainee, self.optimizers, self.hardware = run, trainee, optimizers, hardware
         self.model, self.objective, self.identity = trainee.model, trainee.objective, dict(identity)
-        self.precision = precision
+        self.precision, self.parallel = precision, parallel
         self.step = 0
 
     def fit(self, progress: Progress) -> None:
@@ -71,10 +74,10 @@ class Loop:
         with _stop_requests() as stop_requested:
             while self.step < total:
                 metrics = self._one_step()
-                if self.step % self.hardware.log_every == 0 or self.step == total:
+                if self.parallel.main and (self.step % self.hardware.log_every == 0 or self.step == total):
                     self.run.log({"step": self.step, **metrics})
                 progress.advance("train", self.step, total, **metrics)
-                stop = stop_requested()
+                stop = self.parallel.once(stop_requested)
                 every = self.hardware.checkpoint_every
                 if stop or self.step == total or (every and self.step % every == 0):
                     self._save()
@@ -89,19 +92,29 @@ class Loop:
             batch = self.objective.batch(self.step)
         averages, loss = Averages(), 0.0
         ready = time.perf_counter()
-        for micro in batch.micros:
+        for micro in self.parallel.share(batch.micros):
             with self.precision.autocast():
                 share, values = self.objective.loss(self.model, micro)
             share.backward()
             averages.update(values)
             loss += float(share.detach())
+        loss, averages = self._over_processes(loss, averages)
+        self.parallel.sum_gradients(self.optimizers.trained)
         update = self.optimizers.step(self.step)
         self._refuse_non_finite(loss, update["gradient_norm"], batch)
         self.step += 1
         seconds = time.perf_counter() - started
-        self.run.log_samples([{"step": self.step, **sample} for sample in batch.samples])
+        if self.parallel.main:
+            self.run.log_samples([{"step": self.step, **sample} for sample in batch.samples])
         timing = {"time/train": time.perf_counter() - ready, "tokens_per_second": batch.tokens / seconds}
         return {"loss": loss, **averages.means(), **batch.metrics, **update, **timing}
+
+    def _over_processes(self, loss: float, averages: Averages) -> tuple[float, Averages]:
+        """Loss and averages of all micro-batches, out of those of each process's share."""
+        parts, total = self.parallel.gather((loss, averages)), Averages()
+        for _, part in parts:
+            total.update(part)
+        return sum(value for value, _ in parts), total
 
     def _refuse_non_finite(self, loss: float, norm: float, batch: Batch) -> None:
         if math.isfinite(loss) and math.isfinite(norm):
@@ -120,19 +133,23 @@ class Loop:
             "optimizers": self.optimizers.state_dict(),
             "algorithm": self.objective.state_dict() if isinstance(self.objective, Stateful) else {},
             "identity": self.identity,
-            "rng": {
-                "cpu": torch.get_rng_state(),
-                "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            },
+            "rng": self.parallel.gather(_generators()),
         }
-        self.run.sync_logs()
-        save_checkpoint(self.run.path / "checkpoints", self.step, state, self.hardware.keep_checkpoints)
+        if self.parallel.main:
+            self.run.sync_logs()
+            save_checkpoint(self.run.path / "checkpoints", self.step, state, self.hardware.keep_checkpoints)
 
     def _restore(self) -> None:
         logged = self.run.last_logged()
         state = load_checkpoint(self.run.path / "checkpoints", lambda found: self._problem(found, logged))
         self.step = state["step"] if state else 0
-        self.run.forget_after(self.step)
+        steps = self.parallel.gather(self.step)
+        if len(set(steps)) > 1:
+            raise RunError(
+                f"the processes of the run found checkpoints of steps {steps}, not of one; give the command again."
+            )
+        if self.parallel.main:
+            self.run.forget_after(self.step)
         if state is None:
             return
         check_same(state["identity"], self.identity)
@@ -140,9 +157,8 @@ class Loop:
         self.optimizers.load_state_dict(state["optimizers"])
         if isinstance(self.objective, Stateful):
             self.objective.load_state_dict(state["algorithm"])
-        torch.set_rng_state(state["rng"]["cpu"])
-        if state["rng"]["cuda"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["rng"]["cuda"])
+        states = state["rng"]
+        _set_generators(states[self.parallel.rank % len(states)])
 
     def _problem(self, state: dict[str, Any], logged: int) -> str | None:
         """Why a checkpoint cannot be gone on from, None if it can; `logged` is the last step of metrics.jsonl."""
@@ -155,6 +171,18 @@ class Loop:
         if logged < (step if step == total else step - step % self.hardware.log_every):
             return f"it is of step {step}, but metrics.jsonl ends at step {logged}"
         return None
+
+
+def _generators() -> dict[str, Any]:
+    """States of the global generators, from which libraries draw (dropout)."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def _set_generators(states: dict[str, Any]) -> None:
+    torch.set_rng_state(states["cpu"])
+    if states["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(states["cuda"])
 
 
 def _stop_signals() -> list[int]:

@@ -1,0 +1,176 @@
+"""Several processes for one run: starting them, joining them, and what is said when one of them is gone."""
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from multiref_cli.config.plain import to_plain
+from multiref_cli.config.schema import Experiment, Hardware
+from multiref_cli.errors import RequestError, RunError
+from multiref_cli.files import write_text
+from multiref_cli.parallel import ALONE, Lost, Parallel
+
+# How long one process waits for what another has to say; one that dies is noticed at once.
+PATIENCE = timedelta(hours=2)
+# How long the others may take to end after the main process has.
+GRACE_SECONDS = 10.0
+POLL_SECONDS = 0.05
+_HOST = "127.0.0.1"
+_CODE = "import sys; sys.path[:] = sys.argv[5:]; from multiref_cli.runs.run import join; join(*sys.argv[1:5])"
+
+
+@contextlib.contextmanager
+def started(experiment: Experiment, folder: Path) -> Iterator[Parallel]:
+    """This process as the main one of a run, with the others that `hardware.processes` asks for.
+
+    They read config.yaml of the run folder, write `logs/process-<rank>.txt` when they fail, and end with the block.
+
+    Args:
+        experiment: of the run.
+        folder: of the run.
+
+    Raises:
+        RunError: another process failed or is gone; it says which, and what that one had to say.
+    """
+    size = experiment.hardware.processes
+    if size == 1:
+        yield ALONE
+        return
+    store = dist.TCPStore(_HOST, 0, is_master=True, wait_for_workers=False, timeout=PATIENCE)
+    others = [_start(experiment.hardware, folder, rank, store.port) for rank in range(1, size)]
+    try:
+        _wait_until_ready(store, others)
+        yield _joined(store, 0, size)
+        _await(others)
+    except Lost as lost:
+        raise RunError(_what_happened(others, folder, size)) from lost
+    finally:
+        for process in others:
+            process.kill()
+            process.wait()
+        _leave()
+
+
+def of_rank(experiment: Experiment, rank: int) -> Experiment:
+    """The experiment as one process of several sees it: on a GPU each has a device of its own."""
+    hardware = experiment.hardware
+    if hardware.processes == 1 or hardware.device_name != "cuda":
+        return experiment
+    return replace(experiment, hardware=replace(hardware, device=f"cuda:{rank}"))
+
+
+def threads_of(hardware: Hardware) -> int | None:
+    """Threads of one process: as asked for, else its part of the machine's cores; None: torch's own choice."""
+    if hardware.threads or hardware.processes == 1:
+        return hardware.threads
+    return max(1, torch.get_num_threads() // hardware.processes)
+
+
+@contextlib.contextmanager
+def speaking_for(folder: Path, rank: int) -> Iterator[None]:
+    """What one of the other processes of a run does; what goes wrong is left for the main process to say.
+
+    Stopping is the main process's part: a signal that reaches the whole group must not end this one before.
+
+    Raises:
+        SystemExit: the main process is gone, or something failed here.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        yield
+    except Lost:
+        sys.exit(1)
+    except Exception as error:  # whatever it is, the main process says it
+        text = str(error) if isinstance(error, (RequestError, RunError)) else f"{type(error).__name__}: {error}"
+        traceback.print_exc()
+        write_text(_word(folder, rank), text)
+        sys.exit(1)
+    finally:
+        _leave()
+
+
+def connect(port: int, rank: int, size: int) -> Parallel:
+    """This process as one of the others of a run, ready to begin.
+
+    Raises:
+        Lost: the main process is gone.
+    """
+    try:
+        store = dist.TCPStore(_HOST, port, is_master=False, timeout=PATIENCE)
+        store.set(_ready(rank), "")
+    except RuntimeError as error:
+        raise Lost(str(error)) from error
+    return _joined(store, rank, size)
+
+
+def _wait_until_ready(store: dist.TCPStore, others: list[subprocess.Popen[bytes]]) -> None:
+    """Wait for the others to have opened what the run asks for, or for one that could not."""
+    missing = {_ready(rank) for rank in range(1, len(others) + 1)}
+    while missing:
+        missing -= {key for key in missing if store.check([key])}
+        if any(process.poll() is not None for process in others):
+            raise Lost("a process ended before the first step")
+        time.sleep(POLL_SECONDS)
+
+
+def _ready(rank: int) -> str:
+    return f"ready {rank}"
+
+
+def _joined(store: dist.Store, rank: int, size: int) -> Parallel:
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    try:
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+    except RuntimeError as error:
+        raise Lost(str(error)) from error
+    return Parallel(rank, size)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _start(hardware: Hardware, folder: Path, rank: int, port: int) -> subprocess.Popen[bytes]:
+    _word(folder, rank).unlink(missing_ok=True)
+    given = [str(folder), json.dumps(to_plain(hardware)), str(rank), str(port), *sys.path]
+    with (folder / "logs" / f"process-{rank}.log").open("ab") as log:
+        return subprocess.Popen([sys.executable, "-c", _CODE, *given], stdout=log, stderr=log)
+
+
+def _await(others: list[subprocess.Popen[bytes]]) -> None:
+    """Wait for processes that have nothing left to do."""
+    deadline = time.monotonic() + GRACE_SECONDS
+    for process in others:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.0, deadline - time.monotonic()))
+
+
+def _what_happened(others: list[subprocess.Popen[bytes]], folder: Path, size: int) -> str:
+    """Which of the other processes is gone, and its own sentence or how it ended."""
+    _await(others[:1])  # whoever closed its connection may still be writing its sentence
+    for rank, process in enumerate(others, 1):
+        if process.poll() is None:
+            continue
+        with contextlib.suppress(OSError):
+            return f"process {rank} of {size}: {_word(folder, rank).read_text()}"
+        if process.returncode < 0:
+            return f"process {rank} of {size} was ended by signal {signal.Signals(-process.returncode).name}"
+    return f"the {size} processes of the run lost each other; see {folder}/logs/process-1.log"
+
+
+def _word(folder: Path, rank: int) -> Path:
+    """What a process that failed had to say."""
+    return folder / "logs" / f"process-{rank}.txt"
