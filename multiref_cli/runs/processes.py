@@ -168,7 +168,8 @@ def _what_happened(others: list[subprocess.Popen[bytes]], folder: Path, size: in
             return f"process {rank} of {size}: {_word(folder, rank).read_text()}"
         if process.returncode < 0:
             return f"process {rank} of {size} was ended by signal {signal.Signals(-process.returncode).name}"
-    return f"the {size} processes of the run lost each other; see {folder}/logs/process-1.log"
+        return f"process {rank} of {size} ended without a word; see {folder}/logs/process-{rank}.log"
+    return f"the {size} processes of the run lost each other"
 
 
 def _word(folder: Path, rank: int) -> Path:

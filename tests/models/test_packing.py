@@ -82,6 +82,14 @@ def test_micro_batches_hold_every_item_once_within_the_limit():
     assert padded <= 1.1 * 2 * sum(lengths)
 
 
+def test_several_processes_have_batches_of_a_part_of_the_tokens_each():
+    """By hand: 400 tokens for 4 processes are at most 100 a batch; alone they would be one batch."""
+    lengths = [50, 50, 50, 50, 50, 50, 50, 50]
+    assert len(micro_batches(lengths, max_tokens=1024)) == 1
+    assert micro_batches(lengths, 1024, processes=4) == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert micro_batches([5, 3], 1024, rows=2, processes=4) == [[0], [1]]
+
+
 def test_an_oversized_item_has_its_own_batch():
     assert micro_batches([5, 100, 4], max_tokens=10) == [[1], [0, 2]]
 

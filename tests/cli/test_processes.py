@@ -1,0 +1,122 @@
+"""One run on several processes: the numbers of one, written once, and an end with a sentence when one is gone."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from multiref_cli.errors import RequestError, RunError
+from multiref_cli.files import read_json, read_lines
+from multiref_cli.parallel import ALONE
+from multiref_cli.runs import processes
+
+
+def same(first: Path, second: Path, within: float) -> None:
+    """The metrics and results of two runs are equal but for rounding; times are left out."""
+    rows, others = read_lines(first / "metrics.jsonl"), read_lines(second / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [row["step"] for row in others]
+    for row, other in zip(rows, others):
+        known = {name: value for name, value in row.items() if not name.startswith(("time/", "tokens_per"))}
+        assert {name: other[name] for name in known} == pytest.approx(known, rel=within, abs=within)
+    found = [read_json(folder / "results.json")["metrics"] for folder in (first, second)]
+    means = [{name: one["mean"] for name, one in metrics.items()} for metrics in found]
+    assert means[0] == pytest.approx(means[1], rel=1e-5, abs=1e-5)
+
+
+def test_two_processes_train_what_one_does(place, multiref, offline):
+    for count in (1, 2):
+        assert multiref("train", *offline, f"hardware.processes={count}", f"run.dir=out{count}") == 0
+    same(Path("out1"), Path("out2"), 1e-5)
+    first = [read_lines(Path(f"out{count}/metrics.jsonl"))[0]["gradient_norm"] for count in (1, 2)]
+    assert first[0] == pytest.approx(first[1], rel=1e-6)
+    assert read_json(Path("out1/results.json"))["config_hash"] == read_json(Path("out2/results.json"))["config_hash"]
+
+
+def test_a_process_that_is_killed_ends_the_run_which_goes_on_with_another_number(place, multiref, online, capsys):
+    """Killed in windows of two inner iterations of a sampled penalty, of whose old log-probs each has a part."""
+    several = ["algorithm.inner_iterations=2", "regularizer=rkl_token", "regularizer.estimator=k2", "steps=40"]
+    arguments = [*online, *several, "evaluation.prompts=3", "hardware.checkpoint_every=1"]
+    assert multiref("train", *arguments, "run.dir=whole") == 0
+
+    def kill_the_other_one() -> None:
+        metrics = Path("out/metrics.jsonl").absolute()
+        while not metrics.exists() or metrics.read_bytes().count(b"\n") < 3:
+            time.sleep(0.01)
+        (child,) = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()[-1:]
+        os.kill(int(child), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_the_other_one, daemon=True)
+    killer.start()
+    assert multiref("train", *arguments, "hardware.processes=2", "run.dir=out") == 1
+    killer.join()
+    said = capsys.readouterr().err
+    assert "process 1 of 2 was ended by signal SIGKILL" in said and "--resume out" in said
+    assert 3 <= len(read_lines(Path("out/metrics.jsonl"))) < 40
+    assert multiref("train", "--resume", "out", "hardware.processes=1") == 0
+    same(Path("whole"), Path("out"), 1e-4)
+
+
+def test_a_process_that_cannot_begin_ends_the_run_at_once(place, multiref, offline, capsys, tmp_path, monkeypatch):
+    (tmp_path / "filelock").mkdir()
+    (tmp_path / "filelock" / "__init__.py").write_text("raise ImportError('no filelock here')")
+    monkeypatch.syspath_prepend(tmp_path)  # this process has imported its own long ago
+    assert multiref("train", *offline, "hardware.processes=2", "run.dir=out") == 1
+    assert "process 1 of 2 ended without a word; see out/logs/process-1.log" in capsys.readouterr().err
+    assert "no filelock here" in Path("out/logs/process-1.log").read_text()
+
+
+@pytest.mark.parametrize("algorithm", ["sft", "reward_model"])
+def test_what_trains_without_references_shares_its_steps_too(place, multiref, offline, algorithm):
+    kept = [text for text in offline if not text.startswith(("references", "first", "second", "beta", "evaluation"))]
+    several = [text.replace("batch_pairs", "batch_rows" if algorithm == "sft" else "batch_pairs") for text in kept]
+    for count in (1, 2):
+        arguments = [f"algorithm={algorithm}", *several, "evaluation=none", f"hardware.processes={count}"]
+        assert multiref("train", *arguments, f"run.dir=out{count}") == 0
+    same(Path("out1"), Path("out2"), 1e-5)
+
+
+def test_what_fails_in_another_process_is_what_the_main_one_says(tmp_path, monkeypatch):
+    monkeypatch.setattr(signal, "signal", lambda *ignored: None)
+    (tmp_path / "logs").mkdir()
+    with pytest.raises(SystemExit), processes.speaking_for(tmp_path, 1):
+        raise RunError("the disk is full.")
+    assert (tmp_path / "logs" / "process-1.txt").read_text() == "the disk is full."
+    with pytest.raises(SystemExit), processes.speaking_for(tmp_path, 2):
+        raise ZeroDivisionError("by 0")
+    assert (tmp_path / "logs" / "process-2.txt").read_text() == "ZeroDivisionError: by 0"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["hardware.device=cuda:1"], "gives every process its own device, not device=cuda:1"),
+        (["hardware.reference_device=cuda:1"], "not reference_device=cuda:1"),
+        (["hardware.device=mps"], "not device=mps"),
+        (["hardware.processes=0"], "hardware.processes is 0"),
+    ],
+)
+def test_what_several_processes_cannot_do_is_refused(place, multiref, offline, capsys, overrides, sentence):
+    assert multiref("train", *offline, "hardware.processes=2", *overrides, "run.dir=out") == 2
+    assert sentence in capsys.readouterr().err and not Path("out").exists()
+
+
+def test_a_resume_changes_the_hardware_alone(place, multiref, offline, capsys):
+    assert multiref("train", *offline, "steps=1", "evaluation=none", "run.dir=out") == 0
+    for override in ("beta=3", "hardware.precision=bf16"):
+        assert multiref("train", "--resume", "out", override) == 2
+        assert f"on other hardware at most: drop {override}." in capsys.readouterr().err
+
+
+def test_alone_nothing_is_sent():
+    assert ALONE.main and ALONE.share([1, 2, 3]) == ALONE.woven([1, 2, 3]) == [1, 2, 3]
+    assert ALONE.gather("a") == ["a"]
+    assert ALONE.once(lambda: 5) == 5
+    with pytest.raises(RequestError):
+        ALONE.once(_refused)
+
+
+def _refused() -> None:
+    raise RequestError("no.")
