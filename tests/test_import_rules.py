@@ -18,6 +18,7 @@ LAYERS = {
     "multiref_cli.dotted": 0,
     "multiref_cli.errors": 0,
     "multiref_cli.files": 0,
+    "multiref_cli.parallel": 0,
     "multiref_cli.seeding": 0,
     "multiref_cli.types": 0,
     "multiref_cli.config.algorithms": 0,
