@@ -135,23 +135,33 @@ def read_rows(
     Raises:
         RequestError: nothing is there, or the split, format or configuration is not.
     """
+    rows, problems, digest = [], [], hashlib.sha256()
+    try:
+        for number, row in _numbered(path, split, revision, max_rows, name):
+            if isinstance(row, dict):
+                rows.append((number, row))
+            else:
+                problems.append((number, row))
+            digest.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
+    except RequestError:
+        raise
+    except Exception as error:  # a damaged file raises anything: cut off, of another format, not UTF-8
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise RequestError(f"data.path={path} cannot be read: {reason.rstrip('.')}.") from error
+    return Rows(rows, problems, digest.hexdigest())
+
+
+def _numbered(
+    path: str, split: str, revision: str | None, max_rows: int | None, name: str | None
+) -> Iterable[tuple[int, dict | str]]:
     place = Path(path).expanduser()
     if place.is_dir():
-        numbered = _read_folder(place, split, max_rows)
-    elif place.suffix in SUFFIXES or place.exists():
-        numbered = _read_file(place, max_rows)
-    elif path.count("/") == 1 and not path.startswith((".", "/", "~")):
-        numbered = enumerate(_read_hub(path, split, revision, max_rows, name), 1)
-    else:
-        raise RequestError(f"data.path={path}: no such file or folder, and no Hub id (owner/name) either.")
-    rows, problems, digest = [], [], hashlib.sha256()
-    for number, row in numbered:
-        if isinstance(row, dict):
-            rows.append((number, row))
-        else:
-            problems.append((number, row))
-        digest.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
-    return Rows(rows, problems, digest.hexdigest())
+        return _read_folder(place, split, max_rows)
+    if place.suffix in SUFFIXES or place.exists():
+        return _read_file(place, max_rows)
+    if path.count("/") == 1 and not path.startswith((".", "/", "~")):
+        return enumerate(_read_hub(path, split, revision, max_rows, name), 1)
+    raise RequestError(f"data.path={path}: no such file or folder, and no Hub id (owner/name) either.")
 
 
 def _read_file(path: Path, max_rows: int | None) -> Iterator[tuple[int, dict | str]]:
@@ -177,7 +187,12 @@ def _read_file(path: Path, max_rows: int | None) -> Iterator[tuple[int, dict | s
 def _read_csv(path: Path, max_rows: int | None) -> Iterator[tuple[int, dict | str]]:
     csv.field_size_limit(10**8)
     with path.open(encoding="utf-8-sig", newline="") as lines:
-        for number, row in enumerate(islice(csv.DictReader(lines), max_rows), 1):
+        reader = csv.DictReader(lines)
+        names = list(reader.fieldnames or ())
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise RequestError(f"data.path={path} has two columns {twice!r}: give each a name of its own.")
+        for number, row in enumerate(islice(reader, max_rows), 1):
             yield number, "another number of fields than the header" if None in row else row
 
 

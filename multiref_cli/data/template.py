@@ -85,8 +85,6 @@ def render(tokenizer: Tokenizer, messages: Sequence[Message], generation_prompt:
     Raises:
         RequestError: the template refuses the conversation, such as a system message where it knows none.
     """
-    from jinja2.exceptions import TemplateError
-
     rendering, first = attached_to(tokenizer).rendering, messages[0] if messages else {}
     turns = [{key: value for key, value in message.items() if key not in OF_THE_ROW} for message in messages]
     arguments = rendering.arguments | first.get("chat_template_kwargs", {})
@@ -101,7 +99,7 @@ def render(tokenizer: Tokenizer, messages: Sequence[Message], generation_prompt:
                 **arguments,
             )
         )
-    except (TemplateError, TypeError, KeyError, AttributeError, ValueError) as error:
+    except Exception as error:  # a template is a program: it raises anything
         roles = ", ".join(str(message["role"]) for message in messages)
         raise RequestError(f"The chat template refuses a conversation of {roles}: {error}.") from error
 

@@ -13,6 +13,9 @@ from multiref_cli.models.files import resolve, safetensors_header, weight_files
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _CLASSIFIERS = ("SequenceClassification", "TokenClassification", "QuestionAnswering", "RewardModel")
 _SCORE_HEADS = ("score.weight", "classifier.weight", "classifier.out_proj.weight", "v_head.summary.weight")
+# Names of what is computed with; GPT-2 and GPT-NeoX call a mask so too.
+_COMPUTED = (".weight", ".bias", "_proj", ".lora_A", ".lora_B")
+_MASKS = (".attn.bias", ".attention.bias")
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 
@@ -76,17 +79,24 @@ def check_lora_targets(policy: Policy) -> None:
 
 def position_limit(model: Model) -> int | None:
     """The longest sequence in tokens that a model has positions for; None where its config names none."""
-    config = config_of(resolve(model.path, model.revision, weights=False), model.path)
-    config = config.get("text_config") or config
+    config = _text_config(model)
     found = [config[key] for key in _POSITIONS if isinstance(config.get(key), int) and config[key] > 0]
     return min(found) if found else None
 
 
 def output_ids(model: Model) -> int | None:
     """How many ids a language model's output head has; None where the config does not say."""
-    config = config_of(resolve(model.path, model.revision, weights=False), model.path)
-    size = (config.get("text_config") or config).get("vocab_size")
+    size = _text_config(model).get("vocab_size")
     return size if isinstance(size, int) else None
+
+
+def _text_config(model: Model) -> dict[str, Any]:
+    """The config of the part that reads text: of models that also see, a part of their own."""
+    config = config_of(resolve(model.path, model.revision, weights=False), model.path)
+    text = config.get("text_config") or config
+    if not isinstance(text, dict):
+        raise RequestError(f"{model.path}: text_config in its config.json is {text!r}, no JSON object.")
+    return text
 
 
 def config_of(folder: Path, name: str) -> dict[str, Any]:
@@ -139,7 +149,8 @@ def headers(folder: Path, name: str, adapter: bool = False) -> dict[str, dict[st
 def refuse_types(tensors: Iterable[tuple[str, dict[str, Any]]], name: str) -> None:
     """Refuse weights that are no floating-point numbers; buffers such as masks and position ids may be others."""
     for tensor, entry in tensors:
-        if entry.get("dtype") not in _FLOATS and tensor.endswith((".weight", "_proj", ".lora_A", ".lora_B")):
+        computed = tensor.endswith(_COMPUTED) and not tensor.endswith(_MASKS)
+        if computed and entry.get("dtype") not in _FLOATS:
             raise RequestError(
                 f"{name}: the weights {tensor} are of type {entry.get('dtype')}, not floating point: quantized or "
                 "relabelled weights cannot be trained on or compared; save the model in float32, float16 or bfloat16."

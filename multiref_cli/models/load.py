@@ -10,7 +10,7 @@ from typing import Any
 
 from multiref_cli.config.schema import Lora, Model, Policy
 from multiref_cli.data.template import Rendering, attach
-from multiref_cli.errors import RequestError
+from multiref_cli.errors import RequestError, RunError
 from multiref_cli.files import read_object
 from multiref_cli.models.decoder import check_head
 from multiref_cli.models.files import resolve, safetensors_header, weight_files
@@ -19,6 +19,8 @@ from multiref_cli.models.precision import parameter_type
 from multiref_cli.types import Device, LanguageModel, Tokenizer
 
 _PROBE = "The answer is 42."
+# How byte-level and SentencePiece vocabularies write a space within a token; decoded text has none.
+_MARKS = ("\u0120", "\u2581")
 
 
 def load_tokenizer(model: Model, rendering: Rendering | None = None) -> Any:
@@ -49,29 +51,64 @@ def load_tokenizer(model: Model, rendering: Rendering | None = None) -> Any:
     for kind in (AutoTokenizer, PreTrainedTokenizerFast) if expected else (AutoTokenizer,):
         try:
             tokenizer = kind.from_pretrained(str(folder), trust_remote_code=model.trust_remote_code)
+            ids = tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
+            text = str(tokenizer.decode(ids))
         except Exception as error:  # a damaged folder raises anything, from KeyError to a validator's own
             raise RequestError(f"{path} has no tokenizer that can be opened ({_first_line(error)}).") from error
-        ids = tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
         if ids and ids == (expected or ids):
-            attach(tokenizer, rendering or Rendering(), _ends(model, folder))
+            _refuse_garbling(tokenizer, text, path)
+            attach(tokenizer, rendering or Rendering(), _ends(model, folder, tokenizer))
             return tokenizer
     raise RequestError(
         f"the tokenizer of {path} turns {_PROBE!r} into no tokens: give another one with tokenizer=PATH."
     )
 
 
-def _ends(model: Model, tokenizer_folder: Path) -> list[int]:
-    """The ids that the model's own settings end at: Llama 3 and Phi-3 name some there that no template writes."""
+def _refuse_garbling(tokenizer: Tokenizer, decoded: str, path: str) -> None:
+    """Refuse a tokenizer whose tokens share ids, that gives no text back, or whose template is empty."""
+    vocabulary = tokenizer.get_vocab()
+    if 2 * len(set(vocabulary.values())) < len(vocabulary):
+        raise RequestError(
+            f"the tokenizer of {path} has {len(vocabulary)} tokens, most of which share an id: restore it."
+        )
+    if any(mark in decoded for mark in _MARKS):
+        raise RequestError(
+            f"the tokenizer of {path} turns the tokens of {_PROBE!r} into {decoded!r}: its decoder is lost, restore it."
+        )
+    if tokenizer.chat_template == "":
+        raise RequestError(
+            f"the chat template of {path} is empty: restore it, or delete its file to train without one."
+        )
+
+
+def _ends(model: Model, tokenizer_folder: Path, tokenizer: Tokenizer) -> list[int]:
+    """The ids that the model's own settings end at: Llama 3 and Phi-3 name some there that no template writes.
+
+    Raises:
+        RequestError: settings that cannot be read, or that name an id which the tokenizer does not have.
+    """
+    known = set(tokenizer.get_vocab().values())
     folders = [tokenizer_folder]
     if model.tokenizer:
         folders.insert(0, resolve(model.path, model.revision, weights=False))
     found: list[int] = []
     for folder in folders:
         for name in ("generation_config.json", "config.json"):
-            ends = (read_object(folder / name) or {}).get("eos_token_id")
-            found += [i for i in (ends if isinstance(ends, list) else [ends]) if type(i) is int]
-            if ends is not None:  # config.json counts where there are no generation settings
-                break
+            try:
+                ends = (read_object(folder / name) or {}).get("eos_token_id")
+            except RunError as error:
+                raise RequestError(str(error)) from error
+            if ends is None:  # config.json counts where there are no generation settings
+                continue
+            ids = ends if isinstance(ends, list) else [ends]
+            strange = [i for i in ids if type(i) is not int or i not in known]
+            if strange and name == "generation_config.json":
+                raise RequestError(
+                    f"{folder / name} ends responses at {strange[0]!r}, which is no id of its tokenizer: correct its "
+                    "eos_token_id."
+                )
+            found += [i for i in ids if i not in strange]
+            break
     return found
 
 
@@ -97,7 +134,7 @@ def load_causal_lm(model: Model, device: Device = "cpu", dtype: str | None = Non
     if model.adapter:
         loaded = _with_adapter(loaded, model.adapter, trainable and not _lora(model))
     loaded = loaded.to(device).eval()
-    _refuse_infinite(loaded, model.path)
+    _refuse_lost_weights(loaded, model.path)
     check_head(loaded)
     if not trainable:
         return loaded.requires_grad_(False)
@@ -263,10 +300,13 @@ def _without_adapter(folder: Path) -> Iterator[Path]:
         yield Path(view)
 
 
-def _refuse_infinite(model: LanguageModel, path: str) -> None:
+def _refuse_lost_weights(model: LanguageModel, path: str) -> None:
     bad = next((name for name, value in model.named_parameters() if not bool(value.isfinite().all())), None)
     if bad is not None:
         raise RequestError(f"{path}: the weights {bad} hold numbers that are not finite.")
+    embeddings: Any = model.get_input_embeddings()
+    if not bool(embeddings.weight.any()):
+        raise RequestError(f"{path}: its input embeddings are all zero: its weights are lost, restore them.")
 
 
 def _dtype(name: str | None) -> Any:

@@ -51,7 +51,7 @@ def prepare(asked: Experiment, local: Experiment) -> Job:
     check_models(local)
     rendering = rendering_of(local.data)
     tokenizer = load_tokenizer(local.policy, rendering)
-    verdict(tokenizer)
+    _probe(f"policy.path={local.policy.tokenizer or local.policy.path}", tokenizer)
     if local.policy.new is not None:
         parameter_count(local.policy, tokenizer)  # refuses sizes that fit no network
     vocabulary = max(tokenizer.get_vocab().values()) + 1
@@ -62,6 +62,8 @@ def prepare(asked: Experiment, local: Experiment) -> Job:
     _refuse_unread_arguments(local, [tokenizer, *tokenizers.values()])
     readers = [Reader(name, one) for name, one in tokenizers.items() if first_difference(tokenizer, one) is not None]
     foreign = {reader.name for reader in readers}
+    for reader in readers:
+        _probe(f"reference {reader.name}", reader.tokenizer)
     check_heads(local, vocabulary, foreign)
     limit = shortest_limit(local, foreign)
     problem, what = training_problem(local, limit, readers), f"data.path={local.data.path or local.data.name}"
@@ -74,6 +76,18 @@ def prepare(asked: Experiment, local: Experiment) -> Job:
     check_scorer(job)
     _try_reward(job)
     return job
+
+
+def _probe(name: str, tokenizer: Tokenizer) -> None:
+    """Try a chat template on a conversation.
+
+    Raises:
+        RequestError: it does not write what is said, or raises something; naming the model.
+    """
+    try:
+        verdict(tokenizer)
+    except RequestError as error:
+        raise RequestError(f"{name}: {error}") from error
 
 
 def _evaluation_prompts(job: Job, limit: tuple[int, str] | None, readers: list[Reader]) -> list[Prompt]:
@@ -91,7 +105,9 @@ def _evaluation_prompts(job: Job, limit: tuple[int, str] | None, readers: list[R
     if not isinstance(rows[0], Prompt):
         split = load_data(experiment, job.tokenizer, as_prompts=True)
     if settings.scorer is not None:
-        readers = [*readers, Reader("the scorer", load_tokenizer(settings.scorer, rendering_of(experiment.data)))]
+        reader = Reader("the scorer", load_tokenizer(settings.scorer, rendering_of(experiment.data)))
+        _probe(f"evaluation.scorer.path={settings.scorer.path}", reader.tokenizer)
+        readers = [*readers, reader]
     split = fitting(split, evaluation_problem(experiment, limit, readers), BadRows.drop, "the evaluation")
     found: list[Prompt] = getattr(split, settings.split)
     if not found:

@@ -86,3 +86,21 @@ def test_a_truncated_sampler_shows_no_distances(place, multiref, online):
     keys = [{key for row in read_lines(Path(f"{name}/metrics.jsonl")) for key in row} for name in ("cut", "whole")]
     assert not any(key.startswith("kl/") for key in keys[0]) and "kl/mixed" in keys[1]
     assert any("another sampler" in note for note in read_json(Path("cut/results.json"))["notes"])
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for %}",
+        "nothing",
+        "{{ raise_exception('no') }}",
+        "{{ 1 / 0 }}",
+        "{% for i in range(10 ** 9) %}x{% endfor %}",
+    ],
+)
+@pytest.mark.parametrize("role", ["policy.path", "evaluation.scorer.path"])
+def test_a_broken_template_is_named(place, refused, offline, tmp_path, role, template):
+    bent = tmp_path / "bent"
+    shutil.copytree(place / ("one" if role == "policy.path" else "judge"), bent)
+    (bent / "chat_template.jinja").write_text(template)
+    assert f"{role}={bent}: The chat template" in refused(*offline, f"{role}={bent}")

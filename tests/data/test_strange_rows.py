@@ -148,3 +148,24 @@ def test_dialogues_beside_a_prompt_column_carry_their_prompt(config, write, chat
 def test_an_empty_system_prompt_is_one(config, write, chatml):
     (row,) = load_demonstrations(config(write([GOOD]), system_prompt=""), chatml).train
     assert row.messages[0] == {"role": "system", "content": ""}
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("cut.jsonl.gz", gzip.compress(b'{"prompt": "a", "chosen": "b", "rejected": "c"}\n' * 50)[:40]),
+        ("plain.jsonl.gz", b'{"prompt": "a"}\n'),
+        ("junk.parquet", b"PAR1junk"),
+        ("empty.parquet", b""),
+        ("latin1.csv", b"prompt,chosen,rejected\ncaf\xe9,a,b\n"),
+        ("twice.csv", b"prompt,chosen,chosen,rejected\na,b,c,d\n"),
+        ("broken/state.json", b"{"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(tmp_path, config, chatml, name, content):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    place = path.parent if "/" in name else path
+    with pytest.raises(RequestError, match=f"data.path={place} (cannot be read: .|has two columns 'chosen')"):
+        load_preferences(config(path=str(place)), chatml)

@@ -13,7 +13,13 @@ from multiref_cli.config.schema import Lora, Model, Policy, ReferenceSpec
 from multiref_cli.data.chat import end_ids
 from multiref_cli.errors import RequestError
 from multiref_cli.models.files import fingerprint
-from multiref_cli.models.inspect import check_language_model, check_lora_targets, check_reward_model, position_limit
+from multiref_cli.models.inspect import (
+    check_language_model,
+    check_lora_targets,
+    check_reward_model,
+    output_ids,
+    position_limit,
+)
 from multiref_cli.models.load import load_causal_lm, load_reward_model, load_tokenizer
 from multiref_cli.models.save import save_policy
 from multiref_cli.references.adapters import shared_openers
@@ -72,6 +78,20 @@ def run_folder(folder):
     (folder / "config.yaml").touch()
 
 
+def retyped(tensor, kind):
+    def change(folder):
+        weights = load_file(folder / "model.safetensors")
+        weights[tensor] = torch.zeros(4, dtype=kind)
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+    return change
+
+
+def emptied(folder):
+    weights = load_file(folder / "model.safetensors")
+    save_file({k: torch.zeros_like(v) for k, v in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+
+
 def sharded(folder):
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-00001.safetensors"}}))
 
@@ -80,6 +100,7 @@ KNOWN_AT_ONCE = {
     "float32 called int32": (relabeled("I32"), "of type I32, not floating point"),
     "bool": (relabeled("BOOL"), "of type BOOL, not floating point"),
     "complex": (relabeled("C64"), "of type C64, not floating point"),
+    "an integer bias": (retyped("model.layers.0.self_attn.q_proj.bias", torch.int32), "q_proj.bias are of type I32"),
     "cut off": (cut, "model.safetensors is damaged: its length"),
     "no header": (lambda f: reheaded(f, lambda h: b"{nonsense"), "model.safetensors is damaged"),
     "header a list": (lambda f: reheaded(f, lambda h: []), "model.safetensors is damaged"),
@@ -96,6 +117,7 @@ KNOWN_WHEN_OPENED = {
     "fewer layers in the config": (configured(num_hidden_layers=1), "more than its config.json asks for"),
     "more layers in the config": (configured(num_hidden_layers=3), "lacks .* weights"),
     "another width": (configured(hidden_size=64), "cannot be opened"),
+    "weights all zero": (emptied, "its input embeddings are all zero"),
     "unknown type": (configured(model_type="llama9"), "cannot be opened"),
     "type of another kind": (configured(model_type=7), "cannot be opened"),
 }
@@ -117,6 +139,18 @@ def test_known_when_opened(folder, case):
     with pytest.raises(RequestError, match=sentence) as caught:
         load_causal_lm(Model(path=str(folder)))
     assert str(folder) in str(caught.value)
+
+
+def test_a_mask_that_is_called_bias_is_none(folder):
+    retyped("transformer.h.0.attn.bias", torch.uint8)(folder)
+    check_language_model(ReferenceSpec(path=str(folder), name="first"), "reference first")
+
+
+def test_a_text_config_that_is_none(folder):
+    configured(text_config=7)(folder)
+    for look in (position_limit, output_ids):
+        with pytest.raises(RequestError, match=f"{folder}: text_config in its config.json is 7, no JSON object"):
+            look(Model(path=str(folder)))
 
 
 def test_weights_that_are_not_finite(folder):
