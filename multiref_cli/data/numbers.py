@@ -14,6 +14,7 @@ _SCALES = {
 _VULGAR = {"½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅕": "1/5", "⅛": "1/8", "⅜": "3/8", "⅝": "5/8"}
 _ROOTS = {"2": "√", "3": "∛"}
 _FUNCTIONS = {"√": "square_root", "∛": "cube_root", "¦": "absolute"}
+_SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 
 # Rewritten in this order; what is left then is digits, operators, words and punctuation.
@@ -22,18 +23,21 @@ _REWRITES: list[tuple[re.Pattern, str]] = [
     for pattern, by in [
         (r"[−‒–]", "-"),
         (r"</?[a-z][a-z ]*/?>", " "),
-        (r"\\[!,;:]|\\ |\\q?quad\b|\\(?:left|right|displaystyle|boxed)\b|\u00a0|\u202f|\u2009", " "),
+        (r"\\[!,;:()\[\]]|\\ |\\(?:q?quad|left|right|displaystyle|boxed)(?![a-z])|\u00a0|\u202f|\u2009", " "),
         (r"(?<=\d)\s*\{,\}\s*(?=\d{3})", ","),
         (r"\\(?:text|mathrm|mbox|textbf|mathbf|operatorname)\s*\{([^{}]*)\}", r" \1 "),
         (r"\^\s*\{?\s*\\circ\s*\}?|\\degree|°|\\?%", " "),
-        (r"\\?[$€£¥₹]|\b(?:USD|EUR|GBP)\b", " "),
-        (r"\\(?:times|cdot)\b|[×·⋅]|(?<=\d)\s*x\s*(?=\d)|(?<=[\d)])\s*\*(?=\s*[\d(])", " * "),
-        (r"\\div\b|÷", "/"),
-        (r"\\(?:approx|simeq)\b|[≈≅]", "="),
+        (r"\\?[$€£¥₹¢]|\b(?:USD|EUR|GBP)\b", " "),
+        (r"(?<=\d)\s*/\s*(?=[^\W\d_]{2})", " per "),
+        (r"\\(?:times|cdot)(?![a-z])|[×·⋅]|(?<=\d)\s*x\s*(?=\d)|(?<=[\d)])\s*\*(?=\s*[\d(])", " * "),
+        (r"\\div(?![a-z])|÷", "/"),
+        (r"\\(?:approx|simeq)(?![a-z])|[≈≅]", "="),
         (r"\\[dtc]?frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
         (r"\\[dtc]?frac\s*(\d)\s*\{", r"\\frac{\1}{"),
         (r"(\\[dtc]?frac\s*\{[^{}]*\})\s*(\d)(?!\d)", r"\1{\2}"),
+        (r"(?<=\d)\s*_\s*\{?\s*\d+\s*\}?", r" \\ "),  # of another base
         (r"√\s*(\d+)", r"\\sqrt{\1}"),
+        (r"\bsqrt\s*\(", "√("),
         (r"\\sqrt\s*(\d)", r"\\sqrt{\1}"),
         # The exponent of a unit (cm^2) is part of its name.
         (r"([^\W\d_]\s*)\^\s*(?:\{\s*-?\d+\s*\}|-?\d)", r"\1"),
@@ -50,9 +54,11 @@ _COMMENT = re.compile(r"(.*\S)\s+\(([^()]*)\)[\s.]*", re.DOTALL)
 _IN_WORD = re.compile(r"(?<!\d)[^\W\d]\w*\d\w*|(?<=\d)(?!e[-+]?\d)[^\W\d]+\d\w*|[^\W\d_]{2,}-\d+", re.IGNORECASE)
 # What makes of a number another one, or no answer at all.
 _REFUSED = re.compile(
-    r"\bor\b|\beither\b|\bn[o']t\b|\b(?:less|more|fewer|greater|at least|at most|up to)\s+(?:than\s+)?(?=[-\d])|"
-    r"[\\<>≤≥≠±π∞]|\bpi\b|"
-    r"\d\s*(?:and\s+)?(?:a\s+)?half\b|\b(?:squared|cubed|factorial)\b|"
+    r"(?i:\bor\b|\beither\b|\bn[o']t\b|\bpi\b|\b(?:squared|cubed|factorial)\b|\d\s*(?:and\s+)?(?:a\s+)?half\b|"
+    r"\b(?:less|more|fewer|greater|over|under|above|below|at least|at most|up to)\s+(?:than\s+)?(?=[-\d])|"
+    r"\b(?:half|thirds?|quarters?|twice|thrice|double|triple|times|plus|by|roots?|power)\s+(?:of\s+)?(?=[-\d.(])|"
+    r"\b(?:sin|cos|tan|cot|sec|csc|log|ln|lg|exp|abs)\s*(?=[-\d.(]))|"
+    r"[\\<>≤≥≠±π∞]|"
     # A variable beside a number: 3x, 3 x, 2 + x, x - 5; a single letter that is a unit stands behind its number.
     r"[\d)]\s*,?\s*(?![eE][-+]?\d)[b-fijknopqr-uw-z](?![^\W\d_])(?<!\d[gmslhd])|\d\s*[-+*/^]\s*[^\W\d_](?![^\W\d_])|"
     r"(?<![^\W\d_])(?!(?<=\d)[eE][-+]\d)[^\W\d_]\s*[-+*/^]\s*\d|[^\W\d_]\s+-\s+\d|\d[MBT]\b"
@@ -88,6 +94,7 @@ def parse_number(text: str) -> Fraction | None:
 
 
 def _rewritten(text: str) -> str:
+    text = re.sub(r"[₀-₉]+", lambda m: "_" + m[0].translate(_SUBSCRIPTS), text)
     text = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda m: "^{" + m[0].translate(_SUPERSCRIPTS) + "}", text)
     for character, fraction in _VULGAR.items():
         text = text.replace(character, f" {fraction}")
@@ -106,6 +113,8 @@ def _mixed(match: re.Match) -> str:
 def _side(text: str) -> Fraction | None:
     """One side of an equation: a number or an expression among words."""
     remark = _COMMENT.fullmatch(text)
+    if remark and re.search(r"\bor\b\W*\d", remark[2], re.IGNORECASE):
+        return None
     if remark and (re.search(r"[^\W\d_]", remark[2]) or _side(remark[2]) == _side(remark[1])):
         text = remark[1]
     text = _IN_WORD.sub(" ~ ", text)
