@@ -196,6 +196,7 @@ def load_reward_model(model: Model, device: Device = "cpu", dtype: str | None = 
     if model.adapter:
         loaded = _with_adapter(loaded, model.adapter, trainable and not _lora(model))
     loaded = loaded.to(device).eval()
+    _refuse_lost_weights(loaded, model.path)
     if not trainable:
         return loaded.requires_grad_(False)
     return _with_new_lora(loaded, _lora(model), "SEQ_CLS") if _lora(model) else loaded

@@ -21,7 +21,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.bench.inputs_cases import CASES
+from tests.bench.inputs_beside import CASES
 from tests.bench.inputs_world import World, build
 
 

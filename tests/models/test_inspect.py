@@ -157,8 +157,9 @@ def test_weights_that_are_not_finite(folder):
     weights = load_file(folder / "model.safetensors")
     next(iter(weights.values())).view(-1)[3] = float("nan")
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(RequestError, match="not finite"):
-        load_causal_lm(Model(path=str(folder)))
+    for load in (load_causal_lm, lambda model: load_reward_model(model, trainable=True)):
+        with pytest.raises(RequestError, match="not finite"):
+            load(Model(path=str(folder)))
 
 
 def test_reward_models_and_language_models_are_told_apart(folder, tmp_path):
