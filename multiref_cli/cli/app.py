@@ -191,6 +191,14 @@ def refs_mix(overrides: Overrides = None) -> None:
     mix(overrides or [])
 
 
+@refs_app.command("weights")
+def refs_weights(overrides: Overrides = None) -> None:
+    """Show what alpha=auto and alpha=balanced choose for a config, and between what."""
+    from multiref_cli.cli.refs import weights
+
+    weights(overrides or [])
+
+
 @world_app.command("make")
 def world_make(
     seed: Annotated[int, typer.Argument(metavar="SEED", min=0, help="Names the world, and all its randomness.")],

@@ -9,7 +9,7 @@ from multiref_cli.cli import display
 from multiref_cli.config.check import check
 from multiref_cli.config.compose import compose, compose_unchecked, expand_axes
 from multiref_cli.config.schema import Experiment, Hardware
-from multiref_cli.config.weights import weights_of
+from multiref_cli.config.weights import BALANCED, RULES, weights_of
 from multiref_cli.errors import RequestError, RunError
 from multiref_cli.tracking.places import check_place, holds_something
 
@@ -130,6 +130,28 @@ def mix(overrides: list[str]) -> None:
     headers = ["mean", "alpha", score, "ci_low", "ci_high", "n", "above the better single"]
     display.table(f"alpha: weight of {names[0]}; 0: {names[1]} alone", headers, cells)
     display.line(f"{folder / 'scores.csv'}; report: {page}")
+
+
+def weights(overrides: list[str]) -> None:
+    """Print what each rule for alpha chooses for a config, and the values that it compares; writes the cache alone."""
+    experiment = compose_unchecked([text for text in overrides if not text.startswith("alpha=")])
+    check(replace(experiment, alpha=BALANCED))
+
+    from multiref_cli.reports.choices import chosen, compared
+    from multiref_cli.runs.choose import choose
+
+    for rule in RULES:
+        asked = replace(experiment, alpha=rule)
+        try:
+            check(asked)
+            with display.progress(plain=False) as progress:
+                choice = asdict(choose(asked, progress))
+        except RequestError as error:  # the other rule may apply
+            display.line(str(error))
+            continue
+        headers, rows = compared(choice, thin=True)
+        display.table(f"alpha={rule}", headers, rows)
+        display.line(chosen(choice))
 
 
 def _store() -> "ReferenceStore":

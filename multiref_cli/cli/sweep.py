@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from multiref_cli.cli import display
+from multiref_cli.cli.choosing import Chooser
 from multiref_cli.errors import RequestError, RunError
 from multiref_cli.sweeps.estimate import measured
 from multiref_cli.sweeps.ledger import Ledger
@@ -14,6 +15,7 @@ from multiref_cli.sweeps.request import Request, key_of, parse_request
 from multiref_cli.sweeps.watch import Snapshot, Watcher, event_line
 from multiref_cli.tracking.places import check_place, command
 from multiref_cli.tracking.progress import duration
+from multiref_cli.tracking.run_dir import read_choices
 
 # More rows than this say nothing on a terminal; plan.jsonl has every point.
 _SHOWN = 60
@@ -42,7 +44,8 @@ def sweep(
     request = _request(overrides, resume)
     check_place(request.folder, "the sweep's folder")
     check_launcher(launcher, request.launcher)
-    plan = make_plan(request)
+    chooser = Chooser(dry_run, plain, read_choices(request.folder))
+    plan = make_plan(request, chooser)
     workers = workers or default_workers(len(plan.points), plan.points[0].experiment.hardware.device, plan.processes)
     ledger = Ledger(request.folder)
     watcher = Watcher(ledger, plan)
@@ -51,7 +54,8 @@ def sweep(
         return _show_cost(plan, workers)
     from multiref_cli.tracking.provenance import git_state, versions
 
-    ledger.write_plan(request, plan, {"git": git_state(), "versions": versions(), "command": _command(request)})
+    facts = {"git": git_state(), "versions": versions(), "command": _command(request)}
+    ledger.write_plan(request, plan, facts, chooser.choices)
     if retry_failed:
         ledger.forget_failures((point.name, point.id) for point in plan.points)
         watcher = Watcher(ledger, plan)

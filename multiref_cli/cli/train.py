@@ -1,10 +1,12 @@
 """`multiref train`: one run, or its plan."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
 
 from multiref_cli.cli import display
+from multiref_cli.cli.choosing import Chooser
 from multiref_cli.config.compose import compose
 from multiref_cli.config.schema import Experiment
 
@@ -19,13 +21,18 @@ def train(overrides: list[str], *, dry_run: bool, resume: str | None, plain: boo
             folder = resume_run(Path(resume), progress, write_run_report, overrides=overrides)
         return finished(folder)
     experiment = compose(overrides)
+    chooser = Chooser(dry_run, plain)
+    if experiment.rule is not None:
+        experiment = replace(experiment, alpha=chooser(experiment))
     if dry_run:
         return _show_plan(experiment)
     from multiref_cli.reports.report import write_run_report
     from multiref_cli.runs.run import train as train_run
 
     with display.progress(plain) as progress:
-        folder = train_run(experiment, overrides=overrides, progress=progress, report=write_run_report)
+        folder = train_run(
+            experiment, overrides=overrides, progress=progress, report=write_run_report, choices=chooser.choices
+        )
     finished(folder)
 
 

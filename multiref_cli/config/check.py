@@ -12,7 +12,7 @@ from multiref_cli.config.ranges import check_number, check_numbers
 from multiref_cli.config.regularizer import Arwc, Estimator, Level, Regularizer, States
 from multiref_cli.config.schema import PRECISIONS
 from multiref_cli.config.terms import OTHERS, START
-from multiref_cli.config.weights import routes_of, weights_of
+from multiref_cli.config.weights import AUTO, routes_of, weights_of
 from multiref_cli.errors import RequestError
 from multiref_cli.tracking.places import check_name
 
@@ -33,6 +33,9 @@ def check(experiment: "Experiment") -> None:
     Raises:
         RequestError: naming the key, what was given and what is allowed.
     """
+    if experiment.rule is not None:
+        _check_rule(experiment, experiment.rule)
+        experiment = experiment.evenly
     check_numbers(experiment)
     _check_parts(experiment)
     _check_paths(experiment)
@@ -45,6 +48,31 @@ def check(experiment: "Experiment") -> None:
         _check_online(experiment, experiment.algorithm)
     if experiment.steps is None:
         _require(experiment.epochs is not None, "give steps=NUMBER or epochs=NUMBER above 0")
+
+
+def _check_rule(experiment: "Experiment", rule: str) -> None:
+    """Refuse a rule for alpha where there is nothing to choose, or nothing to choose by."""
+    r, algorithm, given = experiment.regularizer, experiment.algorithm, f"alpha={rule}"
+    if not algorithm.regularized or r is None:
+        raise RequestError(f"{given} weighs references, and algorithm={algorithm.name} is towards none: leave it out.")
+    _require(len(experiment.references) > 1, f"{given} weighs several references against each other; one is given")
+    _require(not r.signed, f"{given} looks among weights from 0 to 1; regularizer={r.title} goes beyond: give numbers")
+    _require(not r.terms, f"{given} is a rule for one mixed reference; regularizer={r.title} is a sum of divergences")
+    _require(
+        r.ctro is None and not r.arwc and not r.multi_loss,
+        f"{given} is a rule for one mixed reference, the same for all pairs; regularizer={r.title} has none: give "
+        "numbers",
+    )
+    _require(experiment.beta > 0, f"with beta=0 references play no part, and {given} has nothing to choose")
+    if rule == AUTO:
+        _require(
+            algorithm.rewarded or not algorithm.online,
+            f"{given} needs a reward, and algorithm={algorithm.name} learns from none; alpha=balanced needs none",
+        )
+        _require(
+            algorithm.online or experiment.evaluation.scorer is not None,
+            f"{given} needs a reward model that scores responses: give evaluation.scorer.path=MODEL, or numbers",
+        )
 
 
 def _check_parts(experiment: "Experiment") -> None:

@@ -14,7 +14,7 @@ from multiref_cli.config.algorithms import ALGORITHMS, Algorithm
 from multiref_cli.config.plain import changed, digest, from_plain, to_plain
 from multiref_cli.config.ranges import COUNT, COUNT_OR_0, SEED, number, within
 from multiref_cli.config.regularizer import Ctro, DivergenceTerm, Estimator, Level, Mix, Regularizer, States, Term
-from multiref_cli.config.weights import Routes, routes_of, weights_of
+from multiref_cli.config.weights import RULES, Routes, routes_of, weights_of
 
 __all__ = ["Ctro", "DivergenceTerm", "Estimator", "Level", "Mix", "Regularizer", "States", "Term"]
 
@@ -235,6 +235,16 @@ class Experiment:
     tracking: Tracking = field(default_factory=Tracking)
     hardware: Hardware = field(default_factory=Hardware)
     run: RunSettings = field(default_factory=RunSettings)
+
+    @property
+    def rule(self) -> str | None:
+        """The rule that alpha is still to be chosen by; None where it is weights."""
+        return self.alpha if isinstance(self.alpha, str) and self.alpha in RULES else None
+
+    @property
+    def evenly(self) -> "Experiment":
+        """The same with equal weights: what stands in for an alpha that is still to be chosen."""
+        return replace(self, alpha=[1 / len(self.references)] * len(self.references))
 
     @cached_property
     def weights(self) -> list[float]:

@@ -7,6 +7,9 @@ from typing import Any
 
 from multiref_cli.errors import RequestError
 
+# Words in place of weights, for rules that choose them (runs/choose.py): by the value, by the disagreement.
+AUTO, BALANCED = "auto", "balanced"
+RULES = (AUTO, BALANCED)
 EXTRAPOLATE = " (regularizer=extrapolate takes negative weights and such above 1)"
 
 
@@ -92,8 +95,10 @@ def weights_of(alpha: object, count: int, signed: bool = False) -> list[float]:
             return [1.0]
         _require(count == 2, f"one number for alpha fits two references, not {count}; give 'alpha=[...]'")
         return [float(alpha), 1.0 - float(alpha)]
+    if isinstance(alpha, str) and alpha in RULES:
+        raise RequestError(f"alpha={alpha} is chosen by train, sweep and refs weights alone; give numbers here.")
     if not isinstance(alpha, (list, tuple)) or not all(type(a) in (int, float) for a in alpha):
-        raise RequestError(f"alpha is {alpha!r}; give a number or a list of numbers.")
+        raise RequestError(f"alpha is {alpha!r}; give a number, a list of numbers, {' or '.join(RULES)}.")
     weights = [float(a) for a in alpha]
     _require(len(weights) == count, f"alpha has {len(weights)} weights for {count} references")
     _require(all(map(math.isfinite, weights)), f"alpha has a weight that is no finite number: {weights}")

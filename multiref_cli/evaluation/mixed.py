@@ -69,7 +69,7 @@ def score_mixtures(
     values: dict[tuple[float, float], np.ndarray] = {}
     for done, (order, alpha) in enumerate(wanted):
         progress.advance("mixed references", done, len(wanted))
-        values[order, alpha] = _scores(evaluator, models, order, alpha)
+        values[order, alpha] = mixture_scores(evaluator, models, order, alpha)
     progress.advance("mixed references", len(wanted), len(wanted))
     singles = {alpha: values[0.0, alpha] for alpha in (0.0, 1.0)}
     better = max(singles.values(), key=np.mean)
@@ -84,6 +84,15 @@ def score_mixtures(
     return rows
 
 
+def mixture_scores(evaluator: Evaluator, models: tuple[Any, Any], order: float, alpha: float) -> np.ndarray:
+    """(P,) mean score of the responses of one mixed reference to each prompt; arguments as of `score_mixtures`."""
+    batch_size = evaluator.settings.batch_size
+    engine = MixtureEngine(models, (alpha, 1 - alpha), order, 0, batch_size, evaluator.vocabulary)
+    (name,) = evaluator.scorers
+    _, rows = evaluator.evaluate(None, engine, Silent())
+    return np.array([row[name] for row in rows])
+
+
 def write_scores(rows: Sequence[MixedScore], path: Path) -> None:
     """Write rows as CSV, one line each, columns named as the fields of `MixedScore`."""
     with io.StringIO(newline="") as file:
@@ -91,12 +100,3 @@ def write_scores(rows: Sequence[MixedScore], path: Path) -> None:
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
         write_text(path, file.getvalue())
-
-
-def _scores(evaluator: Evaluator, models: tuple[Any, Any], order: float, alpha: float) -> np.ndarray:
-    """(P,) mean score of the responses to each prompt."""
-    batch_size = evaluator.settings.batch_size
-    engine = MixtureEngine(models, (alpha, 1 - alpha), order, 0, batch_size, evaluator.vocabulary)
-    (name,) = evaluator.scorers
-    _, rows = evaluator.evaluate(None, engine, Silent())
-    return np.array([row[name] for row in rows])

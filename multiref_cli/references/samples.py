@@ -19,6 +19,7 @@ def stored_responses(
     rollout: Rollout,
     end_ids: Sequence[int],
     progress: Progress,
+    root: int = 0,
 ) -> dict[int, list[list[int]]]:
     """Responses of one reference, drawn now where they are not stored.
 
@@ -34,6 +35,7 @@ def stored_responses(
         rollout: temperature, most new tokens, responses a prompt and responses decoded at once.
         end_ids: ids that end a response.
         progress: told while the reference is sampled.
+        root: of the seeds; other ones give responses that are independent of these.
 
     Returns:
         Prompt number -> [G] token ids, for all blocks that the wanted prompts lie in.
@@ -45,7 +47,7 @@ def stored_responses(
     for done, block in enumerate(blocks):
         progress.advance(f"samples of {reference.name}", done, len(blocks))
         rows = range(block * size, min((block + 1) * size, len(prompts)))
-        seeds = [derive(0, "reference samples", prompts[row].row) for row in rows]
+        seeds = [derive(root, "reference samples", prompts[row].row) for row in rows]
         ids = [prompts[row].ids for row in rows]
         groups = store.samples(reference, ids, rollout.group_size, sampling, seeds, rollout.batch_size)
         found |= {row: [one.ids for one in group] for row, group in zip(rows, groups)}

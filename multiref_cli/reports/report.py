@@ -9,6 +9,7 @@ from multiref_cli.config.objective import deviations, objective
 from multiref_cli.errors import RequestError
 from multiref_cli.reports import figures
 from multiref_cli.reports.captions import VERDICTS, write_verdicts
+from multiref_cli.reports.choices import add_choices
 from multiref_cli.reports.collect import Condition, Run, alpha_text, conditions, read_run, write_csv
 from multiref_cli.reports.job_section import add_job, job_name, jobs, plus_minus, stems, summary_line, write_pending
 from multiref_cli.reports.page import Page
@@ -74,6 +75,8 @@ def write_report(folders: Sequence[Path], out: Path | None = None, against: Path
         (job_name(group[0]), one) for group, stem in zip(groups, stems(groups)) for one in add_job(page, group, stem)
     ]
     write_verdicts(verdicts, target / VERDICTS)
+    for folder in folders:
+        add_choices(page, folder)
     add_provenance(page, runs, [Ledger(sweep).description().get("command", "unknown") for sweep in sweeps])
     return page.write(target)
 
@@ -136,6 +139,7 @@ def write_run_report(folder: Path) -> Path:
     drawn = figures.learning_curves([condition])
     if drawn is not None:
         page.text("## Training").figure("learning-curves", drawn, "Metrics of every optimizer step.")
+    add_choices(page, run.folder)
     add_provenance(page, [run])
     return page.write(run.folder / "report")
 

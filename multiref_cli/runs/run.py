@@ -51,6 +51,7 @@ def train(
     progress: Progress | None = None,
     report: WriteReport | None = None,
     accept: Callable[[dict[str, str]], None] = lambda found: None,
+    choices: Sequence[dict[str, Any]] = (),
 ) -> Path:
     """Train and evaluate a new run.
 
@@ -60,6 +61,7 @@ def train(
         progress: told of every step.
         report: writes the report of a finished run; called at the end, before a mirror takes its figures.
         accept: refuses what the run would be made from (see `inputs`), before anything is written.
+        choices: of alpha, where a rule chose it (runs.choose), to be kept beside the run.
 
     Returns:
         The run folder.
@@ -76,7 +78,7 @@ def train(
     accept(inputs(job))
     content, there = manifest(job), folder.exists()
     with RunDir(folder).alone():
-        run = RunDir.create(folder, config_text(experiment), list(overrides), content)
+        run = RunDir.create(folder, config_text(experiment), list(overrides), content, choices)
         try:
             return _guarded(job, run, progress, report)
         except RequestError:  # what is wrong with the request came out when its models were opened: nothing was trained

@@ -30,7 +30,7 @@ from multiref_cli.files import (
 from multiref_cli.sweeps.plan import Plan
 from multiref_cli.sweeps.request import Request
 from multiref_cli.tracking.places import holds_something, make_place
-from multiref_cli.tracking.run_dir import RunDir
+from multiref_cli.tracking.run_dir import CHOICES, RunDir
 
 # A holder on another machine that has not touched its claim for so long is dead (its own machine is asked by lock).
 STALE_SECONDS = 120.0
@@ -67,8 +67,16 @@ class Ledger:
             raise RequestError(f"{path} is not a sweep folder (it has no sweep.yaml); give the folder of a sweep.")
         return cls(path)
 
-    def write_plan(self, request: Request, plan: Plan, provenance: dict[str, Any]) -> None:
+    def write_plan(
+        self, request: Request, plan: Plan, provenance: dict[str, Any], choices: Sequence[dict[str, Any]] = ()
+    ) -> None:
         """Make the folder or replace its plan; finished points stay, those that are no longer asked for are not read.
+
+        Args:
+            request: as asked for.
+            plan: of it.
+            provenance: further keys of sweep.yaml.
+            choices: of alpha that the plan was made with, where rules chose it.
 
         Raises:
             RequestError: the folder exists and is something else.
@@ -92,6 +100,8 @@ class Ledger:
                 **provenance,
             }
             write_text(self.path / "sweep.yaml", yaml.safe_dump(description, sort_keys=False, allow_unicode=True))
+            if choices or (self.path / CHOICES).is_file():
+                write_json(self.path / CHOICES, list(choices))
             write_lines(self.path / "plan.jsonl", [point.line() for point in plan.points])
 
     def description(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -78,11 +78,12 @@ class Plan:
         return len({point.condition_id for point in self.points if point.role == role})
 
 
-def make_plan(request: Request) -> Plan:
+def make_plan(request: Request, choose: Callable[[Experiment], Any] | None = None) -> Plan:
     """Expand a request; a point that several grids name, or one grid under several names, is in the plan once.
 
     Args:
         request: grids in override syntax, seeds, and whether the single-reference baselines belong to it.
+        choose: gives alpha where it is a rule's name; the point is then that of the same weights given as numbers.
 
     Returns:
         The plan: one seed of every condition before the next seed, so that a comparison shows early.
@@ -95,6 +96,9 @@ def make_plan(request: Request) -> Plan:
     names: dict[str, dict[str, None]] = {}
     for overrides in condition_overrides(request):
         experiment = composer.compose(overrides)
+        if experiment.rule is not None and choose is not None:
+            experiment = replace(experiment, alpha=choose(experiment))
+            overrides = _weighed(overrides, experiment.weights)
         baselines = _baselines(experiment, overrides) if request.baselines else ()
         for one, given in [(experiment, overrides), *baselines]:
             plain = canonical(one)
@@ -195,8 +199,14 @@ def _baselines(experiment: Experiment, overrides: tuple[str, ...]) -> Iterable[t
     if not experiment.penalized or count < 2:
         return
     for index in range(count):
-        text = "alpha=[" + ",".join(f"{float(i == index):g}" for i in range(count)) + "]"
-        yield _alone(experiment, index), (*(o for o in overrides if key_of(o) != "alpha"), text)
+        alone = _alone(experiment, index)
+        yield alone, _weighed(overrides, alone.weights)
+
+
+def _weighed(overrides: tuple[str, ...], weights: Iterable[float]) -> tuple[str, ...]:
+    """The overrides with a list of weights as alpha."""
+    text = "alpha=[" + ",".join(f"{weight:g}" for weight in weights) + "]"
+    return (*(o for o in overrides if key_of(o) != "alpha"), text)
 
 
 def _alone(experiment: Experiment, index: int) -> Experiment:

@@ -1,7 +1,7 @@
 """A run folder: what is written, in which order, and how it survives being killed."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from multiref_cli.files import (
     append_line,
     damaged_lines,
     keep_lines,
+    read_json,
     read_lines,
     read_object,
     sweep_temporaries,
@@ -25,6 +26,8 @@ from multiref_cli.files import (
 from multiref_cli.tracking.places import check_place, command, holds_something, make_place
 
 STATES = ("queued", "running", "done", "failed", "stopped")
+# In the folder of a run or a sweep: the choices of alpha (runs.choose) that it was made with.
+CHOICES = "alpha.json"
 
 
 class RunDir:
@@ -34,8 +37,15 @@ class RunDir:
         self.path = Path(path)
 
     @classmethod
-    def create(cls, path: Path, config_yaml: str, overrides: list[str], manifest: dict[str, Any]) -> "RunDir":
-        """Make a new run folder.
+    def create(
+        cls,
+        path: Path,
+        config_yaml: str,
+        overrides: list[str],
+        manifest: dict[str, Any],
+        choices: Sequence[dict[str, Any]] = (),
+    ) -> "RunDir":
+        """Make a new run folder; `choices` of alpha, if there are any, are kept in it.
 
         Raises:
             RequestError: the folder exists and holds something.
@@ -44,6 +54,8 @@ class RunDir:
         run = cls(path)
         write_text(path / "config.yaml", config_yaml)
         write_text(path / "overrides.txt", "".join(line.replace("\n", "\\n") + "\n" for line in overrides))
+        if choices:
+            write_json(path / CHOICES, list(choices))
         run.complete(manifest)  # last: a folder without it is half made
         return run
 
@@ -153,6 +165,15 @@ class RunDir:
         return config_hash is None or results.get("config_hash") == config_hash
 
 
+def read_choices(folder: Path) -> list[dict[str, Any]]:
+    """The choices of alpha that the folder of a run or a sweep was made with; none where the file is damaged."""
+    try:
+        content = read_json(folder / CHOICES)
+    except RunError:
+        return []
+    return [one for one in content if isinstance(one, dict)] if isinstance(content, list) else []
+
+
 def refuse_existing(path: Path) -> None:
     """Refuse a folder for a new run that is there already, or that cannot be made.
 
@@ -167,7 +188,7 @@ def refuse_existing(path: Path) -> None:
 
 def _half_made(path: Path) -> bool:
     """Whether a folder holds nothing but what `create` writes before the manifest: its process was killed there."""
-    allowed = {"config.yaml", "overrides.txt", "samples.jsonl", "checkpoints", "logs", "report"}
+    allowed = {"config.yaml", "overrides.txt", CHOICES, "samples.jsonl", "checkpoints", "logs", "report"}
     entries = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
     known = {entry.name for entry in entries} <= allowed and (path / "config.yaml").exists()
     return known and not any(any(entry.iterdir()) for entry in entries if entry.is_dir())
