@@ -180,6 +180,10 @@ def refs_mix(shop: Workshop, words: list[str]) -> None:
     assert Path("out/report/report.md").is_file()
 
 
+def refs_weights(shop: Workshop, words: list[str]) -> None:
+    shop.run("refs", "weights", *shop.small(words))
+
+
 def theory(shop: Workshop, words: list[str]) -> None:
     small = [size for word in words for size in STUDIES[word.removeprefix("study=")]] or ["study.parts=[clipped]"]
     shop.run("theory", *words, *small, "run.dir=out")
@@ -221,6 +225,7 @@ RULES = {
     "multiref report": report,
     "multiref refs list": refs_list,
     "multiref refs mix": refs_mix,
+    "multiref refs weights": refs_weights,
     "multiref theory": theory,
     "multiref world make": world_make,
     "multiref list": listing,
