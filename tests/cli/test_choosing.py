@@ -158,7 +158,7 @@ def test_refs_weights_shows_both_rules(place, multiref, offline, few, capsys):
     ("overrides", "said"),
     [
         (["alpha=best"], "give a number, a list of numbers, auto or balanced"),
-        (["references=[{name: a, path: ONE}]"], "one is given"),
+        (["references=[{name: a, path: ONE}]"], "the only one here"),
         (["regularizer=extrapolate"], "weights from 0 to 1"),
         (["regularizer=js"], "a sum of divergences"),
         (["regularizer=mrpo_ctro"], "the same for all pairs"),
