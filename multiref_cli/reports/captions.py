@@ -17,8 +17,8 @@ from multiref_cli.reports.verdicts import Verdict
 VERDICTS = "verdicts.csv"
 COLUMNS = ("job", "metric", "kind", "over_alpha", "first", "second", "difference", "low", "high", "p", "verdict")
 BEGIN, END = "<!-- caption {name}: made by multiref from {path}; do not edit -->", "<!-- caption end -->"
-# More pairs than this are counted, not named.
-_NAMED = 12
+# More pairs than this are counted; named are then those alone that differ in the regularizer, up to the same number.
+_NAMED, _NAMED_EQUAL = 12, 4
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def judged(found: Sequence[Judged], metric: str) -> str:
     unknown = len(shown) - len(told) - len(equal)
     parts = [
         f"significant: {_pairs(told, lambda one: f'{one.first} {one.verdict} {one.second} ({one.difference:+.2g})')}",
-        f"not told apart: {_pairs(equal, lambda one: f'{one.first} and {one.second}')}",
+        f"not told apart: {_pairs(equal, lambda one: f'{one.first} and {one.second}', _NAMED_EQUAL)}",
         *([f"{unknown} cannot be judged"] if unknown else []),
     ]
     return f"Corrected for all comparisons of the job, {which}{'; '.join(parts)}.".replace("-", "−")
@@ -134,10 +134,13 @@ def _value(row: Row) -> str:
     return f"{row.interval.mean:.3g} ({row.condition.removesuffix(', untrained')})"
 
 
-def _pairs(found: Sequence[Judged], words: Callable[[Judged], str]) -> str:
-    if len(found) > _NAMED:
-        return f"{len(found)} pairs"
-    return ", ".join(words(one) for one in found) or "none"
+def _pairs(found: Sequence[Judged], words: Callable[[Judged], str], most: int = _NAMED) -> str:
+    if len(found) <= most:
+        return ", ".join(words(one) for one in found) or "none"
+    named = [one for one in found if one.kind == "regularizer"]
+    named = named if len(named) <= most else []
+    rest = f"{len(found) - len(named)} {'more ' if named else ''}pairs"
+    return ", ".join([*(words(one) for one in named), rest])
 
 
 def _of_job(metric: str, make: Callable[[Sequence[Row], Sequence[Judged], str], str]) -> Callable[[Path], str]:

@@ -100,8 +100,9 @@ def compare_job(found: Sequence[Condition], metrics: Sequence[str], confidence: 
     """Make all comparisons of a job on all metrics: one family under one Holm correction.
 
     Every line over alpha (its mean) and every condition of the grid is compared with its single references, with
-    beta 0, and with others that differ in one thing alone: the regularizer's orders, or how it is estimated. Every
-    further pair would cost the ones that answer a question their significance.
+    beta 0, and with others that differ in one thing alone: the regularizer's orders, how it is estimated, or whether
+    advantages are divided by the group's spread. Every further pair would cost the ones that answer a question their
+    significance.
 
     Args:
         found: conditions of one job.
@@ -174,12 +175,22 @@ def _baselines(condition: Condition, found: Sequence[Condition]) -> list[Conditi
 
 
 def _one_difference(first: Condition, second: Condition) -> str | None:
-    """regularizer or estimator, where that is all in which two conditions differ (alpha aside); else None."""
-    if (first.beta, first.rest) != (second.beta, second.rest):
+    """The one thing in which two conditions differ (alpha aside): regularizer, estimator or the scale of the advantages;
+    None where there are more, or others."""
+    if first.beta != second.beta:
         return None
+    if first.rest != second.rest:
+        alike = first.regularizer == second.regularizer and _unscaled(first) == _unscaled(second)
+        return "advantage scale" if alike else None
     if (first.level, first.estimator) == (second.level, second.estimator):
         return "regularizer"
     return "estimator" if _objective(first) == _objective(second) else None
+
+
+def _unscaled(condition: Condition) -> dict[str, Any]:
+    """What stands beside regularizer, alpha and beta, the scale of the advantages aside."""
+    content = condition.experiment.content("seed", "regularizer", "alpha", "beta")
+    return content | {"algorithm": {k: v for k, v in content["algorithm"].items() if k != "advantage_scale"}}
 
 
 def _objective(condition: Condition) -> dict[str, Any]:

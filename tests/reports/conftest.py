@@ -102,6 +102,13 @@ def estimators(tmp_path_factory: pytest.TempPathFactory) -> Ledger:
 
 
 @pytest.fixture(scope="session")
+def scales(tmp_path_factory: pytest.TempPathFactory) -> Ledger:
+    """GRPO with advantages as they are or divided by the group's spread, under one or two inner iterations."""
+    axes = ["algorithm.advantage_scale=none,group", "algorithm.inner_iterations=1,2", "baselines=false"]
+    return write_sweep(tmp_path_factory.mktemp("scales") / "sweep", ["experiment=online_toy", "seeds=2", *axes])
+
+
+@pytest.fixture(scope="session")
 def worlds(tmp_path_factory: pytest.TempPathFactory) -> Ledger:
     """DPO in three worlds, with two regularizers and two alphas."""
     grid = ["regularizer=rkl,fkl", "alpha=0.3,0.7", "world=0,2,5", "seeds=3", "steps=3"]

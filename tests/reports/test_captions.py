@@ -57,6 +57,9 @@ def test_what_is_not_known_is_not_said() -> None:
     assert judged([one], "gold").endswith("significant: none; not told apart: none; 1 cannot be judged.")
     many = [dataclasses.replace(one, first=f"a{i}", verdict="below", difference=-0.1) for i in range(20)]
     assert "significant: 20 pairs" in judged(many, "gold") and "averaged" not in judged(many, "gold")
+    equal = [dataclasses.replace(one, kind="no penalty", verdict="not significant") for one in many]
+    equal[7] = dataclasses.replace(equal[7], kind="regularizer")
+    assert judged(equal, "gold").endswith("not told apart: a7 and b, 19 more pairs.")
     over = [*many, dataclasses.replace(many[0], over_alpha=True)]
     assert "averaged over α, significant: a0 below b (−0.1)" in judged(over, "gold")
 

@@ -95,6 +95,15 @@ def test_only_pairs_that_differ_in_one_thing_are_compared(estimators: Ledger) ->
         assert (names[0] == names[1]) == (verdict.kind == "estimator")
 
 
+def test_the_scale_of_the_advantages_is_one_difference_too(scales: Ledger) -> None:
+    """Two scales x two inner iterations: scales are compared under each, iterations are another run's setting."""
+    verdicts = compare_job(_conditions(scales), ["gold"])
+    assert [verdict.kind for verdict in verdicts] == ["advantage scale", "advantage scale"]
+    for verdict in verdicts:
+        sides = [set(side.split(" ")) for side in (verdict.first, verdict.second)]
+        assert sides[0] ^ sides[1] == {"advantage_scale=none", "advantage_scale=group"}
+
+
 def test_sweep_report(offline: Ledger) -> None:
     index = write_report([offline.path])
     folder, text = index.parent, (index.parent / "report.md").read_text()
