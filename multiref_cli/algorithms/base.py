@@ -94,7 +94,7 @@ class Job:
             vocabulary=self.vocabulary,
             truncation=(experiment.data.max_prompt_tokens, experiment.data.max_completion_tokens),
         )
-        return ReferenceStore(experiment.hardware.cache_folder / "store", scoring)
+        return ReferenceStore(experiment.hardware.cache_folder / "store", scoring, self.parallel)
 
 
 @dataclass

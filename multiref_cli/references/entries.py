@@ -22,6 +22,7 @@ from safetensors.numpy import save_file
 from multiref_cli.errors import RunError
 from multiref_cli.files import read_object, sync_folder, sync_tree, write_text
 from multiref_cli.models.files import file_sha256, safetensors_header
+from multiref_cli.references.parts import Parts
 
 FORMAT = 1
 _TYPES = {"F32": np.float32, "I64": np.int64, "I32": np.int32, "U8": np.uint8}
@@ -215,6 +216,17 @@ class EntryFolder:
         self._sweep(key)
         return Entry(self.root / key, **entry)
 
+    def parts(self, key: str, signature: str) -> Parts:
+        """What is kept of a pass that will write the entry at `key`, divided as `signature` says."""
+        return Parts(self.root / f".parts-{key}-{signature[:16]}")
+
+    def forget_parts(self, key: str, before: float = float("inf")) -> None:
+        """Delete what is kept of unfinished passes for an entry, unless it was written to since `before` (epoch)."""
+        for path in self.root.glob(f".parts-{key}-*"):
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime < before:
+                    shutil.rmtree(path, ignore_errors=True)
+
     def unreadable(self) -> int:
         """How many folders and files are no entry that this version reads: damaged, of a later version, or strays."""
         return len([key for key in self._keys() if self.find(key) is None])
@@ -243,12 +255,14 @@ class EntryFolder:
             return False
         return True
 
-    def sweep_leftovers(self) -> None:
-        """Deletes what killed processes left half-written, unless somebody works on it."""
-        for path in self.root.glob(".writing-*"):
+    def sweep_leftovers(self, before: float = float("-inf")) -> None:
+        """Deletes what killed processes left half-written, unless somebody works on it; of unfinished passes, which can
+        be gone on with, those that were written to before some time (seconds since the epoch) alone."""
+        for path in [*self.root.glob(".writing-*"), *self.root.glob(".parts-*")]:
             key = path.name.split("-")[1]
             with contextlib.suppress(Timeout), FileLock(self.root / ".locks" / f"{key}.lock", timeout=0):
                 self._sweep(key)
+                self.forget_parts(key, before)
 
     def _sweep(self, key: str) -> None:
         for path in self.root.glob(f".writing-{key}-*"):

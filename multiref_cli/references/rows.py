@@ -12,9 +12,13 @@ import torch
 
 from multiref_cli.models.decoder import Adapted, sharing_width
 from multiref_cli.models.packing import Packed, micro_batches, pack, row_length, sharing_pays
+from multiref_cli.parallel import ALONE, Parallel
+from multiref_cli.references.parts import Parts
 
 # Responses that share one row at most: attention grows with the square of the row.
 _GROUP = 8
+# Tokens of a pass that are kept together: what a kill costs, a second on a GPU, a minute on a CPU.
+PART_TOKENS = 2**16
 _ARRAYS = ("prompts", "prompt_offsets", "prompt_of", "completions", "offsets")
 
 
@@ -65,6 +69,8 @@ class ScoredRows:
         micro_tokens: int,
         report: Callable[[int, int, float], None],
         numbers: Sequence[int] | None = None,
+        kept: Callable[[str], Parts] | None = None,
+        parallel: Parallel = ALONE,
     ) -> list[np.ndarray]:
         """One pass over the responses, prompts shared where that pays, batches of similar length.
 
@@ -74,6 +80,9 @@ class ScoredRows:
             micro_tokens: padded tokens per pass.
             report: told tokens done, tokens in all, tokens per second.
             numbers: responses to do; None is all.
+            kept: how the pass is divided, by sha256 -> its finished parts, which are not computed again and to which
+                those of a long pass are added; None keeps nothing.
+            parallel: the processes that share the pass; all of them have the whole result.
 
         Returns:
             For each tensor of `compute` one flat float32 array at the places of `completions`, 0 where not done.
@@ -84,21 +93,45 @@ class ScoredRows:
         if None in widths or not sharing_pays(*self._lengths(groups), widths[0]):
             groups = [[i] for group in groups for i in group]
         rows = [row_length(prompt, responses, True) for prompt, responses in zip(*self._lengths(groups))]
+        batches = micro_batches(rows, micro_tokens)
+        pieces = _pieces(batches, rows)
+        parts = kept(hashlib.sha256(str([pieces, groups]).encode()).hexdigest()) if kept and len(pieces) > 1 else None
+        found = list(parts.finished())[: len(pieces)] if parts and parallel.main else []
+        first = parallel.once(lambda: len(found))
         device, done, start = next(inner[0].parameters()).device, 0, time.monotonic()
-        results: list[np.ndarray] = []
-        for batch in micro_batches(rows, micro_tokens):
-            chosen = [groups[i] for i in batch]
-            packed = pack(
-                [self.prompt(group[0]) for group in chosen], [[self.completion(i) for i in g] for g in chosen], 0, True
-            )
-            tensors = compute(packed.to(device))
-            results = results or [np.zeros(len(self.completions), np.float32) for _ in tensors]
-            places = np.concatenate([np.arange(*self.offsets[i : i + 2]) for group in chosen for i in group])
-            for result, tensor in zip(results, tensors):
-                result[places] = tensor.float().cpu()[packed.mask].numpy()
-            done += packed.real_tokens
-            report(done, sum(rows), done / max(time.monotonic() - start, 1e-9))
-        return results
+        before, results = 0, np.zeros((0, 0), np.float32)
+        for number, piece in enumerate(pieces):
+            chosen = [[groups[i] for i in batch] for batch in piece]
+            done += sum(rows[i] for batch in piece for i in batch)
+            if number < first:
+                values, before = found[number] if parallel.main else None, done
+            else:
+                own = [self._computed(batch, compute, device) for batch in parallel.share(chosen)]
+                values = np.concatenate(parallel.woven(own), 1)
+                if parts and parallel.main and number + 1 < len(pieces):
+                    parts.write(number, values)
+            if values is not None:
+                results = results if len(results) else np.zeros((len(values), len(self.completions)), np.float32)
+                results[:, self._places(chosen)] = values
+            report(done, sum(rows), (done - before) / max(time.monotonic() - start, 1e-9))
+        return list(results)
+
+    def _computed(
+        self,
+        groups: Sequence[Sequence[int]],
+        compute: Callable[[Packed], Sequence[torch.Tensor]],
+        device: torch.device,
+    ) -> np.ndarray:
+        """(R, n) what `compute` says of the n tokens of some responses, group by group."""
+        completions = [[self.completion(i) for i in group] for group in groups]
+        packed = pack([self.prompt(group[0]) for group in groups], completions, 0, True)
+        tensors = compute(packed.to(device))
+        return np.stack([tensor.float().cpu()[packed.mask].numpy() for tensor in tensors])
+
+    def _places(self, batches: Sequence[Sequence[Sequence[int]]]) -> np.ndarray:
+        """Where the tokens of some responses lie in the flat arrays."""
+        numbers = [i for groups in batches for group in groups for i in group]
+        return np.concatenate([np.arange(*self.offsets[i : i + 2]) for i in numbers])
 
     def _lengths(self, groups: Sequence[Sequence[int]]) -> tuple[list[int], list[list[int]]]:
         """Tokens of the prompt of every group, and of its responses."""
@@ -113,6 +146,19 @@ class ScoredRows:
                 groups.append([])
             groups[-1].append(number)
         return [group for groups in by_prompt.values() for group in groups]
+
+
+def _pieces(batches: Sequence[Sequence[int]], rows: Sequence[int]) -> list[list[Sequence[int]]]:
+    """Consecutive batches together, of at least PART_TOKENS tokens each but for the last."""
+    pieces: list[list[Sequence[int]]] = []
+    size = PART_TOKENS
+    for batch in batches:
+        if size >= PART_TOKENS:
+            pieces.append([])
+            size = 0
+        pieces[-1].append(batch)
+        size += sum(rows[i] for i in batch)
+    return pieces
 
 
 def scored_rows(sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> ScoredRows:

@@ -8,8 +8,9 @@ normalizers of token-level mixes need their K references together.
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Items
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib.metadata import version
@@ -25,8 +26,10 @@ from multiref_cli.errors import RequestError, RunError
 from multiref_cli.models.decoder import head_of
 from multiref_cli.models.logprobs import normalizers
 from multiref_cli.models.packing import Packed
+from multiref_cli.parallel import ALONE, Parallel
 from multiref_cli.references.base import Reference
 from multiref_cli.references.entries import Entry, EntryFolder, address_key
+from multiref_cli.references.parts import Parts
 from multiref_cli.references.rows import ScoredRows, scored_rows
 from multiref_cli.references.tokens import (
     first_difference,
@@ -90,14 +93,15 @@ class Scoring:
 class ReferenceStore:
     """Stored log-probabilities, token-level normalizers and samples of frozen references."""
 
-    def __init__(self, root: Path, scoring: Scoring | None = None) -> None:
+    def __init__(self, root: Path, scoring: Scoring | None = None, parallel: Parallel = ALONE) -> None:
         """Opens a store.
 
         Args:
             root: its folder; made when something is written.
             scoring: needed by everything that computes, not by `list`, `verify` and `prune`.
+            parallel: the processes of a run, which share what is computed; the main one writes.
         """
-        self.entries, self._scoring = EntryFolder(root), scoring
+        self.entries, self._scoring, self.parallel = EntryFolder(root), scoring, parallel
 
     @property
     def scoring(self) -> Scoring:
@@ -132,7 +136,7 @@ class ReferenceStore:
 
         def build(missing: Items[str]) -> None:
             """Compute it."""
-            self._build_logps(reference, rows, address, progress or Silent())
+            self._build_logps(reference, rows, address, missing, progress or Silent())
 
         (arrays,) = self._stored([address_key(address)], build)
         return _split(arrays, "values")
@@ -177,7 +181,7 @@ class ReferenceStore:
         def build(missing: Items[str]) -> None:
             """Compute those that are missing, each once."""
             wanted = {key: (addresses[i], mixes[i]) for i, key in keys.items() if key in missing}
-            self._build_normalizers(references, rows, list(wanted.values()), progress or Silent())
+            self._build_normalizers(references, rows, wanted, progress or Silent())
 
         found = dict(zip(keys, self._stored(list(keys.values()), build)))
         zeros = [np.zeros(len(one.completion), np.float32) for one in sequences]
@@ -218,10 +222,10 @@ class ReferenceStore:
         def build(missing: Items[str]) -> None:
             """Draw them."""
             start, vocabulary = time.monotonic(), self._scoring.vocabulary if self._scoring else None
-            ids = [list(prompt) for prompt in prompts]
-            groups = reference.generate(ids, group_size, sampling, list(seeds), batch_size, vocabulary)
-            drawn = _sample_arrays([one for group in groups for one in group])
-            self.entries.write(address, drawn, _origin([reference]), time.monotonic() - start)
+            ids, own = self.parallel.share([list(prompt) for prompt in prompts]), self.parallel.share(list(seeds))
+            drawn = reference.generate(ids, group_size, sampling, own, batch_size, vocabulary) if ids else []
+            arrays = _sample_arrays([one for group in self.parallel.woven(drawn) for one in group])
+            self._write(address, arrays, _origin([reference]), start)
 
         (arrays,) = self._stored([address_key(address)], build)
         columns = zip(_split(arrays, "ids"), _split(arrays, "values"), arrays["finished"])
@@ -252,9 +256,9 @@ class ReferenceStore:
         Returns:
             The entries deleted; one that is being built or read under its lock stays.
         """
-        if not dry_run:
-            self.entries.sweep_leftovers()
         limit = time.time() - 86400 * older_than if older_than is not None else float("-inf")
+        if not dry_run:
+            self.entries.sweep_leftovers(float("inf") if everything else limit)
         kept = set(keep)
         old = [e for e in self.list() if e.key not in kept and (everything or e.used < limit)]
         return [entry for entry in old if dry_run or self.entries.remove(entry)]
@@ -272,8 +276,32 @@ class ReferenceStore:
         address = {"kind": "normalizers", "order": float(mix.order), "members": members, "rows": rows.sha256}
         return address | self.scoring.tokens
 
+    def _write(
+        self, address: Mapping[str, Any], arrays: Mapping[str, np.ndarray], origin: Mapping[str, Any], start: float
+    ) -> None:
+        """Write an entry, once for all processes; `start` is when it was begun, on the monotonic clock."""
+        if self.parallel.main:
+            self.entries.write(address, arrays, origin, time.monotonic() - start)
+
+    def _compute(
+        self, models: Items[Any], rows: ScoredRows, compute: Callable[[Packed], list[Any]], missing: Items[str], report
+    ) -> list[np.ndarray]:
+        """One pass that writes some missing entries, shared by all processes; what a killed one had done is kept."""
+        scoring, what = self.scoring, _sha256(sorted(missing))
+
+        def kept(division: str) -> Parts:
+            """Parts of the pass for just these entries."""
+            return self.entries.parts(min(missing), _sha256([what, division]))
+
+        return rows.compute(models, compute, scoring.micro_tokens, report, kept=kept, parallel=self.parallel)
+
     def _build_logps(
-        self, reference: Reference, rows: ScoredRows, address: Mapping[str, Any], progress: Progress
+        self,
+        reference: Reference,
+        rows: ScoredRows,
+        address: Mapping[str, Any],
+        missing: Items[str],
+        progress: Progress,
     ) -> None:
         start = time.monotonic()
         _check_size(reference, address["vocabulary"])
@@ -282,38 +310,38 @@ class ReferenceStore:
             return [reference.token_logps(packed, vocabulary=address["vocabulary"])]
 
         report = _reporter(progress, f"reference {reference.name}")
-        (values,) = rows.compute([reference.model], compute, self.scoring.micro_tokens, report)
+        (values,) = self._compute([reference.model], rows, compute, missing, report)
         reference.release()
         _refuse_infinite(values, rows, reference.name)
-        self.entries.write(address, {**rows.arrays(), "values": values}, _origin([reference]), time.monotonic() - start)
+        self._write(address, {**rows.arrays(), "values": values}, _origin([reference]), start)
 
     def _build_normalizers(
         self,
         references: Items[Reference],
         rows: ScoredRows,
-        wanted: list[tuple[dict[str, Any], Mix]],
+        wanted: Mapping[str, tuple[dict[str, Any], Mix]],
         progress: Progress,
     ) -> None:
         start, scoring = time.monotonic(), self.scoring
-        needed = [i for i in range(len(references)) if any(mix.weights[i] != 0 for _, mix in wanted)]
+        needed = [i for i in range(len(references)) if any(mix.weights[i] != 0 for _, mix in wanted.values())]
         members = [references[i] for i in needed]
         for reference in members:
             _check_size(reference, scoring.vocabulary)
         models = [reference.model for reference in members]
-        mixes = [Mix(mix.order, tuple(mix.weights[i] for i in needed)) for _, mix in wanted]
+        mixes = [Mix(mix.order, tuple(mix.weights[i] for i in needed)) for _, mix in wanted.values()]
 
         def compute(packed: Packed) -> list[Any]:
             return normalizers(models, packed, mixes, vocabulary=scoring.vocabulary)
 
         report = _reporter(progress, "normalizers of " + " + ".join(r.name for r in members))
-        found = rows.compute(models, compute, scoring.micro_tokens, report)
+        found = self._compute(models, rows, compute, list(wanted), report)
         for reference in members:
             reference.release()
-        for (address, mix), values in zip(wanted, found):
+        for (address, mix), values in zip(wanted.values(), found):
             _refuse_infinite(values, rows, "the mixed references")
             origin = _origin([r for r, w in zip(references, mix.weights) if w != 0])
             origin["weights"] = [w for w in mix.weights if w != 0]
-            self.entries.write(address, {**rows.arrays(), "values": values}, origin, time.monotonic() - start)
+            self._write(address, {**rows.arrays(), "values": values}, origin, start)
 
     def _stored(self, keys: Items[str], build: Callable[[Items[str]], None]) -> list[dict[str, np.ndarray]]:
         """The arrays at some addresses; what is missing, damaged, or pruned in between is built."""
@@ -321,14 +349,26 @@ class ReferenceStore:
             entries = [self.entries.find(key) for key in keys]
             found = [None if entry is None else self.entries.read(entry) for entry in entries]
             whole = [arrays for arrays in found if arrays is not None]
-            if len(whole) == len(keys):
+            if self.parallel.once(lambda: len(whole) == len(keys)):  # noqa: B023 - called at once
+                if len(whole) < len(keys):
+                    raise RunError(f"one process of the run sees no stored results in {self.entries.root}.")
                 return whole
-            with self.entries.building(list(dict.fromkeys(keys))) as missing:
+            with self._building(list(dict.fromkeys(keys))) as missing:
                 if missing:
                     build(missing)
+                    if self.parallel.main:
+                        self.entries.forget_parts(min(missing))
+            self.parallel.gather(None)  # not before the main process has written
         raise RunError(
             f"stored results in {self.entries.root} are deleted as soon as they are there: stop whoever does."
         )
+
+    @contextmanager
+    def _building(self, keys: list[str]) -> Iterator[Items[str]]:
+        """What is missing, as the main process sees it, while that one holds the locks."""
+        with ExitStack() as held:
+            missing = held.enter_context(self.entries.building(keys)) if self.parallel.main else []
+            yield self.parallel.once(lambda: missing)
 
     def list(self) -> list[Entry]:
         """What is stored, the last used first."""

@@ -175,8 +175,8 @@ def _baselines(condition: Condition, found: Sequence[Condition]) -> list[Conditi
 
 
 def _one_difference(first: Condition, second: Condition) -> str | None:
-    """The one thing in which two conditions differ (alpha aside): regularizer, estimator or the scale of the advantages;
-    None where there are more, or others."""
+    """The one thing in which two conditions differ (alpha aside): regularizer, estimator, scale of the advantages; None
+    where there are more, or others."""
     if first.beta != second.beta:
         return None
     if first.rest != second.rest:

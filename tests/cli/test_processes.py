@@ -27,7 +27,9 @@ def same(first: Path, second: Path, within: float) -> None:
 
 
 def test_two_processes_train_what_one_does(place, multiref, offline):
+    """With a store each, so that its passes and samples are shared too."""
     for count in (1, 2):
+        offline = [*offline, f"hardware.cache_dir={Path.cwd()}/cache{count}"]
         assert multiref("train", *offline, f"hardware.processes={count}", f"run.dir=out{count}") == 0
     same(Path("out1"), Path("out2"), 1e-5)
     first = [read_lines(Path(f"out{count}/metrics.jsonl"))[0]["gradient_norm"] for count in (1, 2)]
