@@ -21,6 +21,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from tests.bench.common import machine
 from tests.bench.inputs_beside import CASES
 from tests.bench.inputs_world import World, build
 
@@ -33,7 +34,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    started, lines, right = time.time(), [], 0
+    started, lines, right, setting = time.time(), [], 0, machine(1)["sentence"]
     home = Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["COLUMNS"] = "4000"  # no line of a table is broken
@@ -54,7 +55,9 @@ def main() -> int:
     last = f"right {right} of {len(chosen)}, {time.time() - started:.0f} s"
     print(last)
     if given.out:
-        head = ["# Inputs as people bring them", "", f"`python tests/bench/trial_inputs.py`: {last}.", ""]
+        read = " with the answers of GSM8K" if given.gsm8k else ""
+        said = f"`python tests/bench/trial_inputs.py`{read}: {last}."
+        head = ["# Inputs as people bring them", "", setting, "", said, ""]
         given.out.write_text("\n".join([*head, "| kind | case | result |", "|---|---|---|", *lines]) + "\n")
     return 0 if right == len(chosen) else 1
 
