@@ -6,6 +6,9 @@ the equal mixture of the references, and weigh M_alpha / mean_i pi_i, divided by
 online the run's, offline the reward model of its evaluation. `balanced` takes the largest disagreement of the
 references, in whole responses whatever the level, and reads no reward. Neither depends on the seed.
 
+Samples of the references lack what their mixture alone answers: between references that are far apart the values are
+somewhat high, by the share of the mass of M / F that lies there.
+
 Where responses are so long that one of them has all the weight, such values compare noise: `auto` then compares the
 mean reward of samples of the untrained mixed reference, the limit of beta -> infinity.
 """

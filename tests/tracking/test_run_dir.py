@@ -7,7 +7,7 @@ import pytest
 from multiref_cli.errors import RequestError
 from multiref_cli.files import read_lines
 from multiref_cli.tracking.metrics import Averages
-from multiref_cli.tracking.run_dir import RunDir
+from multiref_cli.tracking.run_dir import CHOICES, RunDir, read_choices
 
 
 @pytest.fixture
@@ -19,6 +19,15 @@ def test_an_existing_folder_is_never_written_into(run):
     with pytest.raises(RequestError, match="--resume"):
         RunDir.create(run.path, "seed: 1\n", [], {})
     assert (run.path / "config.yaml").read_text() == "seed: 0\n"
+
+
+def test_a_folder_killed_before_its_manifest_is_made_again_with_its_choices(run):
+    again = RunDir.create(run.path.with_name("other"), "seed: 1\n", [], {}, [{"rule": "auto"}])
+    (again.path / "manifest.json").unlink()
+    assert RunDir.create(again.path, "seed: 1\n", [], {}, [{"rule": "balanced"}]).path == again.path
+    assert read_choices(again.path) == [{"rule": "balanced"}] and read_choices(run.path) == []
+    (again.path / CHOICES).write_text("[{")
+    assert read_choices(again.path) == []
 
 
 def test_a_line_cut_off_by_a_crash_is_dropped_and_later_lines_are_forgotten(run):
