@@ -159,7 +159,7 @@ class Parts:
 
     model: LanguageModel
     tokenizer: Tokenizer
-    prompts: list[Prompt]
+    prompts: Sequence[Prompt]
     end_ids: list[int]
     engine: Engine
     reward: Callable[[list[Sample]], RewardBatch] | None

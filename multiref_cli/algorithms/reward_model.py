@@ -85,7 +85,7 @@ class PairScores:
 class RewardModel:
     """Trains a sequence-classification model with one output on preference pairs."""
 
-    def __init__(self, experiment: Experiment, pairs: list[Pair]) -> None:
+    def __init__(self, experiment: Experiment, pairs: Sequence[Pair]) -> None:
         self.settings = cast(RewardModelSettings, experiment.algorithm)
         self.seed, self.pairs, self.processes = experiment.seed, pairs, experiment.hardware.processes
 
@@ -108,13 +108,13 @@ class RewardModel:
         return losses.sum() / micro.batch_pairs, averages
 
 
-def pair_sequences(pairs: list[Pair]) -> list[list[int]]:
+def pair_sequences(pairs: Sequence[Pair]) -> list[list[int]]:
     """Prompt and response of both sides of every pair, chosen and rejected in turn."""
     return [[*pair.prompt, *response] for pair in pairs for response in (pair.chosen, pair.rejected)]
 
 
 @torch.no_grad()
-def accuracies(model: LanguageModel, pairs: list[Pair], batch_pairs: int) -> np.ndarray:
+def accuracies(model: LanguageModel, pairs: Sequence[Pair], batch_pairs: int) -> np.ndarray:
     """(N,) 1 where the model scores the chosen response above the rejected one, one half at a tie, else 0."""
     found = []
     for start in range(0, len(pairs), batch_pairs):

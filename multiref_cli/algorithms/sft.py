@@ -51,7 +51,7 @@ class SftMicro:
 class Sft:
     """-(1 / tokens of the step) sum log pi(y_t | x, y_<t) over completion tokens."""
 
-    def __init__(self, experiment: Experiment, rows: list[Demonstration], vocabulary: int | None = None) -> None:
+    def __init__(self, experiment: Experiment, rows: Sequence[Demonstration], vocabulary: int | None = None) -> None:
         self.settings = cast(SftSettings, experiment.algorithm)
         self.seed, self.rows, self.vocabulary = experiment.seed, rows, vocabulary
         self.processes = experiment.hardware.processes

@@ -48,11 +48,15 @@ def prompt_ids(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
     Returns:
         Token ids. Without a chat template the tokenizer adds its own opening token, if it has one, and no closing one.
     """
-    return _ids(tokenizer, prompt_text(tokenizer, messages))
+    return text_ids(tokenizer, prompt_text(tokenizer, messages))
 
 
 def conversation_ids(
-    tokenizer: Tokenizer, messages: Sequence[Message], responses: Sequence[Response], finished: bool = True
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    responses: Sequence[Response],
+    finished: bool = True,
+    opened: str | None = None,
 ) -> tuple[list[int], list[list[int]]]:
     """Encode a prompt and the responses to it.
 
@@ -61,6 +65,7 @@ def conversation_ids(
         messages: role and content of each turn of the prompt.
         responses: one or more; they share the ids of the prompt, which end where the first of them departs.
         finished: whether the responses ended; else they have no end token.
+        opened: the prompt as `prompt_text` writes it, where it is known.
 
     Returns:
         (prompt ids, completion ids of each response): together the ids of the rendered conversation up to the end of
@@ -70,16 +75,16 @@ def conversation_ids(
     Raises:
         RequestError: the template refuses the conversation, or leaves out a part of the response.
     """
-    opened = prompt_text(tokenizer, messages)
-    prompt, end = _ids(tokenizer, opened), end_ids(tokenizer)[0]
+    opened = prompt_text(tokenizer, messages) if opened is None else opened
+    prompt, end = text_ids(tokenizer, opened), end_ids(tokenizer)[0]
     if not tokenizer.chat_template:
         completions = [_continued(tokenizer, prompt, opened, said(response)) for response in responses]
         return prompt, [[*ids, end] if finished else ids for ids in completions]
     turns = [written_turn(tokenizer, messages, response, opened) for response in responses]
     shortest = min((turn.before for turn in turns), key=len)
     if shortest != opened:
-        prompt = _ids(tokenizer, shortest)
-    wholes = [_ids(tokenizer, turn.before + turn.said + (turn.end if finished else "")) for turn in turns]
+        prompt = text_ids(tokenizer, shortest)
+    wholes = [text_ids(tokenizer, turn.before + turn.said + (turn.end if finished else "")) for turn in turns]
     while any(whole[: len(prompt)] != prompt for whole in wholes):
         prompt = prompt[:-1]
     closing = [[] if turn.end or not finished else [end] for turn in turns]
@@ -196,7 +201,7 @@ def _some(first: Sequence[int | None], more: Sequence[int | None]) -> tuple[int,
 def after_end_ids(tokenizer: Tokenizer) -> list[int]:
     """The ids that the template writes behind the end of the assistant's turn; ChatML: a newline."""
     shape = shape_of(tokenizer)
-    return _ids(tokenizer, shape.end + shape.after)[len(_ids(tokenizer, shape.end)) :] if shape.after else []
+    return text_ids(tokenizer, shape.end + shape.after)[len(text_ids(tokenizer, shape.end)) :] if shape.after else []
 
 
 def end_ids(tokenizer: Tokenizer) -> list[int]:
@@ -265,7 +270,8 @@ def without_end(tokenizer: Tokenizer, text: str) -> str:
     return text
 
 
-def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
+def text_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids of a rendered text; without a chat template the tokenizer's own opening token comes first."""
     if tokenizer.chat_template:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
     ids = list(tokenizer(text)["input_ids"])
@@ -277,7 +283,7 @@ def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def _continued(tokenizer: Tokenizer, prompt: list[int], opened: str, text: str) -> list[int]:
-    whole = _ids(tokenizer, opened + text)
+    whole = text_ids(tokenizer, opened + text)
     if whole[: len(prompt)] == prompt:
         return whole[len(prompt) :]
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])

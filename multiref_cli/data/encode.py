@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from multiref_cli.config.schema import Data
-from multiref_cli.data.chat import control_token, conversation_ids, prompt_ids, prompt_text, without_end
+from multiref_cli.data.chat import control_token, conversation_ids, prompt_text, text_ids, without_end
 from multiref_cli.data.rows import BadRow, Split, load_split
 from multiref_cli.data.template import OF_THE_ROW, Message, Response, left_out
 from multiref_cli.types import Tokenizer
@@ -31,8 +31,17 @@ def load_encoded(
     Raises:
         RequestError: see `load_split`.
     """
-    split = load_split(data, lambda number, row: parse(number, row, data, tokenizer), prompt_key)
-    split.report.truncated = sum(getattr(row, "truncated", 0) for row in (*split.train, *split.held_out))
+    truncated = 0
+
+    def encoded(number: int, row: dict[str, Any]) -> T:
+        """The row as ids; how many of its responses were cut is added up."""
+        nonlocal truncated
+        found = parse(number, row, data, tokenizer)
+        truncated += getattr(found, "truncated", 0)
+        return found
+
+    split = load_split(data, encoded, prompt_key)
+    split.report.truncated = truncated
     return split
 
 
@@ -43,12 +52,18 @@ def bounded_prompt(tokenizer: Tokenizer, messages: Sequence[Message], data: Data
         BadRow: it is longer; a prompt is never shortened, since that would ask another question. Or it holds a control
             token, no Unicode text, or what the chat template does not write.
     """
+    return _bounded(text_ids(tokenizer, _written_prompt(tokenizer, messages)), data)
+
+
+def _written_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> str:
+    """The prompt as its template writes it, where that is all of it and no more."""
     for message in messages:
         plain_text(tokenizer, message["content"], "prompt")
-    lost = left_out(messages, prompt_text(tokenizer, messages))
+    text = prompt_text(tokenizer, messages)
+    lost = left_out(messages, text)
     if lost is not None:
         raise BadRow(f"the chat template leaves out {lost}")
-    return _bounded(prompt_ids(tokenizer, messages), data)
+    return text
 
 
 def bounded_conversation(
@@ -59,8 +74,9 @@ def bounded_conversation(
     Returns:
         (prompt ids, ids of each response, 1 where it was cut else 0).
     """
-    bounded_prompt(tokenizer, messages, data)
-    prompt, completions = conversation_ids(tokenizer, messages, responses)
+    opened = _written_prompt(tokenizer, messages)
+    _bounded(text_ids(tokenizer, opened), data)
+    prompt, completions = conversation_ids(tokenizer, messages, responses, opened=opened)
     cut = [truncate(ids, data.max_completion_tokens) for ids in completions]
     return _bounded(prompt, data), [ids for ids, _ in cut], [number for _, number in cut]
 

@@ -74,10 +74,18 @@ def load_preferences(data: Data, tokenizer: Tokenizer) -> Split[Pair]:
     Raises:
         RequestError: nothing to read, nothing left, or bad rows that the config refuses.
     """
-    split = load_encoded(data, tokenizer, parse_pair)
-    margins = [pair.margin for pair in (*split.train, *split.held_out) if pair.margin is not None]
-    split.report.ties = sum(margin == 0 for margin in margins)
-    split.report.reversed = sum(margin < 0 for margin in margins)
+    margins = {"ties": 0, "reversed": 0}
+
+    def parse(number: int, row: dict[str, Any], data: Data, tokenizer: Tokenizer) -> Pair:
+        """The pair; equal and reversed scores are counted."""
+        pair = parse_pair(number, row, data, tokenizer)
+        if pair.margin is not None:
+            margins["ties"] += pair.margin == 0
+            margins["reversed"] += pair.margin < 0
+        return pair
+
+    split = load_encoded(data, tokenizer, parse)
+    split.report.ties, split.report.reversed = margins["ties"], margins["reversed"]
     return split
 
 

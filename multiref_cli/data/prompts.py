@@ -1,6 +1,7 @@
 """Prompts for the online job and for evaluation, with gold answers where the data has them."""
 
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any
 
 from multiref_cli.config.schema import Data
@@ -10,6 +11,7 @@ from multiref_cli.data.messages import column, conversation, prompt_column, prom
 from multiref_cli.data.numbers import parse_number
 from multiref_cli.data.preferences import parse_pair
 from multiref_cli.data.rows import BadRow, Split
+from multiref_cli.data.shelf import Shelf
 from multiref_cli.data.template import Message
 from multiref_cli.errors import RequestError
 from multiref_cli.types import Tokenizer
@@ -132,9 +134,9 @@ def gold_answer(raw: object, kind: str) -> str | None:
     return text
 
 
-def _once(prompts: list[Prompt]) -> list[Prompt]:
+def _once(prompts: Shelf[Prompt]) -> Shelf[Prompt]:
     # Only pairs repeat a prompt by nature; two rows with one prompt and different answers are different problems.
-    seen: dict[tuple[str, str | None], Prompt] = {}
-    for prompt in prompts:
-        seen.setdefault((prompt_key(prompt), prompt.answer), prompt)
-    return list(seen.values())
+    seen: dict[bytes, int] = {}
+    for number, prompt in enumerate(prompts):
+        seen.setdefault(sha256(repr((prompt_key(prompt), prompt.answer)).encode()).digest(), number)
+    return prompts.chosen(seen.values())

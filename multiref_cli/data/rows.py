@@ -11,13 +11,17 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import numpy as np
+
 from multiref_cli.config.schema import BadRows, Data
+from multiref_cli.data.shelf import Shelf
 from multiref_cli.data.sources import make_rows
-from multiref_cli.errors import HubUnreachable, RequestError
+from multiref_cli.errors import HubUnreachable, RequestError, RunError
 
 T = TypeVar("T")
 SUFFIXES = (".jsonl", ".parquet")
 OTHER_FILES = (".json", ".csv", ".jsonl.gz")  # read as a single file, not as part of a folder
+_BATCH = 1000  # rows that are read at once where a format has batches
 OPTIONS = ("name", "answer", "calculator_marks", "ties")
 
 
@@ -35,7 +39,7 @@ class Rows:
         sha256: of the rows as canonical JSON; the same content has the same sum in every format.
     """
 
-    rows: list[tuple[int, dict[str, Any]]]
+    rows: Sequence[tuple[int, dict[str, Any]]]
     problems: list[tuple[int, str]]
     sha256: str
 
@@ -111,8 +115,8 @@ class Split(Generic[T]):
         sha256: of the content that was read, held-out source included.
     """
 
-    train: list[T]
-    held_out: list[T]
+    train: Shelf[T]
+    held_out: Shelf[T]
     report: RowReport
     sha256: str
 
@@ -135,7 +139,8 @@ def read_rows(
     Raises:
         RequestError: nothing is there, or the split, format or configuration is not.
     """
-    rows, problems, digest = [], [], hashlib.sha256()
+    rows: Shelf[tuple[int, dict[str, Any]]] = Shelf()
+    problems, digest = [], hashlib.sha256()
     try:
         for number, row in _numbered(path, split, revision, max_rows, name):
             if isinstance(row, dict):
@@ -143,7 +148,7 @@ def read_rows(
             else:
                 problems.append((number, row))
             digest.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
-    except RequestError:
+    except (RequestError, RunError):
         raise
     except Exception as error:  # a damaged file raises anything: cut off, of another format, not UTF-8
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -170,9 +175,10 @@ def _read_file(path: Path, max_rows: int | None) -> Iterator[tuple[int, dict | s
     if path.suffix == ".jsonl":
         return _read_jsonl(path, max_rows)
     if path.suffix == ".parquet":
-        import pyarrow.parquet
+        from pyarrow.parquet import ParquetFile
 
-        return enumerate(pyarrow.parquet.read_table(path).slice(0, max_rows).to_pylist(), 1)
+        batches = ParquetFile(path).iter_batches(_BATCH)
+        return enumerate(islice((row for batch in batches for row in batch.to_pylist()), max_rows), 1)
     if path.name.endswith(".jsonl.gz"):
         return _read_jsonl(path, max_rows)
     if path.suffix == ".csv":
@@ -241,7 +247,7 @@ def _read_folder(folder: Path, split: str, max_rows: int | None) -> Iterable[tup
             raise RequestError(
                 f"data.path={folder} holds one data set without splits; data.split={split} is not there."
             )
-        return enumerate(data.select(range(min(len(data), max_rows or len(data)))).to_list(), 1)
+        return enumerate(_each(data, max_rows), 1)
     # Single files are named by their split (train.jsonl); the Hub's shards are train-00000-of-00002.parquet.
     files = sorted(file for suffix in SUFFIXES for file in folder.rglob(f"*{suffix}"))
     by_split: dict[str, list[Path]] = {}
@@ -256,7 +262,7 @@ def _read_folder(folder: Path, split: str, max_rows: int | None) -> Iterable[tup
     return ((number, row) for number, row in enumerate(rows, 1) if max_rows is None or number <= max_rows)
 
 
-def _read_hub(path: str, split: str, revision: str | None, max_rows: int | None, name: str | None) -> list[dict]:
+def _read_hub(path: str, split: str, revision: str | None, max_rows: int | None, name: str | None) -> Iterator[dict]:
     from datasets import load_dataset
 
     try:
@@ -267,7 +273,13 @@ def _read_hub(path: str, split: str, revision: str | None, max_rows: int | None,
         raise kind(
             f"data.path={path} is no local file or folder, and the Hub gave no split {split!r} of it: {reason}"
         ) from error
-    return data.select(range(min(len(data), max_rows or len(data)))).to_list()
+    return _each(data, max_rows)
+
+
+def _each(data: Any, max_rows: int | None) -> Iterator[dict]:
+    """The rows of a data set of `datasets`, never all of them in memory."""
+    tables = data.with_format("arrow").iter(_BATCH)
+    return islice((row for table in tables for row in table.to_pylist()), max_rows)
 
 
 def _known_split(split: str, known: list[str], folder: Path) -> str:
@@ -302,18 +314,18 @@ def load_split(
     _check_source(data)
     name = data.options.get("name")
     source = _training_rows(data)
-    train, report = _parse_rows(source, parse)
+    train, keys, report = _parse_rows(source, parse, lambda row: _key(prompt(row), data.split_seed))
     sha256 = source.sha256
     if data.held_out_path or data.held_out_split:
         path, split = data.held_out_path or data.path or "", data.held_out_split or data.split
         source = read_rows(path, split, data.revision, None, name)
-        held_out, other = _parse_rows(source, parse)
+        held_out, others, other = _parse_rows(source, parse, lambda row: _key(prompt(row), data.split_seed))
         report.total, report.kept = report.total + other.total, report.kept + other.kept
         report.problems += [(line, f"held-out {reason}") for line, reason in other.problems]
-        report.shared_prompts = len({prompt(row) for row in held_out} & {prompt(row) for row in train})
+        report.shared_prompts = len(np.intersect1d(keys, others))
         sha256 = hashlib.sha256((sha256 + source.sha256).encode()).hexdigest()
     else:
-        train, held_out = hold_out(train, prompt, data.held_out, data.split_seed)
+        train, held_out = hold_out(train, keys, data.held_out)
     if report.problems and data.bad_rows is BadRows.refuse:
         raise RequestError(f"data.path={data.path} has bad rows and data.bad_rows=refuse: {report.summary()}.")
     if not train:
@@ -357,29 +369,39 @@ def _check_source(data: Data) -> None:
         )
 
 
-def _parse_rows(source: Rows, parse: Callable[[int, dict[str, Any]], T]) -> tuple[list[T], RowReport]:
-    report, kept = RowReport(total=len(source), problems=list(source.problems)), []
+def _parse_rows(
+    source: Rows, parse: Callable[[int, dict[str, Any]], T], key: Callable[[T], bytes]
+) -> tuple[Shelf[T], np.ndarray, RowReport]:
+    """The usable rows, the keys of their prompts, and the account of the others."""
+    report = RowReport(total=len(source), problems=list(source.problems))
+    kept, keys = Shelf[T](), bytearray()
     for number, row in source:
         report.columns = report.columns or list(map(str, row))
         try:
-            kept.append(parse(number, row))
+            parsed = parse(number, row)
+            kept.append(parsed)
+            keys += key(parsed)
         except BadRow as problem:
             report.problems.append((number, str(problem)))
         except RequestError as problem:
             report.problems.append((number, f"refused: {problem}"))
     report.problems.sort()
     report.kept = len(kept)
-    return kept, report
+    return kept, np.frombuffer(bytes(keys), dtype="S32"), report
 
 
-def hold_out(rows: Sequence[T], prompt: Callable[[T], str], share: float, seed: int) -> tuple[list[T], list[T]]:
+def _key(prompt: str, seed: int) -> bytes:
+    """sha256 of a prompt: its place in the random order of a seed."""
+    return hashlib.sha256(f"{seed}\n{prompt}".encode()).digest()
+
+
+def hold_out(rows: Shelf[T], keys: np.ndarray, share: float) -> tuple[Shelf[T], Shelf[T]]:
     """Hold out a random share of the prompts, with all the rows of each.
 
     Args:
-        rows: usable rows.
-        prompt: row -> the text that identifies its prompt.
+        rows: N usable rows.
+        keys: (N,) of their prompts, 32 random bytes each; the smallest ones are held out.
         share: of the prompts, from 0 to below 1.
-        seed: another seed holds out other prompts.
 
     Returns:
         (training rows, held-out rows), each in the order given.
@@ -387,10 +409,9 @@ def hold_out(rows: Sequence[T], prompt: Callable[[T], str], share: float, seed: 
     Raises:
         RequestError: the share is negative or leaves nothing to train on.
     """
-    prompts = {prompt(row) for row in rows}
+    prompts = np.unique(keys)
     count = round(share * len(prompts))
-    if share < 0 or (rows and count >= len(prompts)):
+    if share < 0 or (len(rows) and count >= len(prompts)):
         raise RequestError(f"data.held_out={share:g} of {len(prompts)} prompts leaves nothing to train on.")
-    ranked = sorted(prompts, key=lambda text: hashlib.sha256(f"{seed}\n{text}".encode()).digest())
-    chosen = set(ranked[:count])
-    return [row for row in rows if prompt(row) not in chosen], [row for row in rows if prompt(row) in chosen]
+    held_out = keys <= prompts[count - 1] if count else np.zeros(len(rows), dtype=bool)
+    return rows.chosen(np.flatnonzero(~held_out)), rows.chosen(np.flatnonzero(held_out))

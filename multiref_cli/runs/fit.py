@@ -1,5 +1,6 @@
 """Which rows a run can use, of what is known before its first step: positions, templates, what rewards need."""
 
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -139,9 +140,14 @@ def fitting(split: Split, problem: Problem, bad_rows: BadRows, what: str) -> Spl
     """
     sides, problems = [], []
     for rows in (split.train, split.held_out):
-        found = [(row, problem(row)) for row in rows]
-        sides.append([row for row, reason in found if reason is None])
-        problems += [(row.row, reason) for row, reason in found if reason is not None]
+        fine = array("q")
+        for number, row in enumerate(rows):
+            reason = problem(row)
+            if reason is None:
+                fine.append(number)
+            else:
+                problems.append((row.row, reason))
+        sides.append(rows.chosen(fine))
     if not problems:
         return split
     report = replace(split.report, kept=split.report.kept - len(problems))

@@ -1,6 +1,7 @@
 """What an experiment asks for, opened and checked before anything is written: tokenizers, data, references, rewards."""
 
 from collections import Counter, OrderedDict
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -109,13 +110,13 @@ def _evaluation_prompts(job: Job, limit: tuple[int, str] | None, readers: list[R
         _probe(f"evaluation.scorer.path={settings.scorer.path}", reader.tokenizer)
         readers = [*readers, reader]
     split = fitting(split, evaluation_problem(experiment, limit, readers), BadRows.drop, "the evaluation")
-    found: list[Prompt] = getattr(split, settings.split)
+    found: Sequence[Prompt] = getattr(split, settings.split)
     if not found:
         raise RequestError(
             f"evaluation.split={settings.split} has no rows that can be used: {split.report.summary()}; set "
             "data.held_out or evaluation.prompts=0."
         )
-    return found[: settings.prompts]
+    return list(found[: settings.prompts])
 
 
 def _try_reward(job: Job) -> None:
@@ -126,7 +127,7 @@ def _try_reward(job: Job) -> None:
     """
     experiment = job.experiment
     used = experiment.algorithm.rewarded or (experiment.evaluation.gold and job.prompts)
-    rows: list[Any] = job.data.train if experiment.algorithm.rewarded else job.prompts
+    rows: Sequence[Any] = job.data.train if experiment.algorithm.rewarded else job.prompts
     if experiment.reward is not None and used and rows and isinstance(rows[0], Prompt):
         row = rows[0]
         told = (row.answer, row.extra, True, row.row)

@@ -1,6 +1,7 @@
 """Whether a scorer can tell chosen from rejected responses, known before a run is trained to be scored by it."""
 
 import gc
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,7 @@ def _recorded(spec: schema.Scorer) -> float | None:
     return float(value) if isinstance(value, (int, float)) else None
 
 
-def _measured(spec: schema.Scorer, scorer: RewardModelScorer, pairs: list[Pair]) -> float:
+def _measured(spec: schema.Scorer, scorer: RewardModelScorer, pairs: Sequence[Pair]) -> float:
     readable = [pair for pair in pairs if _reads(scorer, pair)]
     if not readable:
         raise RequestError(f"evaluation.scorer.path={spec.path}: its chat template refuses every held-out pair.")
@@ -135,5 +136,5 @@ def _judged(job: Job) -> schema.Scorer | None:
     return spec if used and spec is not None and spec.minimum_accuracy is not None else None
 
 
-def _pairs(job: Job) -> list[Pair]:
+def _pairs(job: Job) -> Sequence[Pair]:
     return job.data.held_out if job.experiment.algorithm.measures_pairs else []

@@ -1,11 +1,14 @@
 """Reading rows from every kind of place, the account of bad ones, and the split."""
 
 import json
+from hashlib import sha256
 
+import numpy as np
 import pytest
 
 from multiref_cli.config.schema import BadRows
 from multiref_cli.data.rows import BadRow, hold_out, load_split, read_rows
+from multiref_cli.data.shelf import Shelf
 from multiref_cli.errors import RequestError
 
 ROWS = [{"prompt": f"p{i}", "n": i} for i in range(6)]
@@ -158,27 +161,36 @@ def test_unknown_option_is_refused(write, config):
         load_split(config(write(ROWS), options={"answr": "number"}), _parse, str)
 
 
+def _held_out(rows, share, seed=0):
+    """Training and held-out rows, by their prompts."""
+    keys = [sha256(f"{seed}\n{row['prompt']}".encode()).digest() for row in rows]
+    return hold_out(Shelf(rows), np.array(keys, dtype="S32"), share)
+
+
 def test_random_split_keeps_a_prompt_on_one_side_whatever_the_order():
     rows = [{"prompt": f"p{i // 2}", "n": i} for i in range(100)]
-
-    def prompt(row):
-        return row["prompt"]
-
-    train, held_out = hold_out(rows, prompt, 0.1, 0)
+    train, held_out = _held_out(rows, 0.1)
     prompts = {row["prompt"] for row in held_out}
     assert len(prompts) == 5 and len(held_out) == 10 and not prompts & {row["prompt"] for row in train}
     assert [row["n"] for row in train] == sorted(row["n"] for row in train)
-    assert {row["prompt"] for row in hold_out(rows[::-1], prompt, 0.1, 0)[1]} == prompts
-    assert {row["prompt"] for row in hold_out(rows, prompt, 0.1, 1)[1]} != prompts
+    assert {row["prompt"] for row in _held_out(rows[::-1], 0.1)[1]} == prompts
+    assert {row["prompt"] for row in _held_out(rows, 0.1, 1)[1]} != prompts
     # A row that drops out for one tokenizer moves no prompt but at the edge of the share.
-    fewer = {row["prompt"] for row in hold_out(rows[:90], prompt, 0.1, 0)[1]}
+    fewer = {row["prompt"] for row in _held_out(rows[:90], 0.1)[1]}
     assert len(fewer - prompts) <= 1
+
+
+def test_the_held_out_prompts_are_those_of_the_smallest_sha256(write, config):
+    rows = [{"prompt": f"p{i}"} for i in range(40)]
+    ranked = sorted((row["prompt"] for row in rows), key=lambda p: sha256(f"7\n{p}".encode()).digest())
+    split = load_split(config(write(rows), held_out=0.2, split_seed=7), _parse, str)
+    assert set(split.held_out) == set(ranked[:8]) and set(split.train) == set(ranked[8:])
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0])
 def test_share_must_leave_rows(share):
     with pytest.raises(RequestError, match="nothing to train on"):
-        hold_out(ROWS, lambda row: row["prompt"], share, 0)
+        _held_out(ROWS, share)
 
 
 def test_sha256_of_rows_is_of_canonical_json(write):

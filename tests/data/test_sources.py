@@ -23,7 +23,7 @@ def source(name="sums", **arguments):
 def test_a_function_is_a_source_of_rows(config, chatml):
     split = load_prompts(config(None, source=source(size=10), held_out=0.2), chatml)
     assert (len(split.train), len(split.held_out)) == (8, 2)
-    assert {(p.messages[0]["content"], p.answer) for p in split.train + split.held_out} == {
+    assert {(p.messages[0]["content"], p.answer) for p in [*split.train, *split.held_out]} == {
         (f"{i} + 1?", str(i + 1)) for i in range(10)
     }
 
