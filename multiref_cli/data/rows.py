@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from multiref_cli.config.schema import BadRows, Data
+from multiref_cli.data.held_out import hold_out, random_place
 from multiref_cli.data.shelf import Shelf
 from multiref_cli.data.sources import make_rows
 from multiref_cli.errors import HubUnreachable, RequestError, RunError
@@ -314,12 +315,12 @@ def load_split(
     _check_source(data)
     name = data.options.get("name")
     source = _training_rows(data)
-    train, keys, report = _parse_rows(source, parse, lambda row: _key(prompt(row), data.split_seed))
+    train, keys, report = _parse_rows(source, parse, lambda row: random_place(prompt(row), data.split_seed))
     sha256 = source.sha256
     if data.held_out_path or data.held_out_split:
         path, split = data.held_out_path or data.path or "", data.held_out_split or data.split
         source = read_rows(path, split, data.revision, None, name)
-        held_out, others, other = _parse_rows(source, parse, lambda row: _key(prompt(row), data.split_seed))
+        held_out, others, other = _parse_rows(source, parse, lambda row: random_place(prompt(row), data.split_seed))
         report.total, report.kept = report.total + other.total, report.kept + other.kept
         report.problems += [(line, f"held-out {reason}") for line, reason in other.problems]
         report.shared_prompts = len(np.intersect1d(keys, others))
@@ -388,30 +389,3 @@ def _parse_rows(
     report.problems.sort()
     report.kept = len(kept)
     return kept, np.frombuffer(bytes(keys), dtype="S32"), report
-
-
-def _key(prompt: str, seed: int) -> bytes:
-    """sha256 of a prompt: its place in the random order of a seed."""
-    return hashlib.sha256(f"{seed}\n{prompt}".encode()).digest()
-
-
-def hold_out(rows: Shelf[T], keys: np.ndarray, share: float) -> tuple[Shelf[T], Shelf[T]]:
-    """Hold out a random share of the prompts, with all the rows of each.
-
-    Args:
-        rows: N usable rows.
-        keys: (N,) of their prompts, 32 random bytes each; the smallest ones are held out.
-        share: of the prompts, from 0 to below 1.
-
-    Returns:
-        (training rows, held-out rows), each in the order given.
-
-    Raises:
-        RequestError: the share is negative or leaves nothing to train on.
-    """
-    prompts = np.unique(keys)
-    count = round(share * len(prompts))
-    if share < 0 or (len(rows) and count >= len(prompts)):
-        raise RequestError(f"data.held_out={share:g} of {len(prompts)} prompts leaves nothing to train on.")
-    held_out = keys <= prompts[count - 1] if count else np.zeros(len(rows), dtype=bool)
-    return rows.chosen(np.flatnonzero(~held_out)), rows.chosen(np.flatnonzero(held_out))

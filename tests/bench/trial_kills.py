@@ -68,7 +68,9 @@ class Disturber:
             look: says in which phase it is.
             phases: seconds that each lasts.
         """
-        targets = sorted(phases) + 4 * [name for name in phases if name == "making a model"]  # comes once, the first time
+        targets = sorted(phases) + 4 * [
+            name for name in phases if name == "making a model"
+        ]  # comes once, the first time
         target, moment, late = self.rng.choice(targets), float("inf"), time.monotonic() + SECONDS
         while time.monotonic() < min(moment, late):
             if moment == float("inf") and look() == target:
