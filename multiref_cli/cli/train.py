@@ -9,6 +9,7 @@ from multiref_cli.cli import display
 from multiref_cli.cli.choosing import Chooser
 from multiref_cli.config.compose import compose
 from multiref_cli.config.schema import Experiment
+from multiref_cli.tracking.places import check_place
 
 
 def train(overrides: list[str], *, dry_run: bool, resume: str | None, plain: bool) -> None:
@@ -21,6 +22,7 @@ def train(overrides: list[str], *, dry_run: bool, resume: str | None, plain: boo
             folder = resume_run(Path(resume), progress, write_run_report, overrides=overrides)
         return finished(folder)
     experiment = compose(overrides)
+    check_place(experiment.folder, "the run folder")
     chooser = Chooser(dry_run, plain)
     if experiment.rule is not None:
         experiment = replace(experiment, alpha=chooser(experiment))

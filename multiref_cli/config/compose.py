@@ -31,6 +31,7 @@ from multiref_cli.config.schema import (
 from multiref_cli.config.sentences import GONE_KEYS, PAIR_KEYS, no_value, sentence
 from multiref_cli.config.written import is_open, named, written
 from multiref_cli.errors import RequestError
+from multiref_cli.files import read_yaml
 
 T = TypeVar("T")
 
@@ -81,8 +82,9 @@ def compose_saved(path: Path, overrides: list[str] | None = None) -> Experiment:
 
     Raises:
         RequestError: the file or an override does not fit the schema.
+        RunError: the file is damaged.
     """
-    plain = cast(DictConfig, OmegaConf.load(path))
+    plain = cast(DictConfig, OmegaConf.create(read_yaml(path)))
     for override in _parsed(written(overrides or [])):
         key, value = override.get_key_element(), override.value()
         if key in groups() and isinstance(value, str):

@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from multiref_cli.config.canonical import identity
 from multiref_cli.config.plain import digest
 from multiref_cli.config.regularizer import Regularizer
 from multiref_cli.config.schema import Experiment, Level, experiment_of
-from multiref_cli.errors import RequestError
+from multiref_cli.errors import RequestError, RunError
 from multiref_cli.evaluation.crossed import BySeed, Estimate, estimate
 from multiref_cli.evaluation.statistics import Interval
-from multiref_cli.files import each_line, read_json, write_text
+from multiref_cli.files import each_line, read_lines, read_object, read_yaml, write_text
+from multiref_cli.tracking.places import command
 
 # Told by a condition's label already, so never needed to tell two labels apart.
 _IN_LABEL = ("regularizer.name", "regularizer.mean_order", "regularizer.terms", "alpha", "beta", "algorithm.name")
@@ -30,8 +30,6 @@ KL_WEIGHTED, CENTERED, STANDARDIZED = "kl/weighted", "/centered", "/standardized
 
 MIXES = ("kl/mixed", "kl/token_mix", "kl/token_mix_unnormalized")
 
-# libyaml's loader where PyYAML was built with it: ten times faster, and a sweep has hundreds of files.
-_YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 CSV_SETTINGS = (
     *("condition", "role", "algorithm", "regularizer", "level", "estimator", "alpha", "beta"),
     *("seed", "config_hash"),
@@ -111,12 +109,12 @@ class Run:
     @cached_property
     def evaluation(self) -> list[dict[str, Any]]:
         """The lines of evaluation.jsonl: `prompt`, and the mean of every metric over its responses."""
-        return _json_lines(self.folder / "evaluation.jsonl")
+        return read_lines(self.folder / "evaluation.jsonl")
 
     @cached_property
     def pairs(self) -> list[dict[str, Any]]:
         """The lines of pairs.jsonl: the number of a held-out pair's `row` in the data, and how it was judged."""
-        return _json_lines(self.folder / "pairs.jsonl")
+        return read_lines(self.folder / "pairs.jsonl")
 
     def _combination(self, metric: str) -> dict[str, float]:
         """What a metric is a weighted sum of: itself, or measured ones; empty where it has no meaning here.
@@ -299,12 +297,33 @@ def read_run(folder: Path) -> Run:
 
     Raises:
         RequestError: the folder holds no finished run.
+        RunError: one of its files is damaged.
     """
-    config, results = folder / "config.yaml", read_json(folder / "results.json")
+    config, results = folder / "config.yaml", read_object(folder / "results.json")
     if not config.is_file() or results is None:
         raise RequestError(f"{folder} holds no finished run (config.yaml and results.json); finish it with --resume.")
-    content = yaml.load(config.read_text(), _YAML) | (results.get("measured_by") or {})
-    return Run(folder, experiment_of(content), results, read_json(folder / "manifest.json") or {})
+    if not _are_results(results):
+        raise RunError(
+            f"{folder}/results.json is damaged (it holds no results): `{command('eval', folder)}` scores again."
+        )
+    content = read_yaml(config) | (results.get("measured_by") or {})
+    try:
+        experiment = experiment_of(content)
+    except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
+        raise RunError(f"{config} is damaged (it is no config of a run): restore it, or delete its folder.") from error
+    return Run(folder, experiment, results, read_object(folder / "manifest.json") or {})
+
+
+def _are_results(content: dict[str, Any]) -> bool:
+    """Whether it has what a report reads: a seed, a hash, and a mean with bounds of every metric."""
+    metrics, fields = content.get("metrics"), ("mean", "ci_low", "ci_high", "n")
+    return (
+        isinstance(content.get("seed"), int)
+        and isinstance(content.get("config_hash"), str)
+        and isinstance(metrics, dict)
+        and all(isinstance(one, dict) and all(name in one for name in fields) for one in metrics.values())
+        and all(one[name] is None or isinstance(one[name], (int, float)) for one in metrics.values() for name in fields)
+    )
 
 
 def conditions(runs: Iterable[Run], asked: Mapping[str, Sequence[str]] | None = None) -> list[Condition]:
@@ -367,11 +386,6 @@ def alpha_text(weights: Sequence[float]) -> str:
     if not weights:
         return "–"
     return f"{weights[0]:g}" if len(weights) == 2 else "[" + ", ".join(f"{w:g}" for w in weights) + "]"
-
-
-def _json_lines(path: Path) -> list[dict[str, Any]]:
-    # Responses may hold U+2028, at which str.splitlines would split.
-    return [json.loads(line) for line in path.read_bytes().split(b"\n") if line] if path.is_file() else []
 
 
 def _tell_apart(found: Sequence[Condition]) -> None:

@@ -1,12 +1,12 @@
 """Reports from what is on disk: of one run, of a sweep, of several sweeps together."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from multiref_cli.config.objective import deviations, objective
-from multiref_cli.errors import RequestError
+from multiref_cli.errors import RequestError, RunError
 from multiref_cli.reports import figures
 from multiref_cli.reports.captions import VERDICTS, write_verdicts
 from multiref_cli.reports.choices import add_choices
@@ -39,7 +39,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None, against: Path
     folders = [Path(folder) for folder in folders]
     committed = None if against is None else read_rows(against)  # a CSV that is not there is said before all work
     found_in = {folder: expand_folders([folder]) for folder in folders}
-    read = {folder: read_run(folder) for inside in found_in.values() for folder in inside}
+    read, damaged = _read(found_in)
     runs = list(read.values())
     if not runs:
         raise RequestError(f"nothing in {', '.join(map(str, folders))} is finished; go on with it by --resume.")
@@ -52,7 +52,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None, against: Path
             asked.setdefault(point["condition_id"], []).extend(point.get("names", ()))
     found = conditions(runs, asked)
     for sweep in sweeps:
-        write_csv(conditions(read[folder] for folder in found_in[sweep]), sweep / "results.csv")
+        write_csv(conditions(read[folder] for folder in found_in[sweep] if folder in read), sweep / "results.csv")
     target = out or _default_target(folders)
     target.mkdir(parents=True, exist_ok=True)
     if out is not None:
@@ -64,6 +64,8 @@ def write_report(folders: Sequence[Path], out: Path | None = None, against: Path
     mixed = _mixed_inputs(runs)
     if mixed:
         page.text(f"**Not comparable**: {'; '.join(mixed)}. Train the older runs again.")
+    if damaged:
+        page.text("**Left out**, since they cannot be read:\n\n" + "\n".join(f"- {text}" for text in damaged))
     write_pending(page, sweeps)
     if against is not None and committed is not None:
         add_checks(page, found, against, committed)
@@ -79,6 +81,25 @@ def write_report(folders: Sequence[Path], out: Path | None = None, against: Path
         add_choices(page, folder)
     add_provenance(page, runs, [Ledger(sweep).description().get("command", "unknown") for sweep in sweeps])
     return page.write(target)
+
+
+def _read(found_in: Mapping[Path, Sequence[Path]]) -> tuple[dict[Path, Run], list[str]]:
+    """The finished runs of some folders, each read once, and a sentence for each point of a sweep that is damaged.
+
+    Raises:
+        RunError: a run that was asked for by itself is damaged.
+    """
+    read: dict[Path, Run] = {}
+    damaged = []
+    for given, inside in found_in.items():
+        for folder in inside:
+            try:
+                read[folder] = read.get(folder) or read_run(folder)
+            except RunError as error:
+                if folder == given:
+                    raise
+                damaged.append(str(error))
+    return read, damaged
 
 
 def _mixed_inputs(runs: Sequence[Run]) -> list[str]:

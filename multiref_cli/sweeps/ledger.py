@@ -22,6 +22,7 @@ from multiref_cli.files import (
     parse_lines,
     read_lines,
     read_object,
+    read_yaml,
     write_json,
     write_lines,
     write_text,
@@ -108,10 +109,9 @@ class Ledger:
         """Content of sweep.yaml, empty where there is none."""
         path = self.path / "sweep.yaml"
         try:
-            content = yaml.safe_load(path.read_bytes()) if path.is_file() else {}
-        except (yaml.YAMLError, UnicodeDecodeError):
-            content = None
-        return content if isinstance(content, dict) else {}  # damaged: it is written again with the plan
+            return read_yaml(path) if path.is_file() else {}
+        except RunError:  # damaged: it is written again with the plan
+            return {}
 
     def inputs(self, found: dict[str, str]) -> dict[str, str]:
         """Name -> sha256 of all that points of this sweep are made from; what is new of `found` is added."""
@@ -310,9 +310,8 @@ def expand_folders(folders: Sequence[Path]) -> list[Path]:
 def is_begun(folder: Path) -> bool:
     """Whether a run folder holds what a run is gone on with: a config and a manifest that can be read."""
     try:
-        config = yaml.load((folder / "config.yaml").read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        return isinstance(config, dict) and read_object(folder / "manifest.json") is not None
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, RunError):
+        return bool(read_yaml(folder / "config.yaml")) and read_object(folder / "manifest.json") is not None
+    except RunError:
         return False
 
 
