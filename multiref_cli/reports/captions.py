@@ -13,12 +13,16 @@ from multiref_cli.reports.metrics import heading
 from multiref_cli.reports.mixed import conclusions, read_scores
 from multiref_cli.reports.published import Row, read_rows
 from multiref_cli.reports.verdicts import Verdict
+from multiref_cli.reports.worlds import read_claims
 
 VERDICTS = "verdicts.csv"
+WORLDS, ESTIMATORS = "runs/published/worlds.csv", "runs/published/estimators.csv"
+# What the online job is judged by.
+SCORE = "toy_verifier"
 COLUMNS = ("job", "metric", "kind", "over_alpha", "first", "second", "difference", "low", "high", "p", "verdict")
 BEGIN, END = "<!-- caption {name}: made by multiref from {path}; do not edit -->", "<!-- caption end -->"
 # More pairs than this are counted; named are then those alone that differ in the regularizer, up to the same number.
-_NAMED, _NAMED_EQUAL = 12, 4
+_NAMED, _NAMED_EQUAL = 8, 4
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,34 @@ def estimators(rows: Sequence[Row], found: Sequence[Judged], metric: str) -> str
     return f"At the same β, {levels(own, metric)}{far} {judged(found, metric)}"
 
 
+def answers(root: Path) -> str:
+    """Does exact reverse KL reach MRPO over worlds, which estimator ends lowest, what does scaling advantages cost."""
+    claims = [
+        one
+        for one in (read_claims(root / WORLDS) if (root / WORLDS).is_file() else [])
+        if one.over_alpha and one.kind == "regularizer" and one.metric == SCORE and "mrpo" in one.second
+    ]
+    rows = [row for row in read_rows(root / ESTIMATORS) if row.role == "grid" and row.metric == SCORE]
+    found = [one for one in read_verdicts((root / ESTIMATORS).with_suffix(f".{VERDICTS}")) if one.metric == SCORE]
+    lowest = min(rows, key=lambda row: row.interval.mean)
+    others = [one for one in found if lowest.condition in (one.first, one.second)]
+    below = [one for one in others if one.verdict == ("below" if one.first == lowest.condition else "above")]
+    scales = [one for one in found if one.kind == "advantage scale"]
+    words = {"above": "significantly above", "below": "significantly below", "not significant": "not told apart from"}
+    return " ".join(
+        [
+            *(one.sentence.replace("-", "−") for one in claims),
+            f"Of {len(rows)} ways to charge one penalty {lowest.condition} ends lowest ({lowest.interval.mean:.3g}), "
+            f"significantly below {len(below)} of the {len(others)} it is compared with.",
+            *(
+                f"{one.first} is {words.get(one.verdict, 'not to be judged against')} {one.second} "
+                f"({one.difference:+.2g}).".replace("-", "−")
+                for one in scales
+            ),
+        ]
+    )
+
+
 def _span(rows: Sequence[Row]) -> str:
     low, high = (choose(rows, key=lambda row: row.interval.mean) for choose in (min, max))
     if low is high:
@@ -168,9 +200,10 @@ def _laboratory(path: Path) -> str:
 # Name of a caption -> the file that it is made from, under the README's folder, and how.
 CAPTIONS: dict[str, tuple[str, Callable[[Path], str]]] = {
     "offline": ("runs/published/embedded.csv", _of_job("reward_model", figure)),
-    "online": ("runs/published/embedded.csv", _of_job("toy_verifier", figure)),
-    "estimators": ("runs/published/estimators.csv", _of_job("toy_verifier", estimators)),
+    "online": ("runs/published/embedded.csv", _of_job(SCORE, figure)),
+    "estimators": (ESTIMATORS, _of_job(SCORE, estimators)),
     "mixed": ("runs/published/mixed.csv", _mixed),
+    "answers": (ESTIMATORS, lambda path: answers(path.parents[2])),
     "laboratory": ("runs/published/sample-complexity.json", _laboratory),
 }
 

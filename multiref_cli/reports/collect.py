@@ -267,6 +267,13 @@ class Condition:
         """Hash of everything besides regularizer, alpha and beta."""
         return digest(self.experiment.content("seed", "regularizer", "alpha", "beta"))
 
+    @cached_property
+    def shared(self) -> str:
+        """Hash of what the conditions of a job have in common: `rest`, the scale of the advantages aside."""
+        content = self.experiment.content("seed", "regularizer", "alpha", "beta")
+        algorithm = {key: value for key, value in content["algorithm"].items() if key != "advantage_scale"}
+        return digest(content | {"algorithm": algorithm})
+
     def values(self, metric: str) -> dict[int, float]:
         """Seed -> the run's mean, for runs that have the metric."""
         found = {run.seed: run.value(metric) for run in self.runs}

@@ -21,10 +21,10 @@ _SENTENCES = 40
 
 
 def jobs(found: Sequence[Condition]) -> list[list[Condition]]:
-    """Split conditions into jobs: comparisons make sense only where everything but regularizer, alpha, beta agrees."""
+    """Split conditions into jobs: comparisons make sense only where all but regularizer, alpha, beta, scale agrees."""
     groups: dict[Any, list[Condition]] = {}
     for condition in found:
-        groups.setdefault((condition.algorithm, condition.rest), []).append(condition)
+        groups.setdefault(condition.shared, []).append(condition)
     return list(groups.values())
 
 

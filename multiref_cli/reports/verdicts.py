@@ -180,17 +180,11 @@ def _one_difference(first: Condition, second: Condition) -> str | None:
     if first.beta != second.beta:
         return None
     if first.rest != second.rest:
-        alike = first.regularizer == second.regularizer and _unscaled(first) == _unscaled(second)
-        return "advantage scale" if alike else None
+        alike = [(one.shared, one.level, one.estimator, _objective(one)) for one in (first, second)]
+        return "advantage scale" if alike[0] == alike[1] else None
     if (first.level, first.estimator) == (second.level, second.estimator):
         return "regularizer"
     return "estimator" if _objective(first) == _objective(second) else None
-
-
-def _unscaled(condition: Condition) -> dict[str, Any]:
-    """What stands beside regularizer, alpha and beta, the scale of the advantages aside."""
-    content = condition.experiment.content("seed", "regularizer", "alpha", "beta")
-    return content | {"algorithm": {k: v for k, v in content["algorithm"].items() if k != "advantage_scale"}}
 
 
 def _objective(condition: Condition) -> dict[str, Any]:

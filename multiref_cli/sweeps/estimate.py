@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from multiref_cli.runs.forecast import Cost
 
 
-# Seconds of one core that an embedded world takes: an estimate from its parts, no whole world was timed.
-MAKING = 300.0
+# Seconds of one core that an embedded world takes: worlds 1 to 4 took 480 to 610 on a machine that had other work too.
+MAKING = 500.0
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,12 @@ from multiref_cli.errors import RequestError
 from multiref_cli.reports import captions
 from multiref_cli.reports.captions import Judged, estimators, figure, judged, read_verdicts, write_verdicts
 from multiref_cli.reports.collect import conditions, read_run
-from multiref_cli.reports.published import rows_of
+from multiref_cli.reports.published import read_rows, rows_of
 from multiref_cli.reports.verdicts import compare_job
+from multiref_cli.reports.worlds import read_claims
 from multiref_cli.sweeps.ledger import Ledger
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -95,3 +99,27 @@ def test_captions_are_put_between_their_marks(tmp_path: Path) -> None:
     readme.write_text("none")
     with pytest.raises(RequestError, match="has no caption 'offline'"):
         captions.update_captions(readme)
+
+
+def test_answers_follow_the_published_files(tmp_path: Path) -> None:
+    """The claim over worlds of exact reverse KL against MRPO, the lowest estimator with its comparisons, scales."""
+    published = tmp_path / "runs" / "published"
+    published.mkdir(parents=True)
+    for name in ("worlds.csv", "estimators.csv", "estimators.verdicts.csv"):
+        shutil.copy(ROOT / "runs" / "published" / name, published / name)
+    text = captions.answers(tmp_path)
+    claim = next(
+        one
+        for one in read_claims(published / "worlds.csv")
+        if one.over_alpha and (one.metric, one.kind) == ("toy_verifier", "regularizer") and "mrpo" in one.second
+    )
+    assert claim.sentence.replace("-", "−") in text
+    rows = [r for r in read_rows(published / "estimators.csv") if r.role == "grid" and r.metric == "toy_verifier"]
+    lowest = min(rows, key=lambda row: row.interval.mean)
+    assert f"Of {len(rows)} ways to charge one penalty {lowest.condition} ends lowest" in text
+    (scale,) = [one for one in read_verdicts(published / "estimators.verdicts.csv") if one.kind == "advantage scale"]
+    assert f"is not told apart from {scale.second}" in text and scale.verdict == "not significant"
+    # Another file, another sentence.
+    lines = (published / "estimators.verdicts.csv").read_text().replace("advantage scale", "estimator")
+    (published / "estimators.verdicts.csv").write_text(lines)
+    assert "told apart from" not in captions.answers(tmp_path)
