@@ -23,6 +23,8 @@ from multiref_cli.tracking.progress import Progress
 
 # Accuracies that were measured in this process, by scorer and data: the points of a sweep share them.
 _MEASURED: dict[str, float] = {}
+# Scorers that this process could open.
+_OPENED: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ def check_scorer(job: Job) -> None:
     Raises:
         RequestError: naming the scorer.
     """
-    spec = _judged(job)
+    spec = _used(job)
     if spec is None or spec.minimum_accuracy is None:
         return
     known = accuracy_of(job, spec)
@@ -56,15 +58,19 @@ def check_scorer(job: Job) -> None:
 
 
 def judge_scorer(job: Job, progress: Progress) -> None:
-    """Measure a scorer that has a bar and no recorded accuracy, and free it again.
+    """Open the scorer of a run's evaluation before the first step, measure it where its bar asks for that, and free it.
 
     Raises:
-        RequestError: it is below its bar.
+        RequestError: it cannot be opened, or is below its bar.
     """
-    spec = _judged(job)
-    if spec is not None and accuracy_of(job, spec) is None:
+    spec = _used(job)
+    if spec is None:
+        return
+    unknown = spec.minimum_accuracy is not None and accuracy_of(job, spec) is None
+    if unknown or str(spec) not in _OPENED:
         progress.advance("judge the scorer", 0, len(_pairs(job)))
         accuracy_of(job, spec, open_scorer(job, spec))
+        _OPENED.add(str(spec))
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -128,12 +134,11 @@ def _reads(scorer: RewardModelScorer, pair: Pair) -> bool:
     return True
 
 
-def _judged(job: Job) -> schema.Scorer | None:
-    """The scorer of the job's evaluation, if that uses it and it has a bar."""
+def _used(job: Job) -> schema.Scorer | None:
+    """The scorer of the job's evaluation, if that has prompts to score."""
     experiment = job.experiment
-    spec = experiment.evaluation.scorer
     used = experiment.algorithm.writes and experiment.evaluation.prompts > 0
-    return spec if used and spec is not None and spec.minimum_accuracy is not None else None
+    return experiment.evaluation.scorer if used else None
 
 
 def _pairs(job: Job) -> Sequence[Pair]:

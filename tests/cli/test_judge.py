@@ -81,3 +81,11 @@ def test_a_bar_that_nothing_can_be_held_to_is_refused(place, multiref, online, o
         assert "cannot be judged" in " ".join(capsys.readouterr().err.split())
     (judge / "made_by.json").write_text("[")
     assert multiref("train", *offline, *scorer) == 2 and "made_by.json is damaged" in capsys.readouterr().err
+
+
+def test_a_scorer_that_does_not_open_is_refused_before_training(place, multiref, offline, judge, capsys, monkeypatch):
+    config = json.loads((judge / "config.json").read_text())
+    (judge / "config.json").write_text(json.dumps({**config, "hidden_size": 32}))
+    monkeypatch.setattr("multiref_cli.training.loop.Loop.fit", lambda *_: pytest.fail("it trains"))
+    assert multiref("train", *offline, f"evaluation.scorer.path={judge}", "run.dir=out") == 2
+    assert f"{judge} cannot be opened" in " ".join(capsys.readouterr().err.split()) and not Path("out").exists()
