@@ -169,6 +169,7 @@ class Hardware:
     processes: int = number("[1, 1024]", 1)
     cache_dir: Optional[str] = None
     checkpoint_every: int = number(COUNT_OR_0, 50, note="0 is at the end only")
+    checkpoint_minutes: Optional[float] = number("(0, 1e6]", None)
     keep_checkpoints: int = number(COUNT, 2)
     log_every: int = number(COUNT, 1)
     deterministic: bool = True

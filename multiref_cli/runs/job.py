@@ -1,5 +1,6 @@
 """What an experiment asks for, opened and checked before anything is written: tokenizers, data, references, rewards."""
 
+import os
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -233,6 +234,8 @@ def set_up_torch(experiment: Experiment) -> None:
     threads = threads_of(experiment.hardware)
     if threads:
         torch.set_num_threads(threads)
+    if experiment.hardware.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     # warn_only: a kernel without a deterministic twin (some CUDA scatters) warns and runs, it does not end the run.
     torch.use_deterministic_algorithms(experiment.hardware.deterministic, warn_only=True)
     # A debugging aid that costs time at every allocation.

@@ -71,16 +71,17 @@ class Loop:
             with self.precision.autocast():
                 self.trainee.check_start(progress)
         self.model.train()
+        saved = time.monotonic()
         with _stop_requests() as stop_requested:
             while self.step < total:
                 metrics = self._one_step()
                 if self.parallel.main and (self.step % self.hardware.log_every == 0 or self.step == total):
                     self.run.log({"step": self.step, **metrics})
                 progress.advance("train", self.step, total, **metrics)
-                stop = self.parallel.once(stop_requested)
-                every = self.hardware.checkpoint_every
-                if stop or self.step == total or (every and self.step % every == 0):
+                stop, due = self.parallel.once(lambda: (stop_requested(), self._is_due(saved)))
+                if stop or due or self.step == total:
                     self._save()
+                    saved = time.monotonic()
                 if stop and self.step < total:
                     hint = f"go on with: {command('train', '--resume', self.run.path)}"
                     raise Stopped(f"stopped after step {self.step} of {total}; {hint}")
@@ -109,6 +110,12 @@ class Loop:
         timing = {"time/train": time.perf_counter() - ready, "tokens_per_second": batch.tokens / seconds}
         return {"loss": loss, **averages.means(), **batch.metrics, **update, **timing}
 
+    def _is_due(self, saved: float) -> bool:
+        """Whether a checkpoint is to be written after this step; `saved` is when the last one was (monotonic clock)."""
+        every, minutes = self.hardware.checkpoint_every, self.hardware.checkpoint_minutes
+        late = minutes is not None and time.monotonic() - saved >= 60 * minutes
+        return late or (every > 0 and self.step % every == 0)
+
     def _over_processes(self, loss: float, averages: Averages) -> tuple[float, Averages]:
         """Loss and averages of all micro-batches, out of those of each process's share."""
         parts, total = self.parallel.gather((loss, averages)), Averages()
@@ -129,7 +136,7 @@ class Loop:
     def _save(self) -> None:
         state = {
             "step": self.step,
-            "model": self.model.state_dict(),
+            "model": self._weights(),
             "optimizers": self.optimizers.state_dict(),
             "algorithm": self.objective.state_dict() if isinstance(self.objective, Stateful) else {},
             "identity": self.identity,
@@ -153,12 +160,22 @@ class Loop:
         if state is None:
             return
         check_same(state["identity"], self.identity)
-        self.model.load_state_dict(state["model"])
+        missing, unexpected = self.model.load_state_dict(state["model"], strict=False)
+        if unexpected or set(missing) != self._frozen():
+            raise RunError(f"the checkpoint of step {self.step} holds other weights than the policy has.")
         self.optimizers.load_state_dict(state["optimizers"])
         if isinstance(self.objective, Stateful):
             self.objective.load_state_dict(state["algorithm"])
         states = state["rng"]
         _set_generators(states[self.parallel.rank % len(states)])
+
+    def _weights(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the model: not the frozen base of an adapter, which its folder holds."""
+        frozen = self._frozen()
+        return {name: value for name, value in self.model.state_dict().items() if name not in frozen}
+
+    def _frozen(self) -> set[str]:
+        return {name for name, parameter in self.model.named_parameters() if not parameter.requires_grad}
 
     def _problem(self, state: dict[str, Any], logged: int) -> str | None:
         """Why a checkpoint cannot be gone on from, None if it can; `logged` is the last step of metrics.jsonl."""
