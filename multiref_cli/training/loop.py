@@ -54,7 +54,7 @@ class Loop:
         self.run, self.trainee, self.optimizers, self.hardware = run, trainee, optimizers, hardware
         self.model, self.objective, self.identity = trainee.model, trainee.objective, dict(identity)
         self.precision, self.parallel = precision, parallel
-        self.step = 0
+        self.step, self.saved = 0, 0.0
 
     def fit(self, progress: Progress) -> None:
         """Train from the last checkpoint (or the start) to the last step.
@@ -71,17 +71,17 @@ class Loop:
             with self.precision.autocast():
                 self.trainee.check_start(progress)
         self.model.train()
-        saved = time.monotonic()
+        self.saved = time.monotonic()
         with _stop_requests() as stop_requested:
             while self.step < total:
                 metrics = self._one_step()
                 if self.parallel.main and (self.step % self.hardware.log_every == 0 or self.step == total):
                     self.run.log({"step": self.step, **metrics})
                 progress.advance("train", self.step, total, **metrics)
-                stop, due = self.parallel.once(lambda: (stop_requested(), self._is_due(saved)))
+                stop, due = self.parallel.once(lambda: (stop_requested(), self._is_due()))
                 if stop or due or self.step == total:
                     self._save()
-                    saved = time.monotonic()
+                    self.saved = time.monotonic()
                 if stop and self.step < total:
                     hint = f"go on with: {command('train', '--resume', self.run.path)}"
                     raise Stopped(f"stopped after step {self.step} of {total}; {hint}")
@@ -110,10 +110,10 @@ class Loop:
         timing = {"time/train": time.perf_counter() - ready, "tokens_per_second": batch.tokens / seconds}
         return {"loss": loss, **averages.means(), **batch.metrics, **update, **timing}
 
-    def _is_due(self, saved: float) -> bool:
-        """Whether a checkpoint is to be written after this step; `saved` is when the last one was (monotonic clock)."""
+    def _is_due(self) -> bool:
+        """Whether a checkpoint is to be written after this step, though nobody asked to stop."""
         every, minutes = self.hardware.checkpoint_every, self.hardware.checkpoint_minutes
-        late = minutes is not None and time.monotonic() - saved >= 60 * minutes
+        late = minutes is not None and time.monotonic() - self.saved >= 60 * minutes
         return late or (every > 0 and self.step % every == 0)
 
     def _over_processes(self, loss: float, averages: Averages) -> tuple[float, Averages]:

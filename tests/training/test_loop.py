@@ -225,3 +225,38 @@ def test_every_row_once_an_epoch_and_streams_differ():
     assert epoch_batch(10, 3, 4, seed=0) != epoch_batch(10, 3, 0, seed=0)
     assert derive(0, "a") != derive(0, "b") != derive(1, "a")
     assert derive(0, "a", 1) == derive(0, "a", 1) < 2**63
+
+
+def test_a_checkpoint_leaves_out_what_is_frozen_and_refuses_other_weights(tmp_path):
+    def frozen_first(name):
+        loop = make_loop(tmp_path / name)
+        for parameter in loop.model.layers[0].parameters():
+            parameter.requires_grad = False
+        return loop
+
+    loop = frozen_first("run")
+    loop.fit(Silent())
+    (*_, last) = checkpoints(loop.run.path / "checkpoints")
+    state = torch.load(last, weights_only=True)
+    assert set(state["model"]) == {"layers.1.weight", "layers.1.bias"}
+    again = frozen_first("run")
+    again.fit(Silent())
+    assert all(torch.equal(a, b) for a, b in zip(again.model.state_dict().values(), loop.model.state_dict().values()))
+    with pytest.raises(RunError, match="holds other weights than the policy has"):
+        make_loop(tmp_path / "run").fit(Silent())
+
+
+def test_checkpoints_by_time(tmp_path, monkeypatch):
+    """By hand: 40 s a step and at most 2 minutes apart, so after the third and the sixth step, and at the end."""
+    now = [0.0]
+
+    def tick(step):
+        now[0] += 40
+
+    monkeypatch.setattr("multiref_cli.training.loop.time.monotonic", lambda: now[0])
+    loop = make_loop(tmp_path / "run", act=tick)
+    loop.hardware = Hardware(checkpoint_every=0, checkpoint_minutes=2, keep_checkpoints=9)
+    loop.fit(Silent())
+    assert [path.name for path in checkpoints(loop.run.path / "checkpoints")] == [
+        f"step_{step:08d}.pt" for step in (3, 6, STEPS)
+    ]
