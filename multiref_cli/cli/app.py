@@ -207,7 +207,7 @@ def world_make(
     ] = None,
     plain: Plain = False,
 ) -> None:
-    """Make another embedded world in the cache, for `world=SEED`: some ten minutes, the same for a seed on a machine."""
+    """Make another embedded world in the cache, for `world=SEED`; ten minutes, the same for a seed on a machine."""
     from multiref_cli.cli.world import make
 
     make(seed, out=out, plain=plain)
