@@ -170,11 +170,12 @@ def resume(
 
 
 def _saved_manifest(run: RunDir) -> dict[str, Any] | None:
-    """The manifest of a run folder, None where it is missing or damaged."""
+    """The manifest of a run folder, None where it is missing or damaged: it is then written again."""
     try:
-        return read_object(run.path / "manifest.json")
+        content = read_object(run.path / "manifest.json") or {}
     except RunError:
         return None
+    return content if "config_hash" in content else None
 
 
 def _check_policy(run: RunDir) -> None:

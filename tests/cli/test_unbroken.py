@@ -26,6 +26,9 @@ def test_a_finished_run_is_completed_kept_and_checked(place, multiref, offline, 
     (run / "report" / "index.html").unlink()
     assert multiref("train", "--resume", "out") == 0
     assert (run / "report" / "index.html").is_file() and read_json(run / "manifest.json")["inputs"]
+    (run / "manifest.json").write_text('{"state": "of something else"}')
+    assert multiref("train", "--resume", "out") == 0
+    assert read_json(run / "manifest.json")["inputs"]
     assert multiref("train", "--resume", "out") == 2
     assert "out is done" in capsys.readouterr().err
     # An evaluation replaces no earlier one.
