@@ -97,6 +97,26 @@ def test_a_claim_that_cannot_be_written_leaves_nothing(tmp_path, full):
         assert holder is not None and holder.deaths == 0
 
 
+def test_workers_that_can_write_nothing_end_the_sweep_with_a_sentence(tmp_path, full, monkeypatch):
+    from types import SimpleNamespace
+
+    from multiref_cli.sweeps import pool
+
+    def no_room(work):
+        full("events.jsonl")
+        Ledger(work.folder).event("started", "p")
+
+    (tmp_path / "logs").mkdir()
+    work = SimpleNamespace(folder=tmp_path)
+    monkeypatch.setattr(pool, "work_off", no_room)
+    monkeypatch.setattr(os, "dup2", lambda *_: None)
+    ended = SimpleNamespace(exitcode=pool._exit_code(work, 0), is_alive=lambda: False, sentinel=0, join=lambda: None)
+    monkeypatch.setattr(pool, "_start", lambda *_: ended)
+    monkeypatch.setattr(pool, "wait", lambda *_, **__: None)
+    with pytest.raises(RunError, match=r"no room is left in .*: make some, then run the same again"):
+        pool.run_local(work, 1, lambda: None)
+
+
 def test_a_policy_that_does_not_fit_leaves_the_one_before(tmp_path, monkeypatch, world):
     from safetensors import SafetensorError
 

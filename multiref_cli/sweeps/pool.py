@@ -13,6 +13,7 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from multiref_cli.errors import RunError
+from multiref_cli.files import full_disk
 from multiref_cli.sweeps.worker import OUT_OF_MEMORY_EXIT, Work, work_off
 
 TICK_SECONDS = 0.25
@@ -20,6 +21,8 @@ TICK_SECONDS = 0.25
 GRACE_SECONDS = 120.0
 # Workers that end so often in a row, not killed at a point, have another problem than their points.
 FRUITLESS_DEATHS = 3
+# How a worker ends that can write nothing any more, its own log least of all.
+NO_ROOM_EXIT = 74
 
 
 def run_local(work: Work, workers: int, tick: Callable[[], None]) -> None:
@@ -33,7 +36,7 @@ def run_local(work: Work, workers: int, tick: Callable[[], None]) -> None:
 
     Raises:
         KeyboardInterrupt: Ctrl-C; the workers were asked to stop and have.
-        RunError: the workers themselves fail, again and again.
+        RunError: the workers themselves fail, again and again, or the disk is full.
     """
     gpus = visible_gpus()
     running = {index: _start(work, index, gpus) for index in range(workers)}
@@ -48,6 +51,10 @@ def run_local(work: Work, workers: int, tick: Callable[[], None]) -> None:
                 del running[index]
                 if process.exitcode == 0:
                     continue
+                if process.exitcode == NO_ROOM_EXIT:
+                    raise RunError(
+                        f"no room is left in {work.folder} or the cache: make some, then run the same again."
+                    )
                 killed = process.exitcode < 0 or process.exitcode == OUT_OF_MEMORY_EXIT
                 fruitless = 0 if killed and _took_up(work, process.pid) else fruitless + 1
                 if fruitless >= FRUITLESS_DEATHS:
@@ -101,14 +108,24 @@ def _main(work: Work, index: int, environment: dict[str, str]) -> None:
     os.setsid()  # the terminal's Ctrl-C goes to the parent alone, which passes it on once
     # A job in the background of a script inherits an ignored SIGINT; here it is how the parent says stop.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    log = os.open(work.folder / "logs" / f"worker-{index}.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
     threading.Thread(target=_follow_parent, daemon=True).start()
+    sys.exit(_exit_code(work, index))
+
+
+def _exit_code(work: Work, index: int) -> int:
+    """Work, printing into the worker's log; how the process ends."""
     try:
+        log = os.open(work.folder / "logs" / f"worker-{index}.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
         work_off(work)
     except KeyboardInterrupt:
-        sys.exit(130)
+        return 130
+    except Exception as error:
+        if full_disk(error) is None:
+            raise
+        return NO_ROOM_EXIT
+    return 0
 
 
 def _follow_parent() -> None:

@@ -27,7 +27,7 @@ def size(disk: Path, kib: int, options: str = "") -> None:
 def what(last: str) -> str:
     """The kind of file that a sentence names."""
     found = re.search(r"(\S+) cannot be (?:written|made)", last)
-    name = Path(found[1]).name if found else "no file named"
+    name = Path(found[1]).name if found else "no room for workers" if "no room is left" in last else "no file named"
     return re.sub(r"[0-9a-f]{12,}|\d{4,}", "N", name)
 
 
