@@ -34,13 +34,7 @@ def report(folders: list[str], *, out: str | None, against: str | None = None, c
         check_place(Path(out), "--out")
     from multiref_cli.reports.report import write_report
 
-    paths, committed = [Path(folder) for folder in folders], Path(against) if against else None
-    display.line(f"report: {write_report(paths, Path(out) if out else None, committed)}")
-    if committed is not None:
-        from multiref_cli.reports.collect import conditions, read_run
-        from multiref_cli.reports.published import compare_with, conclusions, read_rows, verdict
-        from multiref_cli.sweeps.ledger import expand_folders
-
-        found = conditions(read_run(folder) for folder in expand_folders(paths))
-        checks = compare_with(read_rows(committed), found)
-        display.line(verdict(checks, conclusions(checks, found)))
+    paths, committed, said = [Path(folder) for folder in folders], Path(against) if against else None, list[str]()
+    page = write_report(paths, Path(out) if out else None, committed, said.append)
+    for line in (f"report: {page}", *said):
+        display.line(line)

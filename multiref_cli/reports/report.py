@@ -1,7 +1,7 @@
 """Reports from what is on disk: of one run, of a sweep, of several sweeps together."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,19 @@ from multiref_cli.reports.worlds import add_worlds, write_claims
 from multiref_cli.sweeps.ledger import Ledger, expand_folders
 
 
-def write_report(folders: Sequence[Path], out: Path | None = None, against: Path | None = None) -> Path:
+def write_report(
+    folders: Sequence[Path],
+    out: Path | None = None,
+    against: Path | None = None,
+    tell: Callable[[str], object] = lambda sentence: None,
+) -> Path:
     """Write the report of runs and sweeps; several are merged into one comparison.
 
     Args:
         folders: run folders and sweep folders.
         out: where to write; by default report/ in the folder, of several report-A-B beside the first.
         against: CSV of committed results (see published.py); the report says whether the reproduction holds.
+        tell: takes that sentence too.
 
     Returns:
         The path of index.html. Beside it lies summary.csv, one row a condition and metric, in the form that is
@@ -68,7 +74,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None, against: Path
         page.text("**Left out**, since they cannot be read:\n\n" + "\n".join(f"- {text}" for text in damaged))
     write_pending(page, sweeps)
     if against is not None and committed is not None:
-        add_checks(page, found, against, committed)
+        tell(add_checks(page, found, against, committed))
     over_worlds = add_worlds(page, found)
     if over_worlds:
         write_claims(over_worlds, target / "worlds.csv")
