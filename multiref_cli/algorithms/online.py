@@ -46,7 +46,7 @@ from multiref_cli.objectives.penalty import (
     sampled_charge,
     sampled_penalty,
 )
-from multiref_cli.objectives.policy_gradient import clipped_surrogate, importance_ratios
+from multiref_cli.objectives.policy_gradient import clipped_surrogate, importance_ratios, sampler_weights
 from multiref_cli.parallel import ALONE, Parallel
 from multiref_cli.references.live import LiveReferences, ReferenceScores, joined
 from multiref_cli.references.samples import stored_responses
@@ -60,6 +60,8 @@ from multiref_cli.tracking.progress import Progress
 from multiref_cli.types import LanguageModel, Tokenizer
 
 _SHOWN_SAMPLES = 2
+# A token whose ratio of trainer over sampler is further from 1 than this is counted in rollout/beyond_fraction.
+_FAR = 0.2
 
 
 def assemble_online(job: Job, reward: Callable[[list[Sample]], RewardBatch] | None, progress: Progress) -> Trainee:
@@ -235,6 +237,9 @@ class Online:
         if penalty is not None:
             values = values + self.beta * penalty
             _add_tokens(averages, "penalty", penalty.detach(), mask)
+        if window.sampler_logps is not None:
+            drawn = self._at(micro, window.sampler_logps, logps)
+            values = values * self._sampler_weights(drawn, old_logps, mask, averages)
         return reduce(values, mask, self.settings.loss_reduction, micro.step), averages
 
     def state_dict(self) -> dict[str, Any]:
@@ -276,13 +281,14 @@ class Online:
             metrics |= reward_metrics(judged, rewards)
         self._packs = self._passes(rows, completions)
         logps = padded([one.logps for _, one in flat])
+        drawn = None if self.parts.engine.exact_logps else logps.clone()
         scores, total = self._score(samples, logps.shape), rewards
         if scores is not None and self._in_reward:
             penalty = self._reward_penalty(self._policy_sums(logps), scores.mixed_sums, metrics)
             total = rewards - self.beta * penalty.reshape(rewards.shape)
         values = advantages(total, self.settings.baseline, self.settings.advantage_scale)
         shown = _shown(samples, rewards.flatten(), values.flatten())
-        self.window = Window(number, rows, completions, rewards, values, metrics, shown, logps, scores)
+        self.window = Window(number, rows, completions, rewards, values, metrics, shown, logps, scores, drawn)
         return self.window, {"time/rollout": rolled - started, "time/score": time.perf_counter() - rolled}
 
     def _roll_out(self, number: int) -> tuple[list[int], list[list[Completion]]]:
@@ -410,6 +416,16 @@ class Online:
         if self.settings.inner_iterations > 1:
             window.old_logps[micro.places, : logps.shape[1]] = logps.detach().float().cpu()
         return logps.detach()
+
+    def _sampler_weights(self, drawn: Tensor, trainer: Tensor, mask: Tensor, averages: Averages) -> Tensor:
+        """(B, T) what samples of an engine with log-probs of its own count for, and in the metrics how far it is."""
+        far = torch.where(mask, trainer - drawn, torch.zeros_like(trainer)).double()
+        _add_tokens(averages, "rollout/kl", far.exp() - 1 - far, mask)
+        _add_tokens(averages, "rollout/beyond_fraction", (far.exp() - 1).abs().gt(_FAR).double(), mask)
+        if self.settings.sampler_correction == "none":
+            return torch.ones_like(trainer)
+        level = "sequence" if self.settings.sampler_correction == "sequence" else "token"
+        return sampler_weights(trainer, drawn, mask, level, self.settings.sampler_cap)
 
     def _at(self, micro: GroupMicro, values: Tensor, like: Tensor) -> Tensor:
         """The rows (..., b, t) of a micro-batch out of (..., B, T) values of the window, on its device."""

@@ -32,6 +32,7 @@ class Window:
         samples: a few rows to look at.
         old_logps: (B, T) of the policy that sampled; the sampler's own until the first inner iteration fills it.
         scores: what the references say; None where they are not scored ahead of the loss.
+        sampler_logps: (B, T) as the engine gave them; None where they are the trainer's own.
     """
 
     number: int
@@ -43,6 +44,7 @@ class Window:
     samples: list[dict[str, Any]]
     old_logps: Tensor
     scores: ReferenceScores | None = None
+    sampler_logps: Tensor | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values, for a checkpoint."""

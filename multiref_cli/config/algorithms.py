@@ -73,6 +73,8 @@ class OnlineSettings(Algorithm):
     advantage_scale: str = "none"
     loss_reduction: str = "dapo"
     importance: str = "token"
+    sampler_correction: str = "auto"
+    sampler_cap: float = number("[1, 1e6]", 2.0)
     clip_low: float = number("[0, 1]", 0.2)
     clip_high: float = number("[0, 1e6]", 0.2)
     max_length_constant: Optional[int] = number(COUNT, None)

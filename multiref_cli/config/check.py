@@ -166,6 +166,7 @@ def _check_online(experiment: "Experiment", settings: OnlineSettings) -> None:
     name, rollout, hardware = settings.name, experiment.rollout, experiment.hardware
     _choice("algorithm.loss_reduction", settings.loss_reduction, ("grpo", "bnpo", "dr_grpo", "dapo"))
     _choice("algorithm.importance", settings.importance, ("token", "sequence"))
+    _choice("algorithm.sampler_correction", settings.sampler_correction, ("auto", "none", "token", "sequence"))
     _choice("algorithm.baseline", settings.baseline, ("group_mean", "leave_one_out", "none"))
     _choice("algorithm.advantage_scale", settings.advantage_scale, ("group", "batch", "none"))
     _require(experiment.steps is not None, f"algorithm={name} has no epochs; give steps=NUMBER")

@@ -36,6 +36,35 @@ def importance_ratios(logps: Tensor, old_logps: Tensor, mask: Tensor, level: str
     return torch.exp(difference)
 
 
+def sampler_weights(trainer: Tensor, sampler: Tensor, mask: Tensor, level: str = "token", cap: float = 2.0) -> Tensor:
+    """min(pi_trainer / pi_sampler, cap), what a sample of another engine counts for (truncated importance sampling).
+
+    The engine that samples computes in other kernels, or in bfloat16, and so draws from a slightly different policy.
+
+    token     one weight for each token, biased by what it leaves out: how often earlier tokens were drawn
+    sequence  one a response, of the product of its ratios: unbiased but for the cap
+
+    Args:
+        trainer: (B, T) log-probs of the sampled tokens as the trainer computes them, for the policy that sampled.
+        sampler: (B, T) as the engine gave them.
+        mask: (B, T) bool.
+        level: token or sequence.
+        cap: largest weight; the usual 2 leaves ratios below it as they are.
+
+    Returns:
+        (B, T), no gradient; at level token 1 where masked.
+
+    Raises:
+        ValueError: an unknown level.
+    """
+    if level not in LEVELS:
+        raise ValueError(f"a correction is {level!r}; allowed: {', '.join(LEVELS)}")
+    difference = torch.where(mask, trainer - sampler, torch.zeros_like(trainer)).detach()
+    if level == "sequence":
+        difference = difference.sum(1, keepdim=True).expand_as(difference)
+    return torch.exp(difference).clamp(max=cap)
+
+
 def clipped_surrogate(
     ratios: Tensor, advantages: Tensor, clip_low: float = 0.2, clip_high: float = 0.2
 ) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from multiref_cli.algorithms.base import Job, module_of
+from multiref_cli.algorithms.base import Job, Trainee, module_of
 from multiref_cli.config.compose import compose_saved
 from multiref_cli.config.plain import digest, from_plain, to_plain
 from multiref_cli.config.schema import Experiment, Hardware, Model
@@ -325,15 +325,21 @@ def join(folder: str, hardware: str, rank: str, port: str) -> None:
 def _train_and_measure(job: Job, run: RunDir, parallel: Parallel, progress: Progress) -> tuple[list[str], Outcome]:
     """What every process of a run does; the main one alone writes. Notes of the training and what was measured."""
     job = replace(job, experiment=of_rank(job.experiment, parallel.rank), parallel=parallel)
+    trainee = _trained(job, run, parallel, progress)
+    if parallel.main:
+        save_policy(trainee.model, job.tokenizer, run.path / "policy")
+    return trainee.notes, measure(job, trainee.model, progress)
+
+
+def _trained(job: Job, run: RunDir, parallel: Parallel, progress: Progress) -> Trainee:
+    """Train; the optimizer's state is gone when it returns, before an evaluation loads its models."""
     seed_everything(job.experiment.seed)
     trainee = module_of(job.experiment).assemble(job, progress)
     experiment, precision = job.experiment, job.precision
     optimizers = Optimizers(trainee.model, experiment.optimizer, job.total_steps, precision.masters)
     trainee.notes.extend(_precision_notes(trainee.model, experiment))
     Loop(run, trainee, optimizers, experiment.hardware, identity(job), precision, parallel).fit(progress)
-    if parallel.main:
-        save_policy(trainee.model, job.tokenizer, run.path / "policy")
-    return trainee.notes, measure(job, trainee.model, progress)
+    return trainee
 
 
 def _precision_notes(model: LanguageModel, experiment: Experiment) -> list[str]:

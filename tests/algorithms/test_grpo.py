@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -331,6 +332,31 @@ def test_an_engine_with_other_rounding_is_not_believed():
     exact.batch(0)
     other.batch(0)
     torch.testing.assert_close(other.window.advantages, exact.window.advantages, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("inner", [0, 1])
+@pytest.mark.parametrize(("correction", "shift", "weight"), [("auto", 0.3, math.exp(-0.3)), ("token", -0.9, 2.0)])
+def test_samples_of_another_engine_count_for_their_ratio(correction, shift, weight, inner):
+    """An engine whose log-probs are all off by the same: every token has one weight, also in later inner iterations."""
+    results = {}
+    for name in ("none", correction):
+        settings = {"sampler_correction": name, "inner_iterations": 2}
+        algorithm = algorithm_of(config_of(settings, token("k2")))
+        generate = algorithm.parts.engine.generate
+
+        def distorted(*arguments, generate=generate):
+            groups = generate(*arguments)
+            return [[type(c)(c.ids, [p + shift for p in c.logps], c.finished) for c in group] for group in groups]
+
+        algorithm.parts.engine = SimpleNamespace(generate=distorted, exact_logps=False)
+        for step in range(inner + 1):
+            results[name] = take_step(algorithm, step)
+    (plain, expected, _), (metrics, gradient, _) = results["none"], results[correction]
+    torch.testing.assert_close(gradient, weight * expected, atol=1e-6, rtol=1e-4)
+    assert metrics["loss"] == pytest.approx(weight * plain["loss"], rel=1e-4)
+    assert metrics["rollout/kl"] == pytest.approx(math.exp(-shift) - 1 + shift, rel=1e-4)
+    assert plain["rollout/kl"] == metrics["rollout/kl"] and metrics["rollout/beyond_fraction"] == 1.0
+    assert "rollout/kl" not in take_step(algorithm_of(config_of(None, token("k2"))), 0)[0]
 
 
 def test_references_with_another_tokenizer_read_the_text():

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from multiref_cli.objectives.policy_gradient import clipped_surrogate, importance_ratios
+from multiref_cli.objectives.policy_gradient import clipped_surrogate, importance_ratios, sampler_weights
 
 MASK = torch.tensor([[True, True, False], [True, True, True]])
 
@@ -71,6 +71,36 @@ def test_clipping_by_hand(ratio, advantage, value, gradient, stops):
     assert loss.item() == pytest.approx(value)
     assert ratios.grad.item() == pytest.approx(gradient)
     assert bool(stopped) is stops
+
+
+def test_sampler_weights_by_hand():
+    """Log ratios 0.2 and 0.4 (masked: 9) are exp of each, or exp(0.6) for the response; at most the cap."""
+    sampler = torch.zeros(2, 3)
+    trainer = torch.tensor([[0.2, 0.4, 9.0], [0.0, 0.3, -0.3]], requires_grad=True)
+    token = sampler_weights(trainer, sampler, MASK)
+    assert not token.requires_grad
+    torch.testing.assert_close(token[0], torch.tensor([math.exp(0.2), math.exp(0.4), 1.0]))
+    sequence = sampler_weights(trainer, sampler, MASK, "sequence")
+    torch.testing.assert_close(sequence, torch.tensor([[math.exp(0.6)] * 3, [1.0] * 3]))
+    torch.testing.assert_close(sampler_weights(trainer, sampler, MASK, "sequence", 1.5)[0], torch.full((3,), 1.5))
+    with pytest.raises(ValueError, match="allowed: token, sequence"):
+        sampler_weights(trainer, sampler, MASK, "word")
+
+
+@pytest.mark.parametrize("cap", [1e6, 1.2])
+def test_weighted_samples_of_the_engine_have_the_mean_of_the_trainer_but_for_the_cap(cap):
+    """Over all 16 responses of two tokens: sum q min(p / q, cap) f is sum min(p, cap q) f."""
+    generator = torch.Generator().manual_seed(0)
+    p, q = (torch.randn(4, generator=generator, dtype=torch.float64).log_softmax(0) for _ in range(2))
+    pairs = torch.cartesian_prod(torch.arange(4), torch.arange(4))
+    value = torch.randn(16, generator=generator, dtype=torch.float64)
+    mask = torch.ones(16, 2, dtype=torch.bool)
+    weights = sampler_weights(p[pairs], q[pairs], mask, "sequence", cap)[:, 0]
+    trainer, sampler = p[pairs].sum(1).exp(), q[pairs].sum(1).exp()
+    expected = (torch.minimum(trainer, cap * sampler) * value).sum()
+    torch.testing.assert_close((sampler * weights * value).sum(), expected)
+    unbiased = torch.isclose(expected, (trainer * value).sum())
+    assert bool(unbiased) == (cap > 1e3)
 
 
 def test_unknown_level_is_refused():

@@ -121,7 +121,7 @@ def trl_inputs(trainer) -> dict:
 
 def ours(trainer, inputs, settings: dict, regularizer: dict, references: dict) -> Online:
     """The algorithm over the same completions and rewards; references: name -> (model, weight)."""
-    settings = {"advantage_scale": "group", "loss_reduction": "grpo", **settings}
+    settings = {"advantage_scale": "group", "loss_reduction": "grpo", "sampler_correction": "none", **settings}
     config = schema.Experiment(
         algorithm=GrpoSettings(name="grpo", batch_prompts=len(PROMPTS), **settings),
         regularizer=schema.Regularizer(**{"mean_order": 0, "score_order": 0, "to_go": False, **regularizer}),
