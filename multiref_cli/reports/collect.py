@@ -8,6 +8,7 @@ from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from multiref_cli.evaluation.crossed import BySeed, Estimate, estimate
 from multiref_cli.evaluation.statistics import Interval
 from multiref_cli.files import each_line, read_lines, read_object, read_yaml, write_text
 from multiref_cli.tracking.places import command
+from multiref_cli.tracking.run_dir import are_results
 
 # Told by a condition's label already, so never needed to tell two labels apart.
 _IN_LABEL = ("regularizer.name", "regularizer.mean_order", "regularizer.terms", "alpha", "beta", "algorithm.name")
@@ -309,28 +311,19 @@ def read_run(folder: Path) -> Run:
     config, results = folder / "config.yaml", read_object(folder / "results.json")
     if not config.is_file() or results is None:
         raise RequestError(f"{folder} holds no finished run (config.yaml and results.json); finish it with --resume.")
-    if not _are_results(results):
+    if not are_results(results):
         raise RunError(
             f"{folder}/results.json is damaged (it holds no results): `{command('eval', folder)}` scores again."
         )
+    manifest, checksum = read_object(folder / "manifest.json") or {}, sha256(config.read_bytes()).hexdigest()
+    if manifest.get("config_sha256", checksum) != checksum:  # a number that changed would be believed
+        raise RunError(f"{config} is damaged (its sha256 is not the one in manifest.json): restore it.")
     content = read_yaml(config) | (results.get("measured_by") or {})
     try:
         experiment = experiment_of(content)
     except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
         raise RunError(f"{config} is damaged (it is no config of a run): restore it, or delete its folder.") from error
-    return Run(folder, experiment, results, read_object(folder / "manifest.json") or {})
-
-
-def _are_results(content: dict[str, Any]) -> bool:
-    """Whether it has what a report reads: a seed, a hash, and a mean with bounds of every metric."""
-    metrics, fields = content.get("metrics"), ("mean", "ci_low", "ci_high", "n")
-    return (
-        isinstance(content.get("seed"), int)
-        and isinstance(content.get("config_hash"), str)
-        and isinstance(metrics, dict)
-        and all(isinstance(one, dict) and all(name in one for name in fields) for one in metrics.values())
-        and all(one[name] is None or isinstance(one[name], (int, float)) for one in metrics.values() for name in fields)
-    )
+    return Run(folder, experiment, results, manifest)
 
 
 def conditions(runs: Iterable[Run], asked: Mapping[str, Sequence[str]] | None = None) -> list[Condition]:

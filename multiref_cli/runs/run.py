@@ -6,6 +6,7 @@ import shutil
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +77,10 @@ def train(
     check_cache(experiment)
     job = open_job(experiment, progress)
     accept(inputs(job))
-    content, there = manifest(job), folder.exists()
+    content, text, there = manifest(job), config_text(experiment), folder.exists()
+    content["config_sha256"] = sha256(text.encode()).hexdigest()
     with RunDir(folder).alone():
-        run = RunDir.create(folder, config_text(experiment), list(overrides), content, choices)
+        run = RunDir.create(folder, text, list(overrides), content, choices)
         try:
             return _guarded(job, run, progress, report)
         except RequestError:  # what is wrong with the request came out when its models were opened: nothing was trained

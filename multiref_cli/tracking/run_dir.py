@@ -174,6 +174,18 @@ def read_choices(folder: Path) -> list[dict[str, Any]]:
     return [one for one in content if isinstance(one, dict)] if isinstance(content, list) else []
 
 
+def are_results(content: dict[str, Any]) -> bool:
+    """Whether results.json holds what a report reads: a seed, a hash, and a mean with bounds of every metric."""
+    metrics, fields = content.get("metrics"), ("mean", "ci_low", "ci_high", "n")
+    return (
+        isinstance(content.get("seed"), int)
+        and isinstance(content.get("config_hash"), str)
+        and isinstance(metrics, dict)
+        and all(isinstance(one, dict) and all(name in one for name in fields) for one in metrics.values())
+        and all(one[name] is None or isinstance(one[name], (int, float)) for one in metrics.values() for name in fields)
+    )
+
+
 def refuse_existing(path: Path) -> None:
     """Refuse a folder for a new run that is there already, or that cannot be made.
 

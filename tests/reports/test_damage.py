@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from hashlib import sha256
 
 import pytest
 
@@ -50,6 +51,17 @@ def test_results_that_no_run_writes_are_damaged(point, damage):
     content = json.loads((point / "results.json").read_text())
     (point / "results.json").write_text(json.dumps(content | damage))
     with pytest.raises(RunError, match=r"results\.json is damaged"):
+        read_run(point)
+
+
+def test_a_config_that_changed_since_the_run_is_not_believed(point):
+    config, manifest = point / "config.yaml", json.loads((point / "manifest.json").read_text())
+    (point / "manifest.json").write_text(
+        json.dumps(manifest | {"config_sha256": sha256(config.read_bytes()).hexdigest()})
+    )
+    assert read_run(point).experiment.beta == 1.0
+    config.write_text(config.read_text().replace("beta: 1.0", "beta: 7.0", 1))
+    with pytest.raises(RunError, match=r"config\.yaml is damaged \(its sha256 is not the one in manifest\.json\)"):
         read_run(point)
 
 
