@@ -163,7 +163,7 @@ def _show_cost(plan: Plan, workers: int) -> None:
         *([["embedded worlds to be made first", making]] if needs.worlds else []),
         ["all points", f"{duration(needs.seconds / workers)} on {workers} workers"],
         ["reference passes", f"{duration(needs.references)}, once per machine"],
-        ["memory", f"{workers} x {memory_text(needs.memory)}, without activations"],
+        ["memory", f"{workers} x {memory_text(needs.memory)}, {'with' if needs.whole else 'without'} activations"],
     ]
     display.table("the whole sweep, counted: an order of magnitude", ["what", "value"], rows)
 

@@ -43,6 +43,11 @@ class Algorithm:
         """Training rows per optimizer step."""
         return next(getattr(self, key) for key in ("batch_pairs", "batch_prompts", "batch_rows") if hasattr(self, key))
 
+    @property
+    def pass_tokens(self) -> int:
+        """Tokens of a forward and backward pass, padding included: `micro_tokens` of every algorithm."""
+        return next(int(value) for key, value in vars(self).items() if key == "micro_tokens")
+
 
 @dataclass(frozen=True)
 class DpoSettings(Algorithm):

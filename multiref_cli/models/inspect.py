@@ -79,18 +79,18 @@ def check_lora_targets(policy: Policy) -> None:
 
 def position_limit(model: Model) -> int | None:
     """The longest sequence in tokens that a model has positions for; None where its config names none."""
-    config = _text_config(model)
+    config = text_config(model)
     found = [config[key] for key in _POSITIONS if isinstance(config.get(key), int) and config[key] > 0]
     return min(found) if found else None
 
 
 def output_ids(model: Model) -> int | None:
     """How many ids a language model's output head has; None where the config does not say."""
-    size = _text_config(model).get("vocab_size")
+    size = text_config(model).get("vocab_size")
     return size if isinstance(size, int) else None
 
 
-def _text_config(model: Model) -> dict[str, Any]:
+def text_config(model: Model) -> dict[str, Any]:
     """The config of the part that reads text: of models that also see, a part of their own."""
     config = config_of(resolve(model.path, model.revision, weights=False), model.path)
     text = config.get("text_config") or config

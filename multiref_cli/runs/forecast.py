@@ -10,8 +10,10 @@ from multiref_cli.data.chat import completion_mask
 from multiref_cli.data.probe import verdict
 from multiref_cli.data.template import rendering_of
 from multiref_cli.errors import HubUnreachable
+from multiref_cli.models.inspect import text_config
 from multiref_cli.models.load import load_tokenizer, parameter_count
 from multiref_cli.models.precision import parameter_type
+from multiref_cli.runs.memory import activation_bytes, shape_of
 from multiref_cli.runs.run import open_job
 from multiref_cli.tracking.progress import Silent, duration
 from multiref_cli.world.worlds import missing
@@ -39,12 +41,30 @@ class Cost:
         evaluation: seconds of sampling, scoring and measuring at the end.
         references: seconds of the passes that fill the reference store, once per machine.
         memory: bytes of weights, gradients and optimizer state, references included; no activations.
+        activations: bytes that one training pass keeps for its backward pass; None where the policy's config does not
+            say its sizes.
+        tokens: of that pass.
     """
 
     training: float
     evaluation: float
     references: float
     memory: float
+    activations: float | None
+    tokens: int
+
+    @property
+    def total(self) -> float:
+        """Bytes in all, of activations as far as they are known."""
+        return self.memory + (self.activations or 0.0)
+
+    @property
+    def said(self) -> str:
+        """Memory as people read it."""
+        if self.activations is None:
+            return f"{memory_text(self.memory)}, without activations"
+        part = f"{memory_text(self.activations)} of it activations of a pass of {self.tokens} tokens"
+        return f"{memory_text(self.total)}, {part}"
 
 
 def forecast(experiment: Experiment) -> Forecast:
@@ -125,7 +145,7 @@ def _estimates(job: Job) -> list[list[Any]]:
         return []
     rows = [
         ["policy", f"{parameters / 1e6:.2f} M parameters"],
-        ["memory, without activations", memory_text(found.memory)],
+        ["memory", found.said],
         ["training time, roughly", duration(found.training)],
     ]
     if found.evaluation:
@@ -164,7 +184,17 @@ def cost(job: Job) -> Cost | None:
     base, each_trained = job.precision.bytes_of(adapted=bool(experiment.policy.lora))
     memory = policy * (base + each_trained * trained) + frozen * resident
     together = speed * experiment.hardware.processes
-    return Cost(training / together, evaluation / together, stored / speed, memory)
+    tokens = int(min(experiment.algorithm.pass_tokens, experiment.algorithm.batch_size * each))
+    kept = _activations(experiment, tokens)
+    return Cost(training / together, evaluation / together, stored / speed, memory, kept, tokens)
+
+
+def _activations(experiment: Experiment, tokens: int) -> float | None:
+    policy = experiment.policy
+    shape = shape_of(policy.new if policy.new is not None else text_config(policy))
+    if shape is None:
+        return None
+    return activation_bytes(shape, tokens, experiment.precision != "float32", policy.gradient_checkpointing)
 
 
 def memory_text(count: float) -> str:

@@ -25,13 +25,15 @@ class Needs:
         seconds: of all points together, were none of them done.
         references: seconds of the passes that fill the reference store; what is stored already is counted too.
         worlds: embedded worlds of which something must be made first; each takes about `MAKING` seconds of one core.
-        memory: most bytes of one worker, activations aside.
+        memory: most bytes of one worker.
+        whole: whether that counts activations, of every run.
     """
 
     seconds: float
     references: float
     worlds: int
     memory: float
+    whole: bool
 
 
 def measured(plan: Plan, ledger: Ledger) -> list[float]:
@@ -59,7 +61,8 @@ def counted(plan: Plan) -> Needs | None:
         seconds=sum(costs[kind].training + costs[kind].evaluation for kind in kinds),
         references=max(cost.references for cost in costs.values()) * len({p.experiment.world for p in plan.points}),
         worlds=len(_unmade_worlds(plan)),
-        memory=max(cost.memory for cost in costs.values()),
+        memory=max(cost.total for cost in costs.values()),
+        whole=all(cost.activations is not None for cost in costs.values()),
     )
 
 

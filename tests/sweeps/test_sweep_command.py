@@ -70,7 +70,7 @@ def test_dry_run_writes_nothing(place, multiref, offline, capsys):
     out = capsys.readouterr().out
     assert "6, 2 seeds each" in out and "2 single-reference baselines" in out and "first over" in out
     assert "dpo-mrpo-a0.4-b0.3 " in out and "seeds 0, 1" in out and "training time" in out
-    assert "whole sweep, counted" in out and "once per machine" in out and "without activations" in out
+    assert "whole sweep, counted" in out and "once per machine" in out and ", with activations" in out
     assert not Path("sweep").exists()
 
 
