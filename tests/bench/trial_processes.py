@@ -136,8 +136,8 @@ def main():
     text = [
         "# A real model on two processes, killed and resumed on one",
         "",
-        f"{Path(given.model).name}, two references, {given.precision}, {given.steps} steps; largest difference of a logged "
-        "number from the run on one process, relative where it is above 1.",
+        f"{Path(given.model).name}, two references, {given.precision}, {given.steps} steps; largest difference of a "
+        "logged number from the run on one process, relative where it is above 1.",
         "",
         "| job | number | one process, last step | two processes | two, killed, resumed on one |",
         "|---|---|---:|---:|---:|",
