@@ -68,9 +68,8 @@ class Disturber:
             look: says in which phase it is.
             phases: seconds that each lasts.
         """
-        targets = sorted(phases) + 4 * [
-            name for name in phases if name == "making a model"
-        ]  # comes once, the first time
+        rare = [name for name in ("making a model", "checkpoint write") if name in phases]
+        targets = sorted(phases) + 4 * rare
         target, moment, late = self.rng.choice(targets), float("inf"), time.monotonic() + SECONDS
         while time.monotonic() < min(moment, late):
             if moment == float("inf") and look() == target:
@@ -78,7 +77,7 @@ class Disturber:
             code = ended(pid, 0)
             if code is not None:
                 return code
-            time.sleep(0.01)
+            time.sleep(0.0005 if target == "checkpoint write" else 0.01)
         return None
 
     def runs(self, job: str, overrides: list[str], kills: int, clock: Clock, cold: bool) -> None:
@@ -86,7 +85,9 @@ class Disturber:
         log, cache = self.root / f"{job}.log", self.root / f"cache-{job}"
         os.environ["MULTIREF_CACHE"] = str(fresh(cache))
         calm, wild = self.root / f"{job}-calm", self.root / f"{job}-wild"
-        phases = self.phases(forked(again(calm, overrides), log), lambda: where(job, calm, cache))
+        phases = {"checkpoint write": 0.002} | self.phases(
+            forked(again(calm, overrides), log), lambda: where(job, calm, cache)
+        )
         right, struck = left(calm), 0
         print(f"{job}: " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in phases.items()), flush=True)
         while struck < kills and not clock.over:
