@@ -287,14 +287,15 @@ SHARES = {"override": 0.55, "row": 0.1, "model": 0.06, "run": 0.1, "checkpoint":
 SHARES["command"] = 0.05
 
 
-def trial(cases: int, seed: int, root: Path, clock: Clock) -> dict[str, dict[str, int]]:
-    """Counts of so many malformed inputs, the kinds in turn."""
+def trial(cases: int, seed: int, root: Path, clock: Clock, jobs=tuple(SHARES)) -> dict[str, dict[str, int]]:
+    """Counts of so many malformed inputs, the kinds of input in turn."""
     made, home = Trial(root, seed), Path.cwd()
-    due = dict.fromkeys(SHARES, 0.0)
-    done = dict.fromkeys(SHARES, 0)
+    shares = {kind: SHARES[kind] / sum(SHARES[one] for one in jobs) for kind in jobs}
+    due = dict.fromkeys(shares, 0.0)
+    done = dict.fromkeys(shares, 0)
     try:
         for number in range(cases):
-            due = {kind: due[kind] + share for kind, share in SHARES.items()}
+            due = {kind: due[kind] + share for kind, share in shares.items()}
             kind = max(due, key=lambda one: due[one])
             due[kind] -= 1
             getattr(made, kind)(done[kind])
@@ -310,4 +311,4 @@ def trial(cases: int, seed: int, root: Path, clock: Clock) -> dict[str, dict[str
 
 if __name__ == "__main__":
     heading = "Malformed inputs: refused in one sentence, spared, or built again"
-    run_trial("trial_malformed", heading, "cases", trial, 1000)
+    run_trial("trial_malformed", heading, "cases", trial, 1000, tuple(SHARES))
