@@ -82,8 +82,13 @@ def _request(overrides: list[str], resume: str | None) -> Request:
         return parse_request(overrides)
     if overrides:
         raise RequestError(f"--resume goes on with the sweep as it was asked for; drop {overrides[0]}.")
-    ledger = Ledger.open(Path(resume))
-    return dataclasses.replace(parse_request(ledger.description()["overrides"]), folder=Path(resume))
+    asked = Ledger.open(Path(resume)).description().get("overrides")
+    if asked is None:
+        raise RequestError(
+            f"{resume}/sweep.yaml is damaged (it does not say what was asked for): give the sweep's own command again, "
+            f"with run.dir={resume}."
+        )
+    return dataclasses.replace(parse_request(asked), folder=Path(resume))
 
 
 def _command(request: Request) -> str:

@@ -109,9 +109,10 @@ class Ledger:
         """Content of sweep.yaml, empty where there is none."""
         path = self.path / "sweep.yaml"
         try:
-            return read_yaml(path) if path.is_file() else {}
+            content = read_yaml(path) if path.is_file() else {}
         except RunError:  # damaged: it is written again with the plan
             return {}
+        return content if isinstance(content.get("overrides", []), list) else {}
 
     def inputs(self, found: dict[str, str]) -> dict[str, str]:
         """Name -> sha256 of all that points of this sweep are made from; what is new of `found` is added."""
@@ -138,8 +139,9 @@ class Ledger:
         return known
 
     def planned(self) -> list[dict[str, Any]]:
-        """The lines of plan.jsonl."""
-        return read_lines(self.path / "plan.jsonl")
+        """The lines of plan.jsonl that are points."""
+        rows, keys = read_lines(self.path / "plan.jsonl"), ("name", "id", "condition_id")
+        return [row for row in rows if all(isinstance(row.get(key), str) for key in keys)]
 
     def folder(self, name: str) -> Path:
         """The run folder of a point."""
@@ -241,7 +243,10 @@ class Ledger:
             file.seek(offset)
             content = file.read()
         content = content[: content.rfind(b"\n") + 1]
-        return parse_lines(content), offset + len(content)
+        rows = [
+            row for row in parse_lines(content) if isinstance(row.get("kind"), str) and "name" in row and "at" in row
+        ]
+        return rows, offset + len(content)
 
     def _take_over(self, path: Path, launch: str) -> Holder | None:
         """Write this process into the holder's file, unless a process on another machine is alive in it."""

@@ -76,6 +76,20 @@ def test_a_sweeps_report_goes_on_without_a_damaged_point(sweep_folder, point):
         write_report([point])
 
 
+@pytest.mark.parametrize("name", ["sweep.yaml", "plan.jsonl", "events.jsonl"])
+def test_a_file_of_the_sweep_that_holds_something_else(sweep_folder, name, capsys):
+    from multiref_cli.cli.app import app, run_guarded
+
+    whole = (sweep_folder / name).read_bytes() if (sweep_folder / name).is_file() else b""
+    other = DAMAGE["other keys"] + b"\n"
+    (sweep_folder / name).write_bytes(other + (b"" if name == "sweep.yaml" else whole))
+    write_report([sweep_folder])
+    assert len((sweep_folder / "results.csv").read_text().splitlines()) > 2
+    if name == "sweep.yaml":
+        assert run_guarded(lambda: app(["sweep", "--resume", str(sweep_folder)], standalone_mode=True)) == 2
+        assert "sweep.yaml is damaged (it does not say what was asked for)" in capsys.readouterr().err
+
+
 def test_yaml_that_is_there_is_read(tmp_path):
     (tmp_path / "a.yaml").write_text("a: {b: [1, 2.5, text]}")
     assert read_yaml(tmp_path / "a.yaml") == {"a": {"b": [1, 2.5, "text"]}}
