@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from multiref_cli.algorithms.base import Job, Trainee
-from multiref_cli.algorithms.online import assemble_online, reference_samples
+from multiref_cli.algorithms.online import assemble_online
+from multiref_cli.algorithms.parts import reference_samples
 from multiref_cli.config.schema import Data
 from multiref_cli.data.prompts import Prompt, load_prompts
 from multiref_cli.data.rows import Split

@@ -10,14 +10,14 @@ nat of a whole response for every estimator. `config.objective` says which objec
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from multiref_cli.algorithms.base import Batch, Job, Trainee, load_policy
+from multiref_cli.algorithms.parts import Parts, live_references, reached, reference_samples
 from multiref_cli.algorithms.window import (
     GroupMicro,
     Layout,
@@ -29,8 +29,8 @@ from multiref_cli.algorithms.window import (
     step_size,
 )
 from multiref_cli.config.algorithms import OnlineSettings
-from multiref_cli.config.objective import deviations, objective
-from multiref_cli.config.schema import Estimator, Experiment, States, Term
+from multiref_cli.config.objective import notes
+from multiref_cli.config.schema import Estimator, Experiment, Term
 from multiref_cli.data.chat import end_ids, shape_of
 from multiref_cli.data.prompts import Prompt
 from multiref_cli.models.decoder import honours_shared_prompts
@@ -47,17 +47,15 @@ from multiref_cli.objectives.penalty import (
     sampled_penalty,
 )
 from multiref_cli.objectives.policy_gradient import clipped_surrogate, importance_ratios, sampler_weights
-from multiref_cli.parallel import ALONE, Parallel
 from multiref_cli.references.live import LiveReferences, ReferenceScores, joined
-from multiref_cli.references.samples import stored_responses
 from multiref_cli.rewards.combine import RewardBatch
 from multiref_cli.rewards.sample import Sample
-from multiref_cli.rollouts.engine import Completion, Engine, sampling_of
+from multiref_cli.rollouts.engine import Completion, sampling_of
 from multiref_cli.rollouts.factory import build_engine
 from multiref_cli.seeding import derive, epoch_batch
 from multiref_cli.tracking.metrics import Averages
 from multiref_cli.tracking.progress import Progress
-from multiref_cli.types import LanguageModel, Tokenizer
+from multiref_cli.types import LanguageModel
 
 _SHOWN_SAMPLES = 2
 # A token whose ratio of trainer over sampler is further from 1 than this is counted in rollout/beyond_fraction.
@@ -87,7 +85,7 @@ def assemble_online(job: Job, reward: Callable[[list[Sample]], RewardBatch] | No
         parallel=job.parallel,
     )
     if experiment.reads_samples:
-        parts.stored = reference_samples(job, _reached(job), progress)
+        parts.stored = reference_samples(job, reached(job), progress)
     elif experiment.penalized:
         parts.references = live_references(job, progress)
         parts.may_share = parts.may_share and parts.references.share_prompts()
@@ -98,79 +96,6 @@ def assemble_online(job: Job, reward: Callable[[list[Sample]], RewardBatch] | No
             progress.note(note)
 
     return Trainee(model, Online(experiment, parts), said, check_start=tell)
-
-
-def live_references(job: Job, progress: Progress) -> LiveReferences:
-    """The references with a positive weight, in memory, where hardware.reference_device wants them."""
-    members = job.references(together=True)
-    for number, member in enumerate(members):
-        progress.advance("load references", number, len(members))
-        _ = member.model
-    return LiveReferences(job.experiment, members, [job.foreign_tokenizer(member) for member in members])
-
-
-def reference_samples(job: Job, rows: Iterable[int], progress: Progress) -> list[dict[int, list[list[int]]]]:
-    """Responses of every active reference to training prompts, drawn once per machine.
-
-    K references share a group: of each one the first group_size / K are used.
-
-    Args:
-        job: with `states: reference`.
-        rows: numbers of the prompts wanted.
-        progress: told while a reference is sampled.
-
-    Returns:
-        For each active reference: prompt number -> [S] token ids, S responses.
-    """
-    references, store, rows = job.references(), job.open_store(), list(rows)
-    share = max(1, job.experiment.rollout.group_size // len(references))
-    found = []
-    for reference in references:
-        ends = end_ids(job.tokenizer)
-        groups = stored_responses(store, reference, job.data.train, rows, job.experiment.rollout, ends, progress)
-        reference.release()
-        found.append({row: groups[row][:share] for row in rows})
-    return found
-
-
-def _reached(job: Job) -> list[int]:
-    """Numbers of the training prompts that the run will see, ascending."""
-    settings, count = cast(OnlineSettings, job.experiment.algorithm), len(job.data.train)
-    windows, seed = -(-job.total_steps // settings.inner_iterations), job.experiment.seed
-    return sorted({row for w in range(windows) for row in epoch_batch(count, settings.batch_prompts, w, seed)})
-
-
-@dataclass
-class Parts:
-    """What a run works with, besides its config.
-
-    Attributes:
-        model: the policy, a transformers model with or without an adapter.
-        tokenizer: of the policy.
-        prompts: training prompts.
-        end_ids: ids that end a completion.
-        engine: samples from the policy.
-        reward: B samples to their rewards; None: none is given.
-        references: frozen models; None without a penalty, or where the penalty is on stored samples.
-        stored: for `states: reference`, for each reference its stored responses, prompt number -> [S] token ids.
-        vocabulary: ids shared by policy and references; None: the whole head.
-        opening: what the generation prompt writes of every response, see `data.chat.Shape`.
-        may_share: whether every model gives the same hidden states when responses share their prompt's row.
-        parallel: the processes that share rollouts and passes.
-    """
-
-    model: LanguageModel
-    tokenizer: Tokenizer
-    prompts: Sequence[Prompt]
-    end_ids: list[int]
-    engine: Engine
-    reward: Callable[[list[Sample]], RewardBatch] | None
-    references: LiveReferences | None = None
-    stored: list[dict[int, list[list[int]]]] = field(default_factory=list)
-    vocabulary: int | None = None
-    opening: str = ""
-    may_share: bool = True
-    parallel: Parallel = ALONE
 
 
 class Online:
@@ -385,12 +310,12 @@ class Online:
         normalized = self.experiment.penalty.mixes_whole_vocabulary
         found = token_divergence(model, models, terms, packed, self.temperature, True, vocabulary, normalized)
         policy = found.logps.detach()
-        if not _truncated(self.experiment):
+        if not self.experiment.rollout.truncated:
             for name, logps in zip(references.names, found.reference_logps):
                 averages.add(f"kl/{name}", masked_sum((policy - logps).double(), mask, 1))
         if self.experiment.one_mix:  # several summands have no mixed reference
             _add_tokens(averages, "disagreement", -found.log_normalizers[0], mask)
-        if self.experiment.one_mix and not _truncated(self.experiment):
+        if self.experiment.one_mix and not self.experiment.rollout.truncated:
             mixed = references.mixed_tokens(terms, found.reference_logps, found.log_normalizers)
             averages.add("kl/mixed", masked_sum((policy - mixed[0]).double(), mask, 1))
         return found.logps, found.divergence, found.entropy
@@ -434,7 +359,7 @@ class Online:
     def _add_distances(self, averages: Averages, micro: GroupMicro, logps: Tensor, mask: Tensor) -> None:
         """kl/<reference> and kl/mixed, nats a response, and the references' disagreement, nats a token."""
         scores, references = self._window().scores, self.parts.references
-        if scores is None or references is None or _truncated(self.experiment):
+        if scores is None or references is None or self.experiment.rollout.truncated:
             return
         policy = masked_sum(logps.double(), mask, 1).cpu()
         for name, sums in zip(references.names, scores.sums):
@@ -470,35 +395,6 @@ class Online:
         averages = Averages()
         _add_tokens(averages, "penalty", -logps.detach() * weights[:, None], packed.mask)
         return self.beta * reduce(-logps, packed.mask, "dr_grpo", micro.step, weights), averages
-
-
-def notes(experiment: Experiment) -> list[str]:
-    """Sentences that a reader of a run must see: what it does otherwise than its names suggest."""
-    if not experiment.penalized:
-        return ["beta is 0: no reference is loaded, and no distance to one is measured while training"]
-    found, penalty = [f"objective at rest: {objective(experiment)}", *deviations(experiment)], experiment.penalty
-    left_out = [r.name for r in experiment.references if r not in experiment.active_references]
-    if left_out:
-        found.append(f"weight 0, never loaded: {', '.join(left_out)}")
-    if _truncated(experiment):
-        found.append(
-            "rollout.top_p, top_k or min_p leave tokens out: responses come from another sampler than the policy, so "
-            "distances to references are not shown while training, and a penalty is an average over that sampler"
-        )
-    if penalty.states is States.reference:
-        found.append("the penalty is measured on stored reference samples; distances are measured at the end")
-    elif experiment.estimator is Estimator.k3 and penalty.score_order != 1:
-        found.append(
-            f"estimator k3 as a loss term descends the FORWARD KL to the mixed reference, not the divergence that "
-            f"regularizer={penalty.title} names (score order {penalty.score_order:g}); use exact, k2 or k3_ratio"
-        )
-    return found
-
-
-def _truncated(experiment: Experiment) -> bool:
-    """Whether rollouts leave tokens out, so that averages over them are none over the policy."""
-    rollout = experiment.rollout
-    return rollout.top_p < 1 or rollout.top_k > 0 or rollout.min_p > 0
 
 
 def _shown(samples: list[Sample], rewards: Tensor, values: Tensor) -> list[dict[str, Any]]:

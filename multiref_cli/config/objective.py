@@ -64,6 +64,29 @@ def _corrected(experiment: Experiment) -> bool:
     return not experiment.in_loss or experiment.estimator in (Estimator.exact, Estimator.k3_ratio)
 
 
+def notes(experiment: Experiment) -> list[str]:
+    """Sentences that a reader of a run must see: what it does otherwise than its names suggest."""
+    if not experiment.penalized:
+        return ["beta is 0: no reference is loaded, and no distance to one is measured while training"]
+    found, penalty = [f"objective at rest: {objective(experiment)}", *deviations(experiment)], experiment.penalty
+    left_out = [r.name for r in experiment.references if r not in experiment.active_references]
+    if left_out:
+        found.append(f"weight 0, never loaded: {', '.join(left_out)}")
+    if experiment.rollout.truncated:
+        found.append(
+            "rollout.top_p, top_k or min_p leave tokens out: responses come from another sampler than the policy, so "
+            "distances to references are not shown while training, and a penalty is an average over that sampler"
+        )
+    if penalty.states is States.reference:
+        found.append("the penalty is measured on stored reference samples; distances are measured at the end")
+    elif experiment.estimator is Estimator.k3 and penalty.score_order != 1:
+        found.append(
+            f"estimator k3 as a loss term descends the FORWARD KL to the mixed reference, not the divergence that "
+            f"regularizer={penalty.title} names (score order {penalty.score_order:g}); use exact, k2 or k3_ratio"
+        )
+    return found
+
+
 def _offline(penalty: Regularizer) -> str:
     if penalty.multi_loss:
         return "Σ α of one preference loss a reference: the likelihood of no single reward"

@@ -105,6 +105,11 @@ class Rollout:
     batch_size: int = number(COUNT, 256)
     options: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def truncated(self) -> bool:
+        """Whether it leaves tokens out, so that averages over its samples are none over the policy."""
+        return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
+
 
 @dataclass(frozen=True)
 class Optimizer:

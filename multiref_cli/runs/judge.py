@@ -17,11 +17,12 @@ from multiref_cli.data.template import rendering_of
 from multiref_cli.errors import RequestError, RunError
 from multiref_cli.evaluation.statistics import wins
 from multiref_cli.files import read_object
+from multiref_cli.models.files import fingerprint
 from multiref_cli.models.load import load_reward_model, load_tokenizer
 from multiref_cli.rewards.model import RewardModelScorer
 from multiref_cli.tracking.progress import Progress
 
-# Accuracies that were measured in this process, by scorer and data: the points of a sweep share them.
+# Accuracies that were measured in this process, by scorer (with its content) and data: a sweep's points share them.
 _MEASURED: dict[str, float] = {}
 # Scorers that this process could open.
 _OPENED: set[str] = set()
@@ -67,10 +68,10 @@ def judge_scorer(job: Job, progress: Progress) -> None:
     if spec is None:
         return
     unknown = spec.minimum_accuracy is not None and accuracy_of(job, spec) is None
-    if unknown or str(spec) not in _OPENED:
+    if unknown or _identity(spec) not in _OPENED:
         progress.advance("judge the scorer", 0, len(_pairs(job)))
         accuracy_of(job, spec, open_scorer(job, spec))
-        _OPENED.add(str(spec))
+        _OPENED.add(_identity(spec))
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -95,12 +96,16 @@ def accuracy_of(job: Job, spec: schema.Scorer, scorer: RewardModelScorer | None 
     Raises:
         RequestError: its record is damaged, or its chat template refuses every held-out pair.
     """
-    recorded, key = _recorded(spec), f"{spec} {job.data.sha256} {len(_pairs(job))}"
+    recorded, key = _recorded(spec), f"{_identity(spec)} {job.data.sha256} {len(_pairs(job))}"
     if recorded is not None:
         return Accuracy(recorded, "the held-out pairs of its own training")
     if key not in _MEASURED and scorer is not None and spec.minimum_accuracy is not None:
         _MEASURED[key] = _measured(spec, scorer, _pairs(job))
     return Accuracy(_MEASURED[key], "the held-out pairs") if key in _MEASURED else None
+
+
+def _identity(spec: schema.Scorer) -> str:
+    return f"{spec} {fingerprint(spec)}"
 
 
 def _recorded(spec: schema.Scorer) -> float | None:

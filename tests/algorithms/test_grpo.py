@@ -9,9 +9,11 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from multiref_cli.algorithms.online import Online, Parts, notes
+from multiref_cli.algorithms.online import Online
+from multiref_cli.algorithms.parts import Parts
 from multiref_cli.config import schema
 from multiref_cli.config.algorithms import GrpoSettings
+from multiref_cli.config.objective import notes
 from multiref_cli.data.prompts import Prompt
 from multiref_cli.rewards.combine import RewardBatch
 from multiref_cli.rollouts.transformers_engine import TransformersEngine

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from multiref_cli.algorithms.online import Online, Parts
+from multiref_cli.algorithms.online import Online
+from multiref_cli.algorithms.parts import Parts
 from multiref_cli.config import schema
 from multiref_cli.config.algorithms import GrpoSettings
 from multiref_cli.data.prompts import Prompt

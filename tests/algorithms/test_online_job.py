@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from multiref_cli.algorithms import grpo, online
+from multiref_cli.algorithms import grpo, parts
 from multiref_cli.config.compose import compose
 from multiref_cli.references import local
 from multiref_cli.runs.job import prepare
@@ -156,12 +156,12 @@ def test_stored_samples_depend_on_nobody_who_asks(world, tmp_path):
     alone = job_of(world, tmp_path / "a", *options, "alpha=1.0", "seed=3")
     mixed = job_of(world, tmp_path / "a", *options, "alpha=0.4")
     everything = job_of(world, tmp_path / "b", *options, "alpha=0.4")
-    rows = online._reached(alone)
-    groups = online.reference_samples(alone, rows, Silent())
+    rows = parts.reached(alone)
+    groups = parts.reference_samples(alone, rows, Silent())
     assert all(len(groups[0][row]) == 4 for row in rows)  # one reference: a whole group of 4
-    shared = online.reference_samples(mixed, rows, Silent())
+    shared = parts.reference_samples(mixed, rows, Silent())
     assert [shared[0][row] for row in rows] == [groups[0][row][:2] for row in rows]
     grpo.fill_store(everything, Silent())
-    whole = online.reference_samples(everything, range(len(everything.data.train)), Silent())
+    whole = parts.reference_samples(everything, range(len(everything.data.train)), Silent())
     assert [{row: one[row] for row in rows} for one in whole] == shared
     assert len(mixed.open_store().list()) < len(everything.open_store().list())

@@ -65,7 +65,8 @@ def run_ours(count: int, level: str, estimator: str):
     """A function that takes one step and returns its times."""
     import torch
 
-    from multiref_cli.algorithms.online import Online, Parts
+    from multiref_cli.algorithms.online import Online
+    from multiref_cli.algorithms.parts import Parts
     from multiref_cli.config import schema
     from multiref_cli.config.algorithms import GrpoSettings
     from multiref_cli.data.prompts import Prompt

@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from multiref_cli.files import read_json
 
@@ -89,3 +91,16 @@ def test_a_scorer_that_does_not_open_is_refused_before_training(place, multiref,
     monkeypatch.setattr("multiref_cli.training.loop.Loop.fit", lambda *_: pytest.fail("it trains"))
     assert multiref("train", *offline, f"evaluation.scorer.path={judge}", "run.dir=out") == 2
     assert f"{judge} cannot be opened" in " ".join(capsys.readouterr().err.split()) and not Path("out").exists()
+
+
+def test_a_scorer_that_was_opened_is_opened_again_where_its_weights_have_changed(
+    place, multiref, offline, judge, capsys
+):
+    arguments = [*offline, f"evaluation.scorer.path={judge}", "steps=1"]
+    assert multiref("train", *arguments, "run.dir=first") == 0
+    weights = load_file(judge / "model.safetensors")
+    name = next(name for name in sorted(weights) if "embed" in name)
+    save_file({**weights, name: torch.full_like(weights[name], float("nan"))}, judge / "model.safetensors")
+    capsys.readouterr()
+    assert multiref("train", *arguments, "run.dir=out") == 2
+    assert "not finite" in capsys.readouterr().err and not Path("out").exists()

@@ -15,7 +15,8 @@ from datasets import Dataset, disable_progress_bars
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from multiref_cli.algorithms.online import Online, Parts
+from multiref_cli.algorithms.online import Online
+from multiref_cli.algorithms.parts import Parts
 from multiref_cli.config import schema
 from multiref_cli.config.algorithms import GrpoSettings
 from multiref_cli.data.prompts import Prompt
