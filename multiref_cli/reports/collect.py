@@ -292,8 +292,16 @@ class Condition:
 
     def estimate(self, metric: str, confidence: float = 0.95) -> Estimate | None:
         """Mean and interval over seeds and prompts, as far as both are known; None where no run has the metric."""
-        values = self.by_seed(metric)
-        return estimate(values, confidence) if values else None
+        key = (metric, confidence)
+        if key not in self._estimates:
+            values = self.by_seed(metric)
+            self._estimates[key] = estimate(values, confidence) if values else None
+        return self._estimates[key]
+
+    @cached_property
+    def _estimates(self) -> dict[tuple[str, float], Estimate | None]:
+        """What `estimate` has found so far: tables, figures and published files ask for the same."""
+        return {}
 
     def interval(self, metric: str, confidence: float = 0.95) -> Interval | None:
         """The interval of `estimate`; its n is the number of seeds."""
