@@ -17,9 +17,9 @@ from multiref_cli import __version__
 from multiref_cli.world.worlds import PARTS
 
 ROOT = Path(__file__).parents[1]
-# Tools of the dev extra that are called by name or loaded as plugins.
 # transformers renders chat templates with it, and asks for it in an extra of its own alone.
 NEEDED_BY_OTHERS = {"jinja2"}
+# Tools of the dev extra that are called by name or loaded as plugins.
 NOT_IMPORTED = {"ruff", "mypy", "pytest-xdist", "pytest-timeout", "hatchling"}
 
 
