@@ -9,7 +9,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from multiref_cli import __version__
-from multiref_cli.cli.overrides import complete_override
+from multiref_cli.cli.overrides import asked, complete_override
 from multiref_cli.errors import RequestError, RunError
 
 app = typer.Typer(
@@ -29,11 +29,14 @@ world_app = typer.Typer(
 )
 app.add_typer(world_app, name="world")
 
+# An option that a command does not have comes among its overrides, where `asked` says what is meant.
+TOLD = {"ignore_unknown_options": True}
 Overrides = Annotated[
     Optional[list[str]],
     typer.Argument(
         help="Hydra overrides: regularizer=fkl alpha=0.3 seed=1 experiment=offline_toy …",
         autocompletion=complete_override,
+        callback=asked,
     ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would run, and stop.")]
@@ -55,7 +58,7 @@ def root(
     """RLHF regularized towards several frozen reference models: train, sweep, evaluate, report."""
 
 
-@app.command()
+@app.command(context_settings=TOLD)
 def train(
     overrides: Overrides = None,
     dry_run: DryRun = False,
@@ -68,7 +71,7 @@ def train(
     train(overrides or [], dry_run=dry_run, resume=resume, plain=plain)
 
 
-@app.command()
+@app.command(context_settings=TOLD)
 def sweep(
     overrides: Overrides = None,
     dry_run: DryRun = False,
@@ -92,7 +95,7 @@ def sweep(
     )
 
 
-@app.command("eval")
+@app.command("eval", context_settings=TOLD)
 def evaluate(
     folder: Annotated[str, typer.Argument(metavar="RUN|SWEEP", help="A finished run, or a sweep folder.")],
     overrides: Overrides = None,
@@ -126,7 +129,7 @@ def report(
     report(folders or [], out=out, against=against, check=check)
 
 
-@app.command()
+@app.command(context_settings=TOLD)
 def theory(overrides: Overrides = None) -> None:
     """The finite-space laboratory: the paper's theorems, run."""
     from multiref_cli.cli.theory import theory
@@ -145,7 +148,7 @@ def list_options(
     show(group, option)
 
 
-@refs_app.command("build")
+@refs_app.command("build", context_settings=TOLD)
 def refs_build(overrides: Overrides = None) -> None:
     """Compute and store what runs of a config read: log-probabilities, normalizers, samples."""
     from multiref_cli.cli.refs import build
@@ -183,7 +186,7 @@ def refs_prune(
     prune(older_than=older_than, everything=everything, dry_run=dry_run)
 
 
-@refs_app.command("mix")
+@refs_app.command("mix", context_settings=TOLD)
 def refs_mix(overrides: Overrides = None) -> None:
     """Sample the mixed references themselves, without training, and score them: alpha=0.1,0.5,0.9."""
     from multiref_cli.cli.refs import mix
@@ -191,7 +194,7 @@ def refs_mix(overrides: Overrides = None) -> None:
     mix(overrides or [])
 
 
-@refs_app.command("weights")
+@refs_app.command("weights", context_settings=TOLD)
 def refs_weights(overrides: Overrides = None) -> None:
     """Show what alpha=auto and alpha=balanced choose for a config, and between what."""
     from multiref_cli.cli.refs import weights

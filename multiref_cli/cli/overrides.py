@@ -1,4 +1,10 @@
-"""Shell completion of `group=option`, from the folders of conf/ alone."""
+"""What people type behind a command: completion of `group=option`, and what no parser of keys would explain."""
+
+from collections.abc import Sequence
+
+import typer
+
+from multiref_cli.errors import RequestError
 
 
 def complete_override(incomplete: str) -> list[str]:
@@ -16,3 +22,43 @@ def complete_override(incomplete: str) -> list[str]:
     if not equals:
         return [f"{name}=" for name in [*groups(), "alpha", "beta", "seed", "steps"] if name.startswith(group)]
     return [f"{group}={name}" for name in options(group) if name.startswith(start)]
+
+
+def asked(context: typer.Context, overrides: Sequence[str] | None) -> list[str]:
+    """The overrides of a command as they were typed.
+
+    Args:
+        context: of the command.
+        overrides: what stands behind it and is no option that it has.
+
+    Raises:
+        RequestError: an option that the command does not have, a setting with dashes, or a key that is given twice.
+    """
+    given = list(overrides or [])
+    for number, text in enumerate(given):
+        if text.startswith("-"):
+            options = [option for one in context.command.params for option in one.opts if option.startswith("--")]
+            raise RequestError(_dashed(text, given[number + 1 :], [*options, "--help"]))
+    seen: dict[str, str] = {}
+    for text in given:
+        key = text.partition("=")[0].lstrip("+")
+        if key in seen:
+            raise RequestError(f"{key} is given twice, {seen[key]} and {text}; give it once.")
+        seen[key] = text
+    return given
+
+
+def _dashed(text: str, following: Sequence[str], options: Sequence[str]) -> str:
+    """What is said of `--regularizer fkl`, and of an option that is misspelt."""
+    from difflib import get_close_matches
+
+    from multiref_cli.config.sentences import ELSEWHERE
+
+    option, sign, value = text.partition("=")
+    near = get_close_matches(option, options, n=1, cutoff=0.75)
+    if near:
+        return f"there is no option {option}; did you mean {near[0]}."
+    behind = following[0] if following and "=" not in following[0] and following[0][0] != "-" else "VALUE"
+    key = option.lstrip("-").replace("-", "_")
+    shown = ELSEWHERE.get(key) or f"{key}={value if sign else behind}"
+    return f"settings are written without dashes: {shown}; options are {', '.join(options)}."

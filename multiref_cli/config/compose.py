@@ -271,7 +271,7 @@ def expand_axes(overrides: list[str]) -> tuple[dict[str, list[str]], list[str]]:
     Raises:
         RequestError: an override that does not parse.
     """
-    from hydra.core.override_parser.types import Glob
+    from hydra.core.override_parser.types import Glob, RangeSweep
 
     overrides = written(overrides)
     axes: dict[str, list[str]] = {}
@@ -285,6 +285,8 @@ def expand_axes(overrides: list[str]) -> tuple[dict[str, list[str]], list[str]]:
             values = value.filter(options(override.key_or_group))
         else:
             values = list(override.sweep_string_iterator())
+        if isinstance(value, RangeSweep):  # 0.1 + 0.2 is 0.30000000000000004, and so another hash than 0.3
+            values = [f"{float(one):.12g}" for one in values]
         axes[override.get_key_element()] = values
     return axes, fixed
 

@@ -10,6 +10,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from multiref_cli.config.folders import groups, options
 from multiref_cli.config.schema import Experiment
 from multiref_cli.errors import RequestError
 
@@ -30,11 +31,13 @@ def written(overrides: Sequence[str]) -> list[str]:
     the prompt template.
 
     Raises:
-        RequestError: a list of references that is none.
+        RequestError: a list of references that is none, or true or false in place of a group's option.
     """
     found: list[str] = []
     for override in overrides:
         mark, key, value = _parts(override)
+        if key in groups() and value is not None and value.lower() in ("true", "false"):
+            raise RequestError(f"{key}={value} is no option of {key}; give one of {', '.join(options(key))}.")
         if key == "references" and value is not None and value.lstrip().startswith("["):
             found += ["references=_list", f"++own={_reference_list(value)}"]
         elif value is None or value in ("null", "None"):

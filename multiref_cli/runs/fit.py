@@ -120,8 +120,17 @@ def training_problem(experiment: Experiment, limit: tuple[int, str] | None, read
 
 
 def evaluation_problem(experiment: Experiment, limit: tuple[int, str] | None, readers: list[Reader]) -> Problem:
-    """What makes a prompt useless to evaluate on."""
+    """What makes a prompt useless to evaluate on.
+
+    Raises:
+        RequestError: every prompt is, for evaluation.max_new_tokens alone.
+    """
     settings = experiment.evaluation
+    if limit is not None and settings.max_new_tokens >= limit[0]:
+        raise RequestError(
+            f"evaluation.max_new_tokens is {settings.max_new_tokens}, which leaves no room for a prompt in the "
+            f"{limit[0]} positions of {limit[1]}; give a smaller number."
+        )
     lack = _lack(experiment.reward if settings.gold else None)
 
     def problem(row: Prompt) -> str | None:

@@ -1,0 +1,68 @@
+"""What people type who know other tools, or who slip: one sentence with the right form, nothing written."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from multiref_cli.config.compose import expand_axes, known_keys
+from multiref_cli.config.folders import groups, options
+from multiref_cli.config.sentences import ELSEWHERE
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            ["train", "--regularizer", "fkl"],
+            "settings are written without dashes: regularizer=fkl; options are --dry-run",
+        ),
+        (["train", "--alpha=0.3"], "settings are written without dashes: alpha=0.3"),
+        (["train", "--beta"], "settings are written without dashes: beta=VALUE"),
+        (["train", "--max-steps", "3"], "settings are written without dashes: steps"),
+        (["train", "--dryrun"], "there is no option --dryrun; did you mean --dry-run."),
+        (["sweep", "--worker", "2"], "there is no option --worker; did you mean --workers."),
+        (["refs", "mix", "--alpha", "0.3"], "settings are written without dashes: alpha=0.3; options are --help."),
+        (["eval", "RUN", "--prompts=3"], "settings are written without dashes: prompts=3"),
+        (["train", "alpha=0.3", "alpha=0.5"], "alpha is given twice, alpha=0.3 and alpha=0.5; give it once."),
+        (["sweep", "seeds=3", "+seeds=2"], "seeds is given twice"),
+        (["train", "model=a/b"], "there is no key 'model'; here it is policy=folder policy.path=PATH."),
+        (["train", "num_generations=8"], "here it is rollout.group_size."),
+        (["train", "lr=1e-4"], "here it is optimizer.learning_rate."),
+        (["train", "policy=Qwen/Qwen2.5-0.5B"], "a path is given as policy=folder policy.path=Qwen/Qwen2.5-0.5B."),
+        (["train", "data=my/pairs.jsonl"], "a path is given as data=jsonl data.path=my/pairs.jsonl."),
+        (["train", "references=a/b"], "a path is given as references='[{name: a, path: a/b}]'."),
+        (["train", "tracking=false"], "tracking=false is no option of tracking; give one of off, "),
+        (["train", "evaluation.max_new_tokens=128"], "leaves no room for a prompt in the 128 positions of the policy"),
+    ],
+)
+def test_one_sentence_with_the_right_form(tmp_path, monkeypatch, multiref, capsys, arguments, sentence):
+    monkeypatch.chdir(tmp_path)
+    assert multiref(*arguments) == 2
+    said = capsys.readouterr().err
+    assert sentence in said and said.count("\n") == 1 and os.listdir() == []
+
+
+def test_the_names_of_other_tools_lead_to_keys_and_options_that_exist():
+    keys = known_keys() | {"first", "second"}
+    for name, here in ELSEWHERE.items():
+        assert name not in keys, f"{name} is a key of its own"
+        for word in here.replace(",", " ").replace(";", " ").split():
+            key, _, value = word.partition("=")
+            if "." in key or word.count("="):
+                known = any(one == key or one.startswith(f"{key}.") for one in keys) or key in groups()
+                assert known or key in ("seeds", "policy.lora.rank"), (name, key)
+                if key in groups() and value.islower():
+                    assert value in options(key), (name, word)
+
+
+def test_a_range_of_decimals_has_the_numbers_that_people_mean():
+    axes, _ = expand_axes(["alpha=range(0.1,0.9,0.2)", "seed=range(0,3)"])
+    assert axes == {"alpha": ["0.1", "0.3", "0.5", "0.7"], "seed": ["0", "1", "2"]}
+
+
+def test_a_file_that_is_named_so_is_still_an_option(tmp_path, monkeypatch, multiref, capsys):
+    """A path is recognised by its form: a name without slash or dot has the nearest option."""
+    monkeypatch.chdir(tmp_path)
+    assert multiref("train", "policy=foldr") == 2
+    assert "did you mean 'folder'" in capsys.readouterr().err and not Path("runs").exists()
