@@ -9,7 +9,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from multiref_cli import __version__
-from multiref_cli.cli.overrides import asked, complete_override
+from multiref_cli.cli.overrides import asked, complete_folder, complete_override
 from multiref_cli.errors import RequestError, RunError
 
 app = typer.Typer(
@@ -62,7 +62,10 @@ def root(
 def train(
     overrides: Overrides = None,
     dry_run: DryRun = False,
-    resume: Annotated[Optional[str], typer.Option(metavar="RUN", help="Go on with an interrupted run folder.")] = None,
+    resume: Annotated[
+        Optional[str],
+        typer.Option(metavar="RUN", help="Go on with an interrupted run folder.", autocompletion=complete_folder),
+    ] = None,
     plain: Plain = False,
 ) -> None:
     """Train and evaluate one run."""
@@ -75,7 +78,9 @@ def train(
 def sweep(
     overrides: Overrides = None,
     dry_run: DryRun = False,
-    resume: Annotated[Optional[str], typer.Option(metavar="SWEEP", help="Go on with a sweep folder.")] = None,
+    resume: Annotated[
+        Optional[str], typer.Option(metavar="SWEEP", help="Go on with a sweep folder.", autocompletion=complete_folder)
+    ] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed points again.")] = False,
     workers: Annotated[Optional[int], typer.Option(min=1, help="Worker processes.")] = None,
     launcher: Annotated[str, typer.Option(help="local, slurm or ray.")] = "local",
@@ -97,7 +102,10 @@ def sweep(
 
 @app.command("eval", context_settings=TOLD)
 def evaluate(
-    folder: Annotated[str, typer.Argument(metavar="RUN|SWEEP", help="A finished run, or a sweep folder.")],
+    folder: Annotated[
+        str,
+        typer.Argument(metavar="RUN|SWEEP", help="A finished run, or a sweep folder.", autocompletion=complete_folder),
+    ],
     overrides: Overrides = None,
     plain: Plain = False,
 ) -> None:
@@ -110,7 +118,8 @@ def evaluate(
 @app.command()
 def report(
     folders: Annotated[
-        Optional[list[str]], typer.Argument(metavar="RUN|SWEEP...", help="Run or sweep folders.")
+        Optional[list[str]],
+        typer.Argument(metavar="RUN|SWEEP...", help="Run or sweep folders.", autocompletion=complete_folder),
     ] = None,
     out: Annotated[
         Optional[str], typer.Option(help="Where to write; default: report/ in the folder, of several report-A-B.")

@@ -8,10 +8,10 @@ from multiref_cli.errors import RequestError
 
 
 def complete_override(incomplete: str) -> list[str]:
-    """Completions of one override: group names, then the options of a group.
+    """Completions of one override: group names, then the options of a group, or its keys.
 
     Args:
-        incomplete: what is typed so far, `reg` or `regularizer=r`.
+        incomplete: what is typed so far, `reg`, `regularizer=r` or `optimizer.l`.
 
     Returns:
         Candidates that begin with it.
@@ -19,9 +19,26 @@ def complete_override(incomplete: str) -> list[str]:
     from multiref_cli.config.folders import groups, options
 
     group, equals, start = incomplete.partition("=")
-    if not equals:
-        return [f"{name}=" for name in [*groups(), "alpha", "beta", "seed", "steps"] if name.startswith(group)]
-    return [f"{group}={name}" for name in options(group) if name.startswith(start)]
+    if equals:
+        return [f"{group}={name}" for name in options(group) if name.startswith(start)]
+    if "." in group:
+        from multiref_cli.config.compose import known_keys
+
+        return [f"{key}=" for key in sorted(known_keys()) if key.startswith(group)]
+    return [f"{name}=" for name in [*groups(), "alpha", "beta", "seed", "steps"] if name.startswith(group)]
+
+
+def complete_folder(incomplete: str) -> list[str]:
+    """Completions of a run or sweep folder: what lies under runs/, or under the path that is typed so far."""
+    from pathlib import Path
+
+    start = incomplete or "runs/"
+    parent = Path(start if start.endswith("/") else start.rpartition("/")[0] or ".")
+    if not parent.is_dir():
+        return []
+    prefix = "" if str(parent) == "." and not start.startswith("./") else f"{parent}/"
+    found = sorted(f"{prefix}{one.name}" for one in parent.iterdir() if one.is_dir() and one.name[0] != ".")
+    return [name for name in found if name.startswith(start)]
 
 
 def asked(context: typer.Context, overrides: Sequence[str] | None) -> list[str]:

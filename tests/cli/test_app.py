@@ -8,7 +8,7 @@ import pytest
 
 from multiref_cli import __version__
 from multiref_cli.cli.app import run_guarded
-from multiref_cli.cli.overrides import complete_override
+from multiref_cli.cli.overrides import complete_folder, complete_override
 from multiref_cli.errors import RequestError, RunError
 
 
@@ -60,6 +60,19 @@ def test_completion_of_groups_and_options():
     assert "regularizer=" in complete_override("reg")
     assert complete_override("regularizer=rk") == ["regularizer=rkl", "regularizer=rkl_paper", "regularizer=rkl_token"]
     assert all(not name.startswith("regularizer=_") for name in complete_override("regularizer="))
+
+
+def test_completion_of_keys_below_a_group_and_of_folders(tmp_path, monkeypatch):
+    assert complete_override("optimizer.l") == ["optimizer.learning_rate="]
+    assert complete_override("policy.lora.r") == ["policy.lora.rank="]
+    monkeypatch.chdir(tmp_path)
+    assert complete_folder("") == []
+    for name in ("runs/one", "runs/other/deep", "runs/.hidden", "elsewhere"):
+        (tmp_path / name).mkdir(parents=True)
+    assert complete_folder("") == ["runs/one", "runs/other"]
+    assert complete_folder("runs/ot") == ["runs/other"] and complete_folder("runs/other/") == ["runs/other/deep"]
+    assert complete_folder("el") == ["elsewhere"] and complete_folder("./el") == ["./elsewhere"]
+    assert complete_folder("nothing/here") == []
 
 
 def test_sigterm_ends_a_command_as_ctrl_c_does():
