@@ -1,5 +1,6 @@
 """What people type behind a command: completion of `group=option`, and what no parser of keys would explain."""
 
+import os
 from collections.abc import Sequence
 
 import typer
@@ -14,18 +15,32 @@ def complete_override(incomplete: str) -> list[str]:
         incomplete: what is typed so far, `reg`, `regularizer=r` or `optimizer.l`.
 
     Returns:
-        Candidates that begin with it.
+        Candidates that begin with it; a single group with its options, so that no blank is put behind the sign.
     """
     from multiref_cli.config.folders import groups, options
 
     group, equals, start = incomplete.partition("=")
+    split = _split_group()
+    if split is not None:
+        return [name for name in options(split) if name.startswith(incomplete)]
     if equals:
         return [f"{group}={name}" for name in options(group) if name.startswith(start)]
     if "." in group:
         from multiref_cli.config.compose import known_keys
 
         return [f"{key}=" for key in sorted(known_keys()) if key.startswith(group)]
-    return [f"{name}=" for name in [*groups(), "alpha", "beta", "seed", "steps"] if name.startswith(group)]
+    found = [name for name in [*groups(), "alpha", "beta", "seed", "steps"] if name.startswith(group)]
+    if len(found) == 1 and found[0] in groups():
+        return [f"{found[0]}={name}" for name in options(found[0])]
+    return [f"{name}=" for name in found]
+
+
+def _split_group() -> str | None:
+    """The group whose option bash completes: to it an equals sign is a word of its own, `regularizer`, `=`, `r`."""
+    words, place = os.environ.get("COMP_WORDS", "").split(), os.environ.get("COMP_CWORD", "")
+    typed = words[: int(place) + 1] if place.isdigit() else []
+    signs = [number for number in (len(typed) - 1, len(typed) - 2) if number > 0 and typed[number] == "="]
+    return typed[signs[0] - 1] if signs else None
 
 
 def complete_folder(incomplete: str) -> list[str]:

@@ -56,10 +56,21 @@ def test_debug_shows_the_traceback(monkeypatch, capsys):
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_completion_of_groups_and_options():
-    assert "regularizer=" in complete_override("reg")
+def test_completion_of_groups_and_options(monkeypatch):
+    assert {"policy=", "reward="} <= set(complete_override("")) and complete_override("re") == [
+        "references=",
+        "regularizer=",
+        "reward=",
+    ]
+    assert "regularizer=rkl" in complete_override("reg")  # one group: with its options
     assert complete_override("regularizer=rk") == ["regularizer=rkl", "regularizer=rkl_paper", "regularizer=rkl_token"]
     assert all(not name.startswith("regularizer=_") for name in complete_override("regularizer="))
+    # As bash splits regularizer=hel.
+    monkeypatch.setenv("COMP_WORDS", "multiref\ntrain\nregularizer\n=\nhel")
+    monkeypatch.setenv("COMP_CWORD", "4")
+    assert complete_override("hel") == ["hellinger"]
+    monkeypatch.setenv("COMP_CWORD", "3")
+    assert "hellinger" in complete_override("")
 
 
 def test_completion_of_keys_below_a_group_and_of_folders(tmp_path, monkeypatch):
