@@ -21,7 +21,8 @@ from multiref_cli.config.schema import Experiment, Level, experiment_of
 from multiref_cli.errors import RequestError, RunError
 from multiref_cli.evaluation.crossed import BySeed, Estimate, estimate
 from multiref_cli.evaluation.statistics import Interval
-from multiref_cli.files import each_line, read_lines, read_object, read_yaml, write_text
+from multiref_cli.files import each_line, read_object, read_yaml, write_text
+from multiref_cli.reports.numbers import Lines, read_numbers
 from multiref_cli.tracking.places import command
 from multiref_cli.tracking.run_dir import are_results
 
@@ -92,31 +93,30 @@ class Run:
 
     def per_prompt(self, metric: str) -> np.ndarray | None:
         """(P,) values of a metric, one a line of `lines`; None where it has none, or others than results.json."""
-        parts, rows = self._combination(metric), self.lines(metric)
-        if not rows:
+        parts, lines = self._combination(metric), self.lines(metric)
+        if lines is None:
             return None
-        columns = {name: np.array([row[name] for row in rows], dtype=np.float64) for name in parts}
-        values = np.sum([c * columns[name] for name, c in parts.items()], axis=0)
+        values = np.sum([c * np.frombuffer(lines.columns[name]) for name, c in parts.items()], axis=0)
         mean = self.value(metric)
         return values if mean is not None and np.isclose(values.mean(), mean, rtol=1e-6, atol=1e-9) else None
 
-    def lines(self, metric: str) -> list[dict[str, Any]]:
+    def lines(self, metric: str) -> Lines | None:
         """The lines that hold a metric: prompts of evaluation.jsonl or held-out pairs of pairs.jsonl; else none."""
         parts = self._combination(metric)
-        for rows in (self.evaluation, self.pairs):
-            if parts and rows and all(row.get(name) is not None for row in rows for name in parts):
-                return rows
-        return []
+        for lines in (self.evaluation, self.pairs):
+            if parts and lines.units and all(name in lines.columns for name in parts):
+                return lines
+        return None
 
     @cached_property
-    def evaluation(self) -> list[dict[str, Any]]:
-        """The lines of evaluation.jsonl: `prompt`, and the mean of every metric over its responses."""
-        return read_lines(self.folder / "evaluation.jsonl")
+    def evaluation(self) -> Lines:
+        """The lines of evaluation.jsonl: a prompt each, and the mean of every metric over its responses."""
+        return read_numbers(self.folder / "evaluation.jsonl", "prompt")
 
     @cached_property
-    def pairs(self) -> list[dict[str, Any]]:
+    def pairs(self) -> Lines:
         """The lines of pairs.jsonl: the number of a held-out pair's `row` in the data, and how it was judged."""
-        return read_lines(self.folder / "pairs.jsonl")
+        return read_numbers(self.folder / "pairs.jsonl", "row")
 
     def _combination(self, metric: str) -> dict[str, float]:
         """What a metric is a weighted sum of: itself, or measured ones; empty where it has no meaning here.
@@ -134,7 +134,7 @@ class Run:
         if f"/{form}" == CENTERED:
             return {name: 1.0, start: -1.0}
         if f"/{form}" == STANDARDIZED:
-            before = [float(row[start]) for row in self.evaluation if row.get(start) is not None]
+            before = self.evaluation.columns.get(start, ())
             spread = float(np.std(before, ddof=1)) if len(before) > 1 else 0.0
             return {name: 1 / spread, start: -1 / spread} if spread > 0 else {}
         if metric in MIXES:
@@ -287,7 +287,7 @@ class Condition:
         runs = [run for run in self.runs if run.seed in means]
         scores = {run.seed: run.per_prompt(metric) for run in runs}
         complete = {seed: values for seed, values in scores.items() if values is not None}
-        same = len({tuple(row.get("prompt", row.get("row")) for row in run.lines(metric)) for run in runs}) == 1
+        same = len({lines.units for run in runs if (lines := run.lines(metric)) is not None}) == 1
         return complete if same and len(complete) == len(runs) else means
 
     def estimate(self, metric: str, confidence: float = 0.95) -> Estimate | None:

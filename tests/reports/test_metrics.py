@@ -12,6 +12,7 @@ import pytest
 from multiref_cli.files import read_json, write_json
 from multiref_cli.reports import metrics
 from multiref_cli.reports.collect import conditions, read_run
+from multiref_cli.reports.numbers import Lines
 from multiref_cli.reports.report import write_report
 from multiref_cli.reports.verdicts import compare_job
 from multiref_cli.sweeps.ledger import Ledger
@@ -87,9 +88,8 @@ def test_scores_are_shown_in_units_of_the_start(offline: Ledger, tmp_path: Path)
     assert run.value("reward_model/standardized") is None  # scores of the start by prompt give the unit
     before, after = np.array([1.0, 2.0, 3.0, 6.0]), np.array([2.0, 3.0, 5.0, 6.0])
     name = "reference/reward_model/instruct"
-    run.__dict__["evaluation"] = [
-        {"prompt": str(i), name: float(b), "reward_model": float(a)} for i, (b, a) in enumerate(zip(before, after))
-    ]
+    columns = {name: array("d", before), "reward_model": array("d", after)}
+    run.__dict__["evaluation"] = Lines(tuple("0123"), columns)
     run.metrics["reward_model"]["mean"], run.metrics[name]["mean"] = float(after.mean()), float(before.mean())
     spread = before.std(ddof=1)
     assert run.value("reward_model/standardized") == pytest.approx(1.0 / spread)

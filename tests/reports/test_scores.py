@@ -53,7 +53,7 @@ def found(scored: Ledger):
 
 def test_intervals_are_over_seeds_and_prompts(found) -> None:
     one = next(c for c in found if c.label == "rkl α=0.3 β=1")
-    table = {run.seed: np.array([row["gold"] for row in run.evaluation]) for run in one.runs}
+    table = {run.seed: np.frombuffer(run.evaluation.columns["gold"]) for run in one.runs}
     assert one.estimate("gold") == estimate(table) and one.estimate("gold").over == "seeds and prompts"
     assert one.interval("gold").n == 3 and {np.shape(v) for v in one.by_seed("gold").values()} == {(PROMPTS,)}
 
