@@ -57,14 +57,14 @@ def complete_folder(incomplete: str) -> list[str]:
 
 
 def asked(context: typer.Context, overrides: Sequence[str] | None) -> list[str]:
-    """The overrides of a command as they were typed.
+    """The overrides of a command as they were typed; of a key that is given twice the last counts, which is said.
 
     Args:
         context: of the command.
         overrides: what stands behind it and is no option that it has.
 
     Raises:
-        RequestError: an option that the command does not have, a setting with dashes, or a key that is given twice.
+        RequestError: an option that the command does not have, or a setting with dashes.
     """
     given = list(overrides or [])
     for number, text in enumerate(given):
@@ -74,8 +74,8 @@ def asked(context: typer.Context, overrides: Sequence[str] | None) -> list[str]:
     seen: dict[str, str] = {}
     for text in given:
         key = text.partition("=")[0].lstrip("+")
-        if key in seen:
-            raise RequestError(f"{key} is given twice, {seen[key]} and {text}; give it once.")
+        if seen.get(key, text) != text:
+            typer.echo(f"note: {key} is given twice; {text} counts, not {seen[key]}", err=True)
         seen[key] = text
     return given
 

@@ -24,8 +24,6 @@ from multiref_cli.config.sentences import ELSEWHERE
         (["sweep", "--worker", "2"], "there is no option --worker; did you mean --workers."),
         (["refs", "mix", "--alpha", "0.3"], "settings are written without dashes: alpha=0.3; options are --help."),
         (["eval", "RUN", "--prompts=3"], "settings are written without dashes: prompts=3"),
-        (["train", "alpha=0.3", "alpha=0.5"], "alpha is given twice, alpha=0.3 and alpha=0.5; give it once."),
-        (["sweep", "seeds=3", "+seeds=2"], "seeds is given twice"),
         (["train", "model=a/b"], "there is no key 'model'; here it is policy=folder policy.path=PATH."),
         (["train", "num_generations=8"], "here it is rollout.group_size."),
         (["train", "lr=1e-4"], "here it is optimizer.learning_rate."),
@@ -41,6 +39,15 @@ def test_one_sentence_with_the_right_form(tmp_path, monkeypatch, multiref, capsy
     assert multiref(*arguments) == 2
     said = capsys.readouterr().err
     assert sentence in said and said.count("\n") == 1 and os.listdir() == []
+
+
+def test_a_key_that_is_given_twice_is_said(tmp_path, monkeypatch, multiref, capsys):
+    monkeypatch.chdir(tmp_path)
+    twice = ["alpha=0.3", "alpha=0.5", "seed=1", "seed=1"]
+    assert multiref("train", "experiment=offline_toy", *twice, "--dry-run") == 0
+    printed = capsys.readouterr()
+    assert printed.err == "note: alpha is given twice; alpha=0.5 counts, not alpha=0.3\n"
+    assert "dpo-rkl-a0.5-b1" in printed.out
 
 
 def test_the_names_of_other_tools_lead_to_keys_and_options_that_exist():

@@ -68,6 +68,7 @@ def test_a_run_goes_on_with_nothing_else_than_it_began_with(place, multiref, off
     else:
         shutil.copy(tmp_path / "world" / "one" / "model.safetensors", tmp_path / "world" / "two" / "model.safetensors")
     before = {name: content for name, content in everything(run).items() if "4711" not in name}
+    capsys.readouterr()
     assert multiref("train", "--resume", "out") == 2
     said = capsys.readouterr().err
     assert "cannot resume out" in said and "has changed: its sha256 was" in said and said.count("\n") == 1
