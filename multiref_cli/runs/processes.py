@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -72,9 +73,10 @@ def of_rank(experiment: Experiment, rank: int) -> Experiment:
 
 def threads_of(hardware: Hardware) -> int | None:
     """Threads of one process: as asked for, else its part of the machine's cores; None: torch's own choice."""
-    if hardware.threads or hardware.processes == 1:
+    if hardware.threads or hardware.processes == 1 or "OMP_NUM_THREADS" in os.environ:
         return hardware.threads
-    return max(1, torch.get_num_threads() // hardware.processes)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // hardware.processes)
 
 
 @contextlib.contextmanager

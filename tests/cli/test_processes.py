@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from multiref_cli.config.schema import Hardware
 from multiref_cli.errors import RequestError, RunError
 from multiref_cli.files import read_json, read_lines
 from multiref_cli.parallel import ALONE
@@ -110,6 +111,17 @@ def test_a_resume_changes_the_hardware_alone(place, multiref, offline, capsys):
     for override in ("beta=3", "hardware.precision=bf16"):
         assert multiref("train", "--resume", "out", override) == 2
         assert f"on other hardware at most: drop {override}." in capsys.readouterr().err
+
+
+def test_processes_share_the_cores_however_often_they_are_asked(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: range(8))
+    for _ in range(2):
+        assert processes.threads_of(Hardware(processes=2)) == 4
+    assert processes.threads_of(Hardware(processes=16)) == 1 and processes.threads_of(Hardware()) is None
+    assert processes.threads_of(Hardware(processes=2, threads=3)) == 3
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert processes.threads_of(Hardware(processes=2)) is None
 
 
 def test_alone_nothing_is_sent():
