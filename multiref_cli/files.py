@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from multiref_cli.errors import RunError
+from multiref_cli.errors import RequestError, RunError
 
 
 @contextmanager
@@ -36,6 +36,12 @@ def full_disk(error: BaseException) -> RunError | None:
     """The sentence on a full disk where that is behind an exception, whoever raised it; else None."""
     cause = _no_room(error)
     return None if cause is None else _cannot_write(cause.filename or "a file", cause)
+
+
+def sentence_of(error: BaseException) -> str:
+    """What is said of whatever ended something: its own sentence, that of a full disk, else its kind and text."""
+    own = str(error).strip() if isinstance(error, (RequestError, RunError)) else ""
+    return own or str(full_disk(error) or f"{type(error).__name__}: {error}")
 
 
 @contextmanager

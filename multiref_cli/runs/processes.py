@@ -18,9 +18,10 @@ import torch.distributed as dist
 
 from multiref_cli.config.plain import to_plain
 from multiref_cli.config.schema import Experiment, Hardware
-from multiref_cli.errors import RequestError, RunError
-from multiref_cli.files import write_text
+from multiref_cli.errors import RunError
+from multiref_cli.files import sentence_of, write_text
 from multiref_cli.parallel import ALONE, Lost, Parallel
+from multiref_cli.tracking.provenance import usable_cores
 
 # How long one process waits for what another has to say; one that dies is noticed at once.
 PATIENCE = timedelta(hours=2)
@@ -49,8 +50,9 @@ def started(experiment: Experiment, folder: Path) -> Iterator[Parallel]:
         yield ALONE
         return
     store = dist.TCPStore(_HOST, 0, is_master=True, wait_for_workers=False, timeout=PATIENCE)
-    others = [_start(experiment.hardware, folder, rank, store.port) for rank in range(1, size)]
+    others: list[subprocess.Popen[bytes]] = []
     try:
+        others.extend(_start(experiment.hardware, folder, rank, store.port) for rank in range(1, size))
         _wait_until_ready(store, others)
         yield _joined(store, 0, size)
         _await(others)
@@ -75,8 +77,7 @@ def threads_of(hardware: Hardware) -> int | None:
     """Threads of one process: as asked for, else its part of the machine's cores; None: torch's own choice."""
     if hardware.threads or hardware.processes == 1 or "OMP_NUM_THREADS" in os.environ:
         return hardware.threads
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // hardware.processes)
+    return max(1, usable_cores() // hardware.processes)
 
 
 @contextlib.contextmanager
@@ -95,9 +96,8 @@ def speaking_for(folder: Path, rank: int) -> Iterator[None]:
     except Lost:
         sys.exit(1)
     except Exception as error:  # whatever it is, the main process says it
-        text = str(error) if isinstance(error, (RequestError, RunError)) else f"{type(error).__name__}: {error}"
         traceback.print_exc()
-        write_text(_word(folder, rank), text)
+        write_text(_word(folder, rank), sentence_of(error))
         sys.exit(1)
     finally:
         _leave()

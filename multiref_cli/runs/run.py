@@ -18,7 +18,7 @@ from multiref_cli.config.plain import digest, from_plain, to_plain
 from multiref_cli.config.schema import Experiment, Hardware, Model
 from multiref_cli.data.probe import facts
 from multiref_cli.errors import RequestError, RunError
-from multiref_cli.files import full_disk, read_object, write_json, write_lines, write_text
+from multiref_cli.files import read_object, sentence_of, write_json, write_lines, write_text
 from multiref_cli.models.files import fingerprint, weights_problem
 from multiref_cli.models.precision import lost_share
 from multiref_cli.models.save import save_policy
@@ -269,8 +269,7 @@ def _guarded(job: Job, run: RunDir, progress: Progress, report: WriteReport | No
         if isinstance(error, RequestError) and run.last_logged() == 0:
             _write_end(run, "failed", heartbeat, str(error), "".join(traceback.format_exception(error)))
             raise
-        known = error if isinstance(error, (RequestError, RunError)) else full_disk(error)
-        text = str(known or f"{type(error).__name__}: {error}")
+        text = sentence_of(error)
         where = _write_end(run, "failed", heartbeat, text, "".join(traceback.format_exception(error)))
         raise RunError(f"{text.rstrip('.')} ({where}go on with: {again})") from error
     finally:

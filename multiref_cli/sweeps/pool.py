@@ -15,6 +15,7 @@ from typing import Any
 from multiref_cli.errors import RunError
 from multiref_cli.files import full_disk
 from multiref_cli.sweeps.worker import OUT_OF_MEMORY_EXIT, Work, work_off
+from multiref_cli.tracking.provenance import usable_cores
 
 TICK_SECONDS = 0.25
 # How long a worker may take to write its checkpoint after Ctrl-C, or after its parent is gone.
@@ -83,8 +84,7 @@ def default_workers(points: int, device: str, processes: int = 1) -> int:
     """One worker for every GPU, else core, that this process may use, or for as many as a point has processes; never
     more than points."""
     gpus = [] if device == "cpu" else visible_gpus()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(points, (len(gpus) or cores) // processes))
+    return max(1, min(points, (len(gpus) or usable_cores()) // processes))
 
 
 def _start(work: Work, index: int, gpus: list[str]) -> Any:

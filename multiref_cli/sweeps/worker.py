@@ -13,7 +13,7 @@ from typing import Any
 
 from multiref_cli.config.schema import Experiment
 from multiref_cli.errors import RunError
-from multiref_cli.files import full_disk, read_object, writing
+from multiref_cli.files import read_object, sentence_of, writing
 from multiref_cli.sweeps.ledger import Holder, Ledger, mark, read_status, write_marker
 from multiref_cli.sweeps.plan import Pass, Plan, Point
 
@@ -201,9 +201,7 @@ def _refuse_memory(error: Exception, holder: Holder) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    known = type(error).__name__ in ("RequestError", "RunError") and str(error).strip()
-    text = str(error if known else full_disk(error) or f"{type(error).__name__}: {error}")
-    return text.strip().splitlines()[0].rstrip(": ")[:500]
+    return sentence_of(error).strip().splitlines()[0].rstrip(": ")[:500]
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Where a result comes from: command, code, versions and machine, for manifest.json."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -58,8 +59,6 @@ def versions() -> dict[str, str]:
 
 def hardware() -> dict[str, Any]:
     """Processor and its instruction set as torch uses it, cores and GPUs."""
-    import os
-
     import torch
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -71,6 +70,11 @@ def hardware() -> dict[str, Any]:
         "gpus": gpus,
         "torch_threads": torch.get_num_threads(),
     }
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _processor() -> str:
