@@ -225,7 +225,7 @@ class EntryFolder:
         for path in self.root.glob(f".parts-{key}-*"):
             with contextlib.suppress(FileNotFoundError):
                 if path.stat().st_mtime < before:
-                    shutil.rmtree(path, ignore_errors=True)
+                    Parts(path).forget()
 
     def unreadable(self) -> int:
         """How many folders and files are no entry that this version reads: damaged, of a later version, or strays."""

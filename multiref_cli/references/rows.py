@@ -99,21 +99,23 @@ class ScoredRows:
         found = list(parts.finished())[: len(pieces)] if parts and parallel.main else []
         first = parallel.once(lambda: len(found))
         device, done, start = next(inner[0].parameters()).device, 0, time.monotonic()
-        before, results = 0, np.zeros((0, 0), np.float32)
+        total, before, results = sum(rows), 0, np.zeros((0, 0), np.float32)
         for number, piece in enumerate(pieces):
-            chosen = [[groups[i] for i in batch] for batch in piece]
-            done += sum(rows[i] for batch in piece for i in batch)
+            end, own = done + sum(rows[i] for batch in piece for i in batch), []
             if number < first:
-                values, before = found[number] if parallel.main else None, done
+                values, before = found[number] if parallel.main else None, end
             else:
-                own = [self._computed(batch, compute, device) for batch in parallel.share(chosen)]
+                for batch in parallel.share(piece):
+                    own.append(self._computed([groups[i] for i in batch], compute, device))
+                    done = min(end, done + parallel.size * sum(rows[i] for i in batch))  # the others are as far
+                    report(done, total, (done - before) / max(time.monotonic() - start, 1e-9))
                 values = np.concatenate(parallel.woven(own), 1)
                 if parts and parallel.main and number + 1 < len(pieces):
                     parts.write(number, values)
             if values is not None:
                 results = results if len(results) else np.zeros((len(values), len(self.completions)), np.float32)
-                results[:, self._places(chosen)] = values
-            report(done, sum(rows), (done - before) / max(time.monotonic() - start, 1e-9))
+                results[:, self._places([[groups[i] for i in batch] for batch in piece])] = values
+            done = end
         return list(results)
 
     def _computed(

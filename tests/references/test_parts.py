@@ -109,6 +109,27 @@ def test_prune_leaves_what_can_be_gone_on_with_unless_it_is_old(store, reference
     assert not list(store.entries.root.glob(".parts-*"))
 
 
+def test_progress_is_told_after_every_batch_and_counts_what_was_kept_as_done(store, references, sequences, small_parts):
+    counted, _ = small_parts
+    told = []
+
+    class Told:
+        def note(self, text):
+            pass
+
+        def advance(self, phase, done, total, **figures):
+            told.append((done, total))
+
+    counted.limit = 5
+    with pytest.raises(Killed):
+        small(store).logps(references_of(references)[0], sequences, Told())
+    assert len(told) == 4 and [done for done, _ in told] == sorted(done for done, _ in told)
+    before, counted.limit = told[-1][0], None
+    told.clear()
+    small(store).logps(references_of(references)[0], sequences, Told())
+    assert told[0][0] > before and told[-1][0] == told[-1][1]
+
+
 def test_parts_end_before_the_first_that_is_missing(tmp_path):
     parts = Parts(tmp_path / "parts")
     for number in (0, 1, 3):
