@@ -153,7 +153,7 @@ def test_an_empty_system_prompt_is_one(config, write, chatml):
 @pytest.mark.parametrize(
     "name, content",
     [
-        ("cut.jsonl.gz", gzip.compress(b'{"prompt": "a", "chosen": "b", "rejected": "c"}\n' * 50)[:40]),
+        ("cut.jsonl.gz", gzip.compress(b'{"prompt": "a", "chosen": "b", "rejected": "c"}\n' * 50, mtime=0)[:40]),
         ("plain.jsonl.gz", b'{"prompt": "a"}\n'),
         ("junk.parquet", b"PAR1junk"),
         ("empty.parquet", b""),
