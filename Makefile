@@ -27,9 +27,11 @@ WORLDS := runs/published/worlds.csv
 TORCH_RANGE := torch>=2.9,<3
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-# Puts the committed results $(1) between their marks in the README.
-update_readme = $(BIN)/python -c "from pathlib import Path; from multiref_cli.reports import published; \
-  published.update_readme(Path('README.md'), Path('$(1)'), '$(1)', published.README_METRICS)"
+# The page that shows all results, also as `multiref help results`; the README has one figure and its caption.
+RESULTS := multiref_cli/help/results.md
+# Puts the committed results $(1) between their marks in that page.
+update_results = $(BIN)/python -c "from pathlib import Path; from multiref_cli.reports import published; \
+  published.update_readme(Path('$(RESULTS)'), Path('$(1)'), '$(1)', published.README_METRICS)"
 # Puts the rows, scores and verdicts of the report $(1) under the published name $(2).
 publish_report = cp $(1)/summary.csv $(2).csv && cp $(1)/scores.csv.gz $(2).scores.csv.gz && \
   cp $(1)/verdicts.csv $(2).verdicts.csv
@@ -76,28 +78,28 @@ ifeq ($(SCALE),embedded)
 endif
 	$(MULTIREF) report $(OUT)/sweep --out $(OUT)/report $(if $(wildcard $(PUBLISHED)),--against $(PUBLISHED))
 
-publish: $(STAMP) ## the last reproduction's results into runs/published and the README's table
+publish: $(STAMP) ## the last reproduction's results into runs/published, the README and `multiref help results`
 	mkdir -p $(dir $(PUBLISHED))
 	$(call publish_report,$(OUT)/report,$(PUBLISHED:.csv=))
 	cp $(OUT)/report/figures/dpo-reward-model-against-alpha.png runs/published/offline.png
 	cp $(OUT)/report/figures/grpo-toy-verifier-against-alpha.png runs/published/online.png
 	cp $(OUT)/mixed/report/figures/*.png runs/published/mixed.png
 	cp $(OUT)/mixed/scores.csv runs/published/mixed.csv && cp $(OUT)/mixed/mixed.json runs/published/mixed.json
-	$(call update_readme,$(PUBLISHED))
+	$(call update_results,$(PUBLISHED))
 	if test -d runs/estimators; then $(call publish_report,runs/estimators/report,$(ESTIMATORS:.csv=)); fi
-	$(call update_readme,$(ESTIMATORS))
+	$(call update_results,$(ESTIMATORS))
 	test -d runs/sample_complexity || $(MULTIREF) theory study=sample_complexity run.dir=runs/sample_complexity
 	cp runs/sample_complexity/results.json runs/published/sample-complexity.json
 	cp runs/sample_complexity/report/figures/sample-complexity.png runs/published/sample-complexity.png
 	$(BIN)/python -c "from pathlib import Path; from multiref_cli.reports.captions import update_captions; \
-	  update_captions(Path('README.md'))"
+	  update_captions(Path('README.md'), Path('$(RESULTS)'))"
 
 worlds: $(STAMP) ## both experiments in five embedded worlds: what holds in all, in most, in one (an hour or more)
 	OMP_NUM_THREADS=1 $(MULTIREF) sweep sweep=worlds_embedded run.dir=runs/worlds/sweep --workers $(WORKERS)
 	$(MULTIREF) report runs/worlds/sweep --out runs/worlds/report
 	cp runs/worlds/report/worlds.csv $(WORLDS)
 	$(BIN)/python -c "from pathlib import Path; from multiref_cli.reports import published, worlds; \
-	  published.put_results(Path('README.md'), '$(WORLDS)', worlds.worlds_table(worlds.read_claims(Path('$(WORLDS)'))))"
+	  published.put_results(Path('$(RESULTS)'), '$(WORLDS)', worlds.worlds_table(worlds.read_claims(Path('$(WORLDS)'))))"
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check multiref_cli tests && $(BIN)/ruff format --check multiref_cli tests && $(BIN)/mypy multiref_cli

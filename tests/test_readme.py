@@ -1,4 +1,4 @@
-"""The README says what the committed results say, and every command in it does what it says."""
+"""README and topics of `multiref help` say what the committed results say; every command there does what it says."""
 
 import re
 import shlex
@@ -23,38 +23,61 @@ from multiref_cli.sweeps.worker import work_off
 from multiref_cli.world.worlds import world_of
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+TOPICS = sorted((ROOT / "multiref_cli" / "help").glob("*.md"))
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in (ROOT / "README.md", *TOPICS)}
+README = PAGES["README.md"]
 PUBLISHED = ("runs/published/embedded.csv", "runs/published/estimators.csv")
+
+
+def between(begin: str, end: str) -> str:
+    """What stands between two marks, which stand once in all pages."""
+    (shown,) = [part.split(end, 1)[0].strip() for text in PAGES.values() for part in text.split(begin)[1:]]
+    return shown
+
+
+def test_the_readme_is_read_in_minutes():
+    assert len(README.splitlines()) <= 150
 
 
 @pytest.mark.parametrize("path", PUBLISHED)
 def test_the_results_are_those_of_the_committed_csv(path):
-    begin = BEGIN.format(path=path)
-    start = README.index(begin) + len(begin)
-    shown = README[start : README.index(END, start)].strip()
+    shown = between(BEGIN.format(path=path), END)
     assert shown == readme_table(read_rows(ROOT / path), README_METRICS).strip()
 
 
 def test_what_holds_over_worlds_is_that_of_the_committed_csv():
     """Nothing is said before it is measured."""
     path = "runs/published/worlds.csv"
-    shown = README.split(BEGIN.format(path=path), 1)[1].split(END, 1)[0].strip()
+    shown = between(BEGIN.format(path=path), END)
     published = ROOT / path
     assert shown == (worlds_table(read_claims(published)).strip() if published.is_file() else "")
 
 
 @pytest.mark.parametrize("name", CAPTIONS)
 def test_the_captions_are_those_of_the_published_files(name):
-    begin = captions.BEGIN.format(name=name, path=CAPTIONS[name][0])
-    start = README.index(begin) + len(begin)
-    assert README[start : README.index(captions.END, start)].strip() == caption(ROOT, name)
+    shown = between(captions.BEGIN.format(name=name, path=CAPTIONS[name][0]), captions.END)
+    assert shown == caption(ROOT, name)
 
 
-def test_every_picture_and_file_that_it_names_is_there():
-    names = re.findall(r"\]\(((?!http|#)[^)]+)\)", README)
-    assert names
+def test_the_pages_that_make_publish_writes_hold_all_marks():
+    """The Makefile's own lines, on copies: nothing changes, for what is published is what stands there."""
+    pages = [ROOT / "README.md", ROOT / "multiref_cli/help/results.md"]
+    before = [page.read_text() for page in pages]
+    assert not captions.update_captions(*pages) and [page.read_text() for page in pages] == before
+    assert f"RESULTS := {pages[1].relative_to(ROOT)}" in (ROOT / "Makefile").read_text()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_picture_and_file_that_it_names_is_there(page):
+    names = re.findall(r"\]\(((?!http|#)[^)]+)\)", PAGES[page])
+    assert names or page != "README.md"
     for name in names:
-        assert (ROOT / name).is_file(), name
+        assert ((ROOT / page).parent / name).is_file(), name
+
+
+def test_the_readme_leads_to_every_topic():
+    linked = re.findall(r"\]\(multiref_cli/help/(\w+)\.md\)", README)
+    assert {path.stem for path in TOPICS} == set(linked)
 
 
 def commands(text: str) -> list[str]:
@@ -68,6 +91,8 @@ def commands(text: str) -> list[str]:
     within = [shlex.join(shlex.split(line)) for line in re.findall(r"`((?:multiref|make|python|pip) [^`]+)`", text)]
     return list(dict.fromkeys(line for line in [*lines, *within] if line))
 
+
+ADVICE = list(dict.fromkeys(command for text in PAGES.values() for command in commands(text)))
 
 # Small enough for a test, whatever a command asks for.
 SIZES = ["steps=4", "rollout.max_new_tokens=6", "evaluation.max_new_tokens=6", "evaluation.bootstrap=50"]
@@ -86,7 +111,9 @@ class Workshop:
         # The tiny world's reward model is not trained: it would not pass the bar of experiment=offline_toy.
         self.multiref, self.offline = multiref, [*offline, "evaluation.scorer.minimum_accuracy=null"]
         self.online = online
-        for number, name in enumerate(dict.fromkeys(re.findall(r"(?:policy\.path|first|second)=(\S+)", README))):
+        for number, name in enumerate(
+            dict.fromkeys(re.findall(r"(?:policy\.path|first|second)=(\S+)", "\n".join(ADVICE)))
+        ):
             shutil.copytree(world / ("one", "two")[number % 2], name)
         shutil.copy(world / "pairs.jsonl", "pairs.jsonl")
 
@@ -160,19 +187,34 @@ def report(shop: Workshop, words: list[str]) -> None:
     """The first folder is a sweep, the others are runs: drawing a report of every folder takes most of the time."""
     if words[0] == "--check":
         return shop.run("report", "--check", ROOT / words[1])
+    against = [words.pop(), words.pop()][::-1] if "--against" in words else []
     for number, folder in enumerate(words):
         command = ["train"] if number else ["sweep", "seeds=1", "baselines=false"]
         shop.run(*command, *shop.small(["evaluation=none"]), f"alpha=0.{number + 3}", f"run.dir={folder}")
-    shop.run("report", *words)
+    shop.run("report", *words, *(ROOT / word if word.endswith(".csv") else word for word in against))
     names = "-".join(Path(word).name for word in words)
     written = f"runs/report-{names}" if len(words) > 1 else f"{words[0]}/report"
     text = (Path(written) / "report.md").read_text()
     assert all(f"α=0.{number + 3}" in text for number in range(len(words)))
 
 
+def refs_build(shop: Workshop, words: list[str]) -> None:
+    shop.run("refs", "build", *shop.small(words))
+    assert list(Path("cache/store").iterdir())
+
+
 def refs_list(shop: Workshop, words: list[str]) -> None:
     shop.run("refs", "build", *shop.small([]))
     shop.run("refs", "list", *words)
+
+
+def refs_verify(shop: Workshop, words: list[str]) -> None:
+    shop.run("refs", "build", *shop.small([]))
+    shop.run("refs", "verify", *words)
+
+
+def refs_prune(shop: Workshop, words: list[str]) -> None:
+    shop.run("refs", "prune", *words)
 
 
 def refs_mix(shop: Workshop, words: list[str]) -> None:
@@ -200,6 +242,15 @@ def listing(shop: Workshop, words: list[str]) -> None:
     shop.run("list", *words)
 
 
+def topic(shop: Workshop, words: list[str]) -> None:
+    shop.run("help", *words)
+
+
+def completion(shop: Workshop, words: list[str]) -> None:
+    """Nothing is installed in the shell of whoever runs the tests: the option is there."""
+    shop.run("--help")
+
+
 def make(shop: Workshop, words: list[str]) -> None:
     done = subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout, done.stderr
@@ -223,19 +274,24 @@ RULES = {
     "multiref sweep": sweep,
     "multiref eval": evaluate,
     "multiref report": report,
+    "multiref refs build": refs_build,
     "multiref refs list": refs_list,
+    "multiref refs verify": refs_verify,
+    "multiref refs prune": refs_prune,
     "multiref refs mix": refs_mix,
     "multiref refs weights": refs_weights,
     "multiref theory": theory,
     "multiref world make": world_make,
     "multiref list": listing,
+    "multiref help": topic,
+    "multiref --install-completion": completion,
     "make": make,
     "pip install": pip_install,
     "python": script,
 }
 
 
-@pytest.mark.parametrize("command", commands(README))
+@pytest.mark.parametrize("command", ADVICE)
 def test_its_commands_run(command, workshop):
     """Small and in this process; a command that no rule covers fails."""
     rules = [start for start in RULES if f"{command} ".startswith(f"{start} ")]
@@ -262,7 +318,7 @@ by `multiref sweep sweep=x`
     assert commands(text) == found
 
 
-TRAIN_COMMANDS = [c for c in commands(README) if c.startswith("multiref train experiment=")]
+TRAIN_COMMANDS = [c for c in ADVICE if c.startswith("multiref train experiment=")]
 
 
 @pytest.mark.parametrize("command", TRAIN_COMMANDS)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from multiref_cli import __version__
-from multiref_cli.cli.overrides import asked, complete_folder, complete_override
+from multiref_cli.cli.overrides import asked, complete_folder, complete_override, complete_topic
 from multiref_cli.errors import RequestError, RunError
 
 app = typer.Typer(
@@ -155,6 +155,19 @@ def list_options(
     from multiref_cli.cli.list import show
 
     show(group, option)
+
+
+@app.command("help")
+def help_topic(
+    topic: Annotated[
+        Optional[str], typer.Argument(metavar="[TOPIC]", help="Such as data.", autocompletion=complete_topic)
+    ] = None,
+) -> None:
+    """Read about a topic: mathematics, data, sweeps, references, statistics, scale, …; without one, list them."""
+    from multiref_cli.cli.help import show
+
+    commands = [one.name or (one.callback.__name__ if one.callback else "") for one in app.registered_commands]
+    show(topic, [*commands, *(one.name or "" for one in app.registered_groups)])
 
 
 @refs_app.command("build", context_settings=TOLD)

@@ -29,6 +29,15 @@ def line(text: str) -> None:
     _console.print(text, markup=False)
 
 
+def markdown(text: str) -> None:
+    """Print Markdown: drawn on a terminal, no wider than reads well; as it stands when piped."""
+    if not _console.is_terminal:
+        return line(text.rstrip())
+    from rich.markdown import Markdown
+
+    _console.print(Markdown(text), width=min(_console.width, 120))
+
+
 def table(title: str, headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Print a table."""
     drawn = Table(title=Text(title), title_justify="left", header_style="bold", box=None, pad_edge=False)

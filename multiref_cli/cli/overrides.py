@@ -56,6 +56,13 @@ def complete_folder(incomplete: str) -> list[str]:
     return [name for name in found if name.startswith(start)]
 
 
+def complete_topic(incomplete: str) -> list[str]:
+    """Topics of `multiref help` that begin with what is typed so far."""
+    from multiref_cli.cli.help import topics
+
+    return [name for name in topics() if name.startswith(incomplete)]
+
+
 def asked(context: typer.Context, overrides: Sequence[str] | None) -> list[str]:
     """The overrides of a command as they were typed; of a key that is given twice the last counts, which is said.
 

@@ -215,19 +215,28 @@ def caption(root: Path, name: str) -> str:
     return textwrap.fill(f"*{text}*", 120, break_long_words=False, break_on_hyphens=False)
 
 
-def update_captions(readme: Path) -> bool:
-    """Put every caption between its marks in the README; returns whether anything changed.
+def update_captions(readme: Path, *more: Path) -> bool:
+    """Put every caption between its marks in the README or in one of the other pages; says whether anything changed.
+
+    Args:
+        readme: lies where the paths of published files begin.
+        more: further pages, such as topics of `multiref help`.
 
     Raises:
         RequestError: marks are missing.
     """
-    before = text = readme.read_text()
+    pages = {page: page.read_text() for page in (readme, *more)}
+    changed = False
     for name, (path, _) in CAPTIONS.items():
         begin = BEGIN.format(name=name, path=path)
-        if begin not in text or END not in text[text.index(begin) :]:
+        page = next((page for page, text in pages.items() if END in text.partition(begin)[2]), None)
+        if page is None:
             raise RequestError(f"{readme} has no caption {name!r}: put '{begin}' and '{END}' where it belongs.")
-        start = text.index(begin) + len(begin)
-        text = f"{text[:start]}\n{caption(readme.parent, name)}\n{text[text.index(END, start) :]}"
-    if text != before:
-        readme.write_text(text)
-    return text != before
+        before, _, behind = pages[page].partition(begin)
+        new = f"{before}{begin}\n{caption(readme.parent, name)}\n{behind[behind.index(END) :]}"
+        changed = changed or new != pages[page]
+        pages[page] = new
+    for page, text in pages.items():
+        if text != page.read_text():
+            page.write_text(text)
+    return changed

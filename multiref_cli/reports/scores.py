@@ -58,7 +58,8 @@ def read_scores(path: Path) -> dict[tuple[str, ...], BySeed]:
 
 
 def check_readme(readme: Path) -> list[str]:
-    """Make every results table of a README again from its committed CSV, and the CSV from the scores beside it.
+    """Make every results table of a page, and of the pages that it links to, again from its committed CSV, and the CSV
+    from the scores beside it.
 
     Returns:
         A sentence for each table and each CSV.
@@ -68,19 +69,24 @@ def check_readme(readme: Path) -> list[str]:
     """
     if not readme.is_file():
         raise RequestError(f"{readme} does not exist; give a README or a CSV of committed results.")
-    text, said = readme.read_text(), []
-    names = re.findall(re.escape(BEGIN).replace(r"\{path\}", "(.+?)"), text)
-    if not names:
+    linked = [readme.parent / name for name in re.findall(r"\]\(([^):]+\.md)\)", readme.read_text())]
+    said = [one for page in dict.fromkeys((readme, *linked)) if page.is_file() for one in _check_page(page)]
+    if not said:
         raise RequestError(f"{readme} has no results between marks; give a README or a CSV of committed results.")
-    for name in names:
-        path, shown = readme.parent / name, text.split(BEGIN.format(path=name), 1)[1].split(END, 1)[0].strip()
+    return said
+
+
+def _check_page(page: Path) -> list[str]:
+    text, said = page.read_text(), []
+    for name in re.findall(re.escape(BEGIN).replace(r"\{path\}", "(.+?)"), text):
+        path, shown = _published(page, name), text.split(BEGIN.format(path=name), 1)[1].split(END, 1)[0].strip()
         if not path.is_file() and not shown:
             said.append(f"Nothing is published as {name} yet.")
             continue
         over_worlds = path.name == "worlds.csv"
         made = worlds_table(read_claims(path)) if over_worlds else readme_table(read_rows(path), README_METRICS)
         verb = "is" if shown == made.strip() else "is not"
-        said.append(f"The table of {name} in {readme.name} {verb} what the file says.")
+        said.append(f"The table of {name} in {page.name} {verb} what the file says.")
         if over_worlds:  # it holds the difference of every world, and reading it computes all else from them
             said.append(f"All intervals over worlds of {path.name} follow from its differences.")
         elif _scores_of(path).is_file():
@@ -88,6 +94,12 @@ def check_readme(readme: Path) -> list[str]:
         else:
             said.append(f"{path.name} has no scores beside it: its numbers cannot be computed again.")
     return said
+
+
+def _published(page: Path, name: str) -> Path:
+    """A published file as a page names it: from the page's folder, or from one above it, as pages in a checkout do."""
+    found = (folder / name for folder in page.resolve().parents)
+    return next((path for path in found if path.is_file()), page.parent / name)
 
 
 def _scores_of(committed: Path) -> Path:
