@@ -10,6 +10,7 @@ from typing import Any
 from multiref_cli.data.chat import end_ids
 from multiref_cli.errors import RunError
 from multiref_cli.files import sync_folder, sync_tree, write_json, writing
+from multiref_cli.models.auto import open_right
 from multiref_cli.models.decoder import unwrap
 from multiref_cli.models.lora import merged
 from multiref_cli.types import LanguageModel, Tokenizer
@@ -20,7 +21,7 @@ _TOKENIZER_FILES = (
 )
 
 
-def save_policy(model: LanguageModel, tokenizer: Tokenizer, folder: Path) -> None:
+def save_policy(model: LanguageModel, tokenizer: Tokenizer, folder: Path, for_auto: bool = False) -> None:
     """Write a folder that AutoModelFor... opens, in one piece: under another name first, then renamed.
 
     A LoRA adapter is merged into the saved weights (the model in memory stays as it is) and kept beside them in
@@ -30,6 +31,7 @@ def save_policy(model: LanguageModel, tokenizer: Tokenizer, folder: Path) -> Non
         model: a transformers or peft model.
         tokenizer: saved with it.
         folder: replaced if it exists.
+        for_auto: also see to it that AutoTokenizer opens the tokenizer, see `models.auto`.
 
     Raises:
         RunError: it cannot be written.
@@ -42,6 +44,8 @@ def save_policy(model: LanguageModel, tokenizer: Tokenizer, folder: Path) -> Non
         with writing(folder):
             temporary.mkdir(parents=True)
             _write(model, tokenizer, temporary)
+            if for_auto:
+                open_right(temporary, tokenizer)
             sync_tree(temporary)  # checkpoints are deleted once the policy is there: it must be on the disk
             if folder.exists():
                 old = folder.with_name(f".{folder.name}.{os.getpid()}.old")

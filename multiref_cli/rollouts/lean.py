@@ -1,4 +1,4 @@
-"""A plain-torch decoder over the weights of Llama, Qwen2 and Qwen3 models, for sampling only.
+"""A plain-torch decoder over the weights of Llama, Qwen2, Qwen3 and Seed-OSS models, for sampling only.
 
 Two things make it fast: nothing but the arithmetic is executed, and the KV of a prompt is kept once for its whole
 group: a query attends to two memories, the group's prompt and its own completion, under one softmax.
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from multiref_cli.models.precision import product_type
 from multiref_cli.types import LanguageModel
 
-_FAMILIES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+_FAMILIES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "SeedOssForCausalLM")
 # Below this many parameters the projections are fused by copying them, above it the copy would cost real memory.
 _FUSE_BELOW = 100_000_000
 

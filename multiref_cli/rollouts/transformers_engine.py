@@ -39,9 +39,9 @@ Opener = Callable[[Sequence[Sequence[int]], int, int], Session]
 class TransformersEngine:
     """Samples from a transformers model in place.
 
-    Llama, Qwen2 and Qwen3 models are decoded by a lean plain-torch decoder over the same weights; other decoders go
-    through their own `forward` with a static cache. Float rounding aside, a completion does not depend on what else
-    is in the batch.
+    Llama, Qwen2, Qwen3 and Seed-OSS models are decoded by a lean plain-torch decoder over the same weights; other
+    decoders go through their own `forward` with a static cache. Float rounding aside, a completion does not depend on
+    what else is in the batch.
     """
 
     def __init__(

@@ -328,7 +328,7 @@ def _train_and_measure(job: Job, run: RunDir, parallel: Parallel, progress: Prog
     job = replace(job, experiment=of_rank(job.experiment, parallel.rank), parallel=parallel)
     trainee = _trained(job, run, parallel, progress)
     if parallel.main:
-        save_policy(trainee.model, job.tokenizer, run.path / "policy")
+        save_policy(trainee.model, job.tokenizer, run.path / "policy", for_auto=True)
     return trainee.notes, measure(job, trainee.model, progress)
 
 

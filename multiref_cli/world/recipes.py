@@ -19,6 +19,7 @@ from multiref_cli.config.folders import options
 from multiref_cli.config.plain import changed
 from multiref_cli.config.schema import TOY, Experiment, Model, RunSettings
 from multiref_cli.data.chat import end_ids, prompt_ids
+from multiref_cli.models.auto import as_trained
 from multiref_cli.models.load import load_causal_lm, load_tokenizer
 from multiref_cli.rewards.combine import RewardBatch, build_reward
 from multiref_cli.rewards.sample import Sample
@@ -141,6 +142,7 @@ def _train_model(name: str, seed: int, folder: Path, find: Find, progress: Progr
         message = f"interrupted while making {TOY}{name} of world {seed}; the same command makes it again"
         raise KeyboardInterrupt(message) from None
     (run / "policy" / "README.md").unlink(missing_ok=True)  # it tells of this machine, the world is the same on all
+    as_trained(run / "policy")  # fingerprints of worlds, which published results name, are of this form
     for path in (run / "policy").iterdir():
         path.rename(folder / path.name)
     shutil.copy(run / "results.json", folder / "made_by.json")
