@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from multiref_cli.config.algorithms import DpoSettings, OnlineSettings
+from multiref_cli.config.merges import check_merge, members
 from multiref_cli.config.ranges import check_number, check_numbers
 from multiref_cli.config.regularizer import Arwc, Estimator, Level, Regularizer, States
 from multiref_cli.config.schema import PRECISIONS
@@ -98,6 +99,11 @@ def _check_parts(experiment: "Experiment") -> None:
         known = device is None or _DEVICE.fullmatch(device) or (key, device) == ("device", "auto")
         _require(bool(known), f"hardware.{key} is {device!r}; give cpu, cuda, cuda:1 or mps")
     _check_processes(experiment)
+    check_merge(experiment.policy, "policy")
+    for reference in experiment.references:
+        check_merge(reference, f"reference {reference.name}")
+    if experiment.evaluation.scorer is not None:
+        check_merge(experiment.evaluation.scorer, "evaluation.scorer")
     _choice("optimizer.name", optimizer.name, ("adamw", "muon"))
     _choice("optimizer.schedule", optimizer.schedule, ("linear", "cosine", "wsd", "constant"))
     _choice("evaluation.split", experiment.evaluation.split, ("held_out", "train"))
@@ -218,6 +224,12 @@ def _check_paths(experiment: "Experiment") -> None:
         "data.held_out_path": experiment.data.held_out_path,
     }
     paths |= {f"references: {r.name}": r.path for r in experiment.references}
+    for key, model in [("policy", experiment.policy), *((f"references: {r.name}", r) for r in experiment.references)]:
+        if model.kind is not None:
+            paths.pop(f"{key}.path" if key == "policy" else key)
+            paths |= {f"{key}, model {number + 1}": part.path for number, (part, _) in enumerate(members(model))}
+    scorer = experiment.evaluation.scorer
+    _require(scorer is None or scorer.kind is None, "evaluation.scorer is one reward model; kind=merge is not for it")
     if experiment.evaluation.scorer is not None:
         paths["evaluation.scorer.path"] = experiment.evaluation.scorer.path
     for key, path in paths.items():

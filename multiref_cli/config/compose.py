@@ -4,16 +4,16 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 from yaml import YAMLError
 
-from multiref_cli.config import algorithms, regularizer, schema, terms
+from multiref_cli.config import algorithms, merges, regularizer, schema, terms
 from multiref_cli.config.algorithms import ALGORITHMS
 from multiref_cli.config.check import check, check_orders
 from multiref_cli.config.folders import conf_directory, groups, options, own_conf_directory
@@ -22,6 +22,8 @@ from multiref_cli.config.schema import (
     Evaluation,
     Experiment,
     Lora,
+    Model,
+    Part,
     Policy,
     ReferenceSpec,
     Regularizer,
@@ -39,7 +41,7 @@ T = TypeVar("T")
 _OPTIONAL: dict[str, Any] = {
     "regularizer": Regularizer(ctro=Ctro()),
     "reward": Reward(),
-    "policy": Policy(lora=Lora()),
+    "policy": Policy(lora=Lora(), base=Part()),
     "evaluation": Evaluation(scorer=Scorer()),
 }
 
@@ -159,7 +161,26 @@ def _typed_experiment(plain: DictConfig) -> Experiment:
     name = plain.algorithm.get("name") if "algorithm" in plain else None
     if name not in ALGORITHMS:
         raise RequestError(f"algorithm.name is {name!r}; allowed: {', '.join(ALGORITHMS)}.")
+    _complete_merges(plain)
     return typed(plain, Experiment(algorithm=ALGORITHMS[name]()), gone=GONE_KEYS)
+
+
+def _complete_merges(plain: DictConfig) -> None:
+    """Give every model of kind merge what follows from the rest: equal weights where none are given, and its path."""
+    if isinstance(plain.get("references"), ListConfig):
+        plain.references = [_completed(one) for one in plain.references]
+    if isinstance(plain.get("policy"), DictConfig):
+        plain.policy = _completed(plain.policy)
+
+
+def _completed(model: Any) -> Any:
+    if not isinstance(model, DictConfig) or not merges.is_given(model):
+        return model
+    try:
+        given = cast(dict[str, Any], OmegaConf.to_container(model, resolve=True))
+    except OmegaConfBaseException as error:
+        raise RequestError(_sentence(error, known_keys())) from error
+    return OmegaConf.create(merges.completed({key: value for key, value in given.items() if value != "???"}))
 
 
 def _refuse_lost_pair(plain: DictConfig, choices: dict[str, Any]) -> None:
@@ -187,15 +208,7 @@ def _towards_start(found: Experiment, overrides: Sequence[str]) -> Experiment:
             "out to train towards the policy's own start alone."
         )
     policy = found.policy
-    start = ReferenceSpec(
-        name="start",
-        path=policy.path,
-        revision=policy.revision,
-        dtype=policy.dtype,
-        adapter=policy.adapter,
-        tokenizer=policy.tokenizer,
-        trust_remote_code=policy.trust_remote_code,
-    )
+    start = ReferenceSpec(name="start", **{one.name: getattr(policy, one.name) for one in fields(Model)})
     return replace(found, references=[start], alpha=None)
 
 

@@ -25,8 +25,21 @@ class BadRows(Enum):
 
 
 @dataclass(frozen=True)
+class Part:
+    """A model of a merge, with its adapter if it has one."""
+
+    path: str = MISSING
+    revision: Optional[str] = None
+    adapter: Optional[str] = None
+
+
+@dataclass(frozen=True)
 class Model:
-    """A frozen model on disk or on the Hub, or `toy:<name>`."""
+    """A frozen model on disk or on the Hub, or `toy:<name>`; or with `kind: merge` one that is made of several.
+
+    A merge has the weights sum_i weights_i theta_i, or with a base base + sum_i weights_i (theta_i - base); its `path`
+    is then that formula (config.merges).
+    """
 
     path: str = MISSING
     revision: Optional[str] = None
@@ -34,6 +47,10 @@ class Model:
     adapter: Optional[str] = None
     tokenizer: Optional[str] = None
     trust_remote_code: bool = False
+    kind: Optional[str] = None
+    models: Optional[list[Part]] = None
+    weights: Optional[list[float]] = field(default=None, metadata=within("[-100, 100]"))
+    base: Optional[Part] = None
 
 
 @dataclass(frozen=True)
@@ -481,6 +498,9 @@ class Experiment:
         if self.world == 0:  # the shipped world: what configs meant before there were others
             kept.pop("world", None)
         kept["hardware"] = {key: self.plain["hardware"][key] for key in _HARDWARE_WITH_EFFECT}
+        for part in ("policy", "references", "evaluation"):
+            if part in kept:
+                kept[part] = _without_idle(kept[part])
         if self.regularizer is not None and "regularizer" in kept:
             # as they are used, whether named or left to their defaults; None where nothing reads them
             used: dict[str, Any] = {"estimator": None, "to_go": None}
@@ -522,6 +542,19 @@ class Experiment:
     def folder(self) -> Path:
         """Folder of the run: `run.dir`, else runs/<name>."""
         return Path(self.run.dir).expanduser() if self.run.dir else Path("runs") / self.run_name
+
+
+# Keys of a model that count where they are given: configs from before there were such models keep their hashes.
+_GIVEN = ("kind", "models", "weights", "base")
+
+
+def _without_idle(value: Any) -> Any:
+    """Plain values less the keys of models that say nothing."""
+    if isinstance(value, list):
+        return [_without_idle(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    return {key: _without_idle(one) for key, one in value.items() if one is not None or key not in _GIVEN}
 
 
 def experiment_of(content: Mapping[str, Any]) -> Experiment:

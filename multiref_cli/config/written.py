@@ -42,6 +42,8 @@ def written(overrides: Sequence[str]) -> list[str]:
             found += ["references=_list", f"++own={_reference_list(value)}"]
         elif value is None or value in ("null", "None"):
             found.append(override)
+        elif key == "policy.models" and value is not None and _is_list(value):
+            found.append(f"{mark}{key}={_value(yaml.safe_load(value))}")
         elif key in _TEXTS:
             found.append(f"{mark}{key}={_quoted(_text(value))}")
         elif key in text_keys():
@@ -49,6 +51,15 @@ def written(overrides: Sequence[str]) -> list[str]:
         else:
             found.append(override)
     return found
+
+
+def _is_list(value: str) -> bool:
+    """Whether a value is one list of YAML, not several between commas or one in Hydra's own grammar (`{key:value}`)."""
+    try:
+        found = yaml.safe_load(value)
+    except yaml.YAMLError:
+        return False
+    return isinstance(found, list) and not any(isinstance(one, dict) and None in one.values() for one in found)
 
 
 def is_open(key: str) -> bool:
@@ -125,16 +136,16 @@ def _reference_list(value: str) -> str:
             f"references={value} is no list of references; write references='[{{name: a, path: X}}, ...]'."
         )
     for one in references:
-        if "path" not in one:
+        if "path" not in one and "kind" not in one:
             raise RequestError(f"references={value}: every reference needs a path, one has {', '.join(map(str, one))}.")
-        one.setdefault("name", PurePath(str(one["path"])).name)
-    return "[" + ",".join(_object(one) for one in references) + "]"
+        one.setdefault("name", PurePath(str(one["path"])).name if "path" in one else str(one["kind"]))
+    return _value(references)
 
 
-def _object(reference: dict[str, Any]) -> str:
-    pairs = [f"{key}:{_scalar(value)}" for key, value in reference.items()]
-    return "{" + ",".join(pairs) + "}"
-
-
-def _scalar(value: object) -> str:
+def _value(value: object) -> str:
+    """A list, an object or one value of the grammar."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{_value(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(_value(one) for one in value) + "]"
     return json.dumps(value) if value is None or isinstance(value, (bool, int, float)) else _quoted(str(value))

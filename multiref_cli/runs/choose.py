@@ -125,12 +125,12 @@ def known(experiment: Experiment, kept: Sequence[Mapping[str, Any]] = ()) -> Cho
     if missing(experiment):
         return None
     try:
-        return _found(_open(experiment, Silent()), experiment, kept)
+        return _found(_open(experiment, Silent(), looking=True), experiment, kept)
     except HubUnreachable:
         return None
 
 
-def _open(experiment: Experiment, progress: Progress) -> Job:
+def _open(experiment: Experiment, progress: Progress, looking: bool = False) -> Job:
     """The experiment's job, its evaluation made one of training prompts by what training is rewarded with."""
     online, rollout, settings = experiment.algorithm.online, experiment.rollout, experiment.evaluation
     scored = experiment.rule == AUTO
@@ -147,7 +147,7 @@ def _open(experiment: Experiment, progress: Progress) -> Job:
         scorer=settings.scorer if scored and not online else None,
         win_rate=False,
     )
-    job = open_job(replace(experiment.evenly, evaluation=evaluation), progress)
+    job = open_job(replace(experiment.evenly, evaluation=evaluation), progress, looking)
     for reference in job.references():
         if job.foreign_tokenizer(reference) is not None:
             raise RequestError(

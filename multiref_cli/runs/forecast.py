@@ -87,7 +87,7 @@ def forecast(experiment: Experiment) -> Forecast:
         rows.append(["rows, mask, time, memory", "known once these are made, by the first run"])
         return Forecast(rows)
     try:
-        job = open_job(experiment, Silent())
+        job = open_job(experiment, Silent(), looking=True)
     except HubUnreachable as error:
         rows.append(["not checked", str(error)])
         return Forecast(rows)

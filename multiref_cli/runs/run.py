@@ -20,6 +20,7 @@ from multiref_cli.data.probe import facts
 from multiref_cli.errors import RequestError, RunError
 from multiref_cli.files import read_object, sentence_of, write_json, write_lines, write_text
 from multiref_cli.models.files import fingerprint, weights_problem
+from multiref_cli.models.merge import recipe_of, without_merges
 from multiref_cli.models.precision import lost_share
 from multiref_cli.models.save import save_policy
 from multiref_cli.parallel import Parallel
@@ -95,19 +96,20 @@ def config_text(experiment: Experiment) -> str:
     return yaml.safe_dump(experiment.plain, sort_keys=False, allow_unicode=True)
 
 
-def open_job(experiment: Experiment, progress: Progress) -> Job:
+def open_job(experiment: Experiment, progress: Progress, looking: bool = False) -> Job:
     """Open what an experiment asks for; loads no model, but makes the embedded models and data that are not there.
 
     Args:
         experiment: checked, as the user gave it.
         progress: told while something is made.
+        looking: for an estimate: merges that are not there are not made (see `models.merge.without_merges`).
 
     Raises:
         RequestError: data, tokenizers, references, a reward or an engine that do not fit; nothing was written.
     """
     set_up_torch(experiment)
     check_parts(experiment)
-    return prepare(experiment, localized(experiment, progress, train_embedded))
+    return prepare(experiment, without_merges(localized(experiment, progress, train_embedded), looking))
 
 
 def train_embedded(experiment: Experiment, progress: Progress) -> Path:
@@ -210,6 +212,7 @@ def manifest(job: Job) -> dict[str, Any]:
         "data": {"path": job.experiment.data.path, "sha256": job.data.sha256, "rows": job.data.report.summary()},
         "chat_template": {"sha256": template_fingerprint(job.tokenizer), **facts(job.tokenizer)},
         **_models(job),
+        "merges": _merges(job),
         "scorer": fingerprint(scorer) if scorer is not None else None,
         "inputs": inputs(job),
     }
@@ -223,6 +226,12 @@ def _models(job: Job) -> dict[str, Any]:
         "policy": fingerprint(experiment.policy) if experiment.policy.new is None else "new",
         "references": {r.name: fingerprint(r) for r in references},
     }
+
+
+def _merges(job: Job) -> list[dict[str, Any]]:
+    """What each merged model was made from: its formula, and the sha256 and factor of every part."""
+    found = (recipe_of(one) for one in (job.experiment.policy, *job.experiment.references))
+    return [one for one in found if one is not None]
 
 
 def changed_inputs(saved: Mapping[str, str], found: Mapping[str, str]) -> str | None:

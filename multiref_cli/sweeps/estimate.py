@@ -90,6 +90,6 @@ def _cost(experiment: Experiment) -> "Cost | None":
     if missing(experiment):
         return None
     try:
-        return cost(open_job(experiment, Silent()))
+        return cost(open_job(experiment, Silent(), looking=True))
     except HubUnreachable:  # the run itself will say so
         return None

@@ -39,6 +39,7 @@ def test_every_option_of_a_group_is_typed(group):
         "pair": ["first=a/b", "second=c/d"],
         "folder": ["policy.path=a/b"],
         "lora": ["policy.path=a/b"],
+        "merge": ["policy.models=[a/b,c/d]"],
         "jsonl": ["data.path=a/b"],
         "custom": ["reward.terms.mine.function._target_=mine.function"],
         "grpo": ["steps=1", "reward=toy_verifier"],
