@@ -91,6 +91,10 @@ class Head:
         bias = None if self.bias is None else self.bias[: self.size].to(hidden.dtype)
         return F.linear(hidden, self.weight[: self.size].to(hidden.dtype), bias)
 
+    def plain(self, dtype: torch.dtype, temperature: float) -> bool:
+        """Whether the matrix product, of this type, is what `finish` makes of it."""
+        return dtype.itemsize >= 4 and self.scale == temperature == 1.0 and self.softcap is None
+
     def finish(self, product: Tensor, temperature: float) -> Tensor:
         """(C, V) -> (C, V) logits over the temperature, in float32 or better."""
         logits = product if product.dtype == torch.float64 else product.float()

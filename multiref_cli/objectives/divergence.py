@@ -102,6 +102,41 @@ def amari_divergence(reference_logps: Tensor, policy_logps: Tensor, order: float
     return torch.where(exponent > 1.0, far, near).sum(-1) / (order * (order - 1.0))
 
 
+def weighted_score(q: Tensor, log_q: Tensor, log_p: Tensor, order: float) -> Tensor:
+    """q s_A(log q - log p), elementwise, in few passes over memory; no gradient is kept.
+
+    With q = softmax(z), the gradient of sum_v D_A(p || q) in z is w - q sum_v w, w this product. Near A = 0 it is
+    an expm1 over A, so that rounding is not magnified; far from it q^(1-A) p^A is one exponential, which cannot
+    overflow where the product does not.
+
+    Args:
+        q: (C, V) exp(log_q).
+        log_q: (C, V) log-probabilities in nats, finite.
+        log_p: (C, V) log-probabilities of the reference in nats, finite, normalized or not.
+        order: A.
+
+    Returns:
+        (C, V), a new tensor.
+    """
+    if order == 0:
+        return (log_q - log_p).mul_(q)
+    if order == 1:
+        return torch.sub(q, product := log_p.exp(), out=product)
+    product = (log_p - log_q).mul_(order)
+    if abs(order) <= 0.5:
+        # Beyond the bound q is 0 in float32, and so is what the product stands for.
+        return product.clamp_(max=80.0).expm1_().mul_(q).div_(-order)
+    product.add_(log_q).exp_()
+    return torch.sub(q, product, out=product).div_(order)
+
+
+def amari_of_rows(q: Tensor, log_q: Tensor, log_p: Tensor, order: float) -> Tensor:
+    """`amari_divergence` as (C,) from the (C, V) that `weighted_score` takes, in as few passes; not differentiable."""
+    if order > 0.5:
+        return weighted_score(log_p.exp(), log_p, log_q, 1.0 - order).sum(-1) / order
+    return weighted_score(q, log_q, log_p, order).sum(-1) / (1.0 - order)
+
+
 def ratio_estimate(log_ratio: Tensor, order: float) -> Tensor:
     """f_A(e^-x), f_A(t) = (t^A - 1 - A (t - 1)) / (A (A - 1)): under the policy its expectation is D_A, its terms >= 0.
 
@@ -183,6 +218,12 @@ class Trainable(Divergence, Protocol):
     def ratio_estimate(self, log_ratio: Tensor) -> Tensor:
         """(f(u) - f'(1) (u - 1)) / u at u = e^x, whose expectation under the policy is D_f; (...) -> (...)."""
 
+    def weighted_score(self, q: Tensor, log_q: Tensor, log_p: Tensor) -> Tensor:
+        """q s(log q - log p), a new tensor; (C, V) each."""
+
+    def of_rows(self, q: Tensor, log_q: Tensor, log_p: Tensor) -> Tensor:
+        """`divergence` of finite log-probabilities in few passes, not differentiable; (C, V) -> (C,)."""
+
 
 @dataclass(frozen=True)
 class AmariSum:
@@ -211,6 +252,14 @@ class AmariSum:
         """Full-vocabulary divergence over the last axis; (..., V) -> (...)."""
         pairs = [(weight, amari_divergence(reference_logps, policy_logps, order)) for order, weight in self.parts]
         return total(weighted(weight, value) for weight, value in pairs)
+
+    def weighted_score(self, q: Tensor, log_q: Tensor, log_p: Tensor) -> Tensor:
+        """q s(log q - log p), a new tensor; (C, V) each."""
+        return total(weighted(weight, weighted_score(q, log_q, log_p, order)) for order, weight in self.parts)
+
+    def of_rows(self, q: Tensor, log_q: Tensor, log_p: Tensor) -> Tensor:
+        """Full-vocabulary divergence of finite log-probabilities in few passes; (C, V) -> (C,)."""
+        return total(weighted(weight, amari_of_rows(q, log_q, log_p, order)) for order, weight in self.parts)
 
 
 _LOG2 = math.log(2.0)
@@ -249,6 +298,16 @@ class JensenShannon:
         # log m = log q - logsigmoid(-ratio) - log 2; where one of them is 0, the other has log 2.
         inside = (p + q) * (F.logsigmoid(-ratio) + _LOG2) + p * ratio
         return torch.where(both, inside, (p + q) * _LOG2).sum(-1)
+
+    def weighted_score(self, q: Tensor, log_q: Tensor, log_p: Tensor) -> Tensor:
+        """q (log 2 - softplus(-x)), a new tensor; (C, V) each."""
+        return F.logsigmoid(log_q - log_p).add_(_LOG2).mul_(q)
+
+    def of_rows(self, q: Tensor, log_q: Tensor, log_p: Tensor) -> Tensor:
+        """KL(q || m) + KL(p || m) of finite log-probabilities; (C, V) -> (C,)."""
+        ratio, p = log_p - log_q, log_p.exp()
+        inside = F.logsigmoid(-ratio).add_(_LOG2).mul_(q + p)
+        return inside.addcmul_(p, ratio).sum(-1)
 
 
 def _dilogarithm(x: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Mixed references: K reference policies seen as one, by the weighted power mean of their probabilities."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -44,10 +45,49 @@ def power_mean(logps: Tensor, weights: Tensor, order: float, signed: bool = Fals
         logps = torch.where(dropped, anchor, logps)
     if order == 0:
         return anchor + _weighted_sum(weights, (row - anchor for row in logps))
+    return _from_anchor(logps, weights, order, anchor)
+
+
+def _from_anchor(logps: Tensor, weights: Tensor, order: float, anchor: Tensor) -> Tensor:
+    """(K, ...), K weights that broadcast over it, and (...) the term that no power of the others exceeds -> (...)."""
     shrink = _weighted_sum(weights, (torch.expm1(order * (row - anchor)) for row in logps))
     total = _weighted_sum(weights, (torch.exp(order * (row - anchor)) for row in logps))
     # The first keeps the digits of a mean close to the anchor, the second those of one far from it.
     return anchor + torch.where(shrink > -0.5, torch.log1p(shrink.clamp(min=-0.5)), total.log()) / order
+
+
+def mean_of_rows(logps: Sequence[Tensor], weights: Sequence[float], order: float) -> Tensor:
+    """`power_mean` in few passes over memory, for chunks over a vocabulary.
+
+    Weights are plain numbers, checked where they were made, so that nothing is asked of the device. Nearer to A = 0
+    than 1/4 the logarithm of the sum loses digits that the division by A brings to light: there it is the formula of
+    `power_mean`.
+
+    Args:
+        logps: K tensors (C, V) of log-probabilities in nats, finite; left as they are.
+        weights: K numbers that sum to one; those of 0 are dropped; negative ones for order 0 only.
+        order: A.
+
+    Returns:
+        (C, V) log M_A, unnormalized: the very tensor where one reference has all the weight.
+    """
+    whole = sum(weights)
+    kept = [(weight / whole, row) for weight, row in zip(weights, logps) if weight != 0]
+    (first_weight, first), *others = kept
+    if not others:
+        return first
+    if order == 0:
+        mean = first.lerp(others[0][1], others[0][0]) if len(others) == 1 else first * first_weight
+        for weight, row in others if len(others) > 1 else ():
+            mean.add_(row, alpha=weight)
+        return mean
+    if abs(order) < 0.25:
+        rows, alphas = torch.stack([row for _, row in kept]), first.new_tensor([weight for weight, _ in kept])
+        return _from_anchor(rows, alphas, order, rows.amax(0) if order > 0 else rows.amin(0))
+    total = (first * order).add_(math.log(first_weight))
+    for weight, row in others:
+        total = torch.logaddexp(total, (row * order).add_(math.log(weight)), out=total)
+    return total.div_(order)
 
 
 def log_mixed(
