@@ -244,7 +244,8 @@ def main():
         archive = subprocess.run(
             ["git", "-C", str(ROOT), "archive", options.before, "multiref_cli", "conf"], capture_output=True, check=True
         )
-        tarfile.open(fileobj=io.BytesIO(archive.stdout)).extractall(folder, filter="data")
+        with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
+            files.extractall(folder, filter="data")
         found = compare(folder, options.tokens, options.repeats)
     results = {"machine": common.machine(1), "before": options.before, "tokens": options.tokens, "cases": found}
     if options.write:
@@ -263,7 +264,7 @@ def markdown(results):
         "",
         "One unit is the bytes of one row of logits in float32; matrix products are left out.",
         "",
-        "Errors are those beside float64: of a value over its size, or over 1; of the head's gradient over its largest.",
+        "Errors are those beside float64: of a value over its size or 1, of the head's gradient over its largest.",
         "",
         "| | units a token before | after | times less | ms a token before | after | times faster "
         "| error of a value before | after | of the gradient before | after |",
