@@ -33,8 +33,9 @@ from multiref_cli.config.objective import notes
 from multiref_cli.config.schema import Estimator, Experiment, Term
 from multiref_cli.data.chat import end_ids, shape_of
 from multiref_cli.data.prompts import Prompt
+from multiref_cli.models.columns import topk_token_divergence
 from multiref_cli.models.decoder import honours_shared_prompts
-from multiref_cli.models.logprobs import token_divergence, token_logps
+from multiref_cli.models.logprobs import TokenDivergence, token_divergence, token_logps
 from multiref_cli.models.packing import Packed
 from multiref_cli.objectives.advantages import advantages
 from multiref_cli.objectives.aggregate import StepSize, masked_sum, reduce
@@ -139,8 +140,8 @@ class Online:
         if isinstance(micro, StoredMicro):
             return self._stored_loss(model, packed, micro)
         window, mask, averages, penalty = self._window(), packed.mask, Averages(), None
-        if self.parts.references is not None and self.estimator is Estimator.exact:
-            logps, penalty, entropy = self._exact(model, self.parts.references, packed, micro.terms, averages)
+        if self.parts.references is not None and self.estimator is not None and self.estimator.beside:
+            logps, penalty, entropy = self._beside(model, self.parts.references, packed, micro, averages)
         else:
             found = token_logps(model, packed, self.temperature, entropy=True, vocabulary=self.parts.vocabulary)
             logps = found.logps
@@ -251,7 +252,7 @@ class Online:
     def _score(self, samples: list[Sample], shape: torch.Size) -> ReferenceScores | None:
         """What the references say of every response, put together from the passes; None where the loss asks them."""
         references = self.parts.references
-        if references is None or self.estimator is Estimator.exact:
+        if references is None or self.estimator is None or self.estimator.beside:
             return None
         own = [
             (places, references.score(packed, [samples[i] for i in places], self.parts.vocabulary, terms))
@@ -297,18 +298,12 @@ class Online:
         metrics["penalty"] = float(penalty.mean())
         return penalty
 
-    def _exact(
-        self,
-        model: LanguageModel,
-        references: LiveReferences,
-        packed: Packed,
-        terms: tuple[Term, ...],
-        averages: Averages,
+    def _beside(
+        self, model: LanguageModel, references: LiveReferences, packed: Packed, micro: GroupMicro, averages: Averages
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Policy log-probs, full-vocabulary penalty and entropy (B, T); the references are asked in the same pass."""
-        mask, models, vocabulary = packed.mask, references.models, self.parts.vocabulary
-        normalized = self.experiment.penalty.mixes_whole_vocabulary
-        found = token_divergence(model, models, terms, packed, self.temperature, True, vocabulary, normalized)
+        mask, terms = packed.mask, micro.terms
+        found = self._divergence(model, references, packed, micro)
         policy = found.logps.detach()
         if not self.experiment.rollout.truncated:
             for name, logps in zip(references.names, found.reference_logps):
@@ -319,6 +314,20 @@ class Online:
             mixed = references.mixed_tokens(terms, found.reference_logps, found.log_normalizers)
             averages.add("kl/mixed", masked_sum((policy - mixed[0]).double(), mask, 1))
         return found.logps, found.divergence, found.entropy
+
+    def _divergence(
+        self, model: LanguageModel, references: LiveReferences, packed: Packed, micro: GroupMicro
+    ) -> TokenDivergence:
+        """The divergence of every token over the whole vocabulary, exact or of the likeliest tokens and a sample."""
+        penalty, models, vocabulary = self.experiment.penalty, references.models, self.parts.vocabulary
+        normalized, temperature = penalty.mixes_whole_vocabulary, self.temperature
+        if self.estimator is Estimator.exact:
+            return token_divergence(model, models, micro.terms, packed, temperature, True, vocabulary, normalized)
+        old = None if micro.first else self._at(micro, self._window().old_logps, packed.mask.float())
+        count, terms = penalty.topk, micro.terms
+        return topk_token_divergence(
+            model, models, terms, packed, count, old, temperature, True, vocabulary, normalized
+        )
 
     def _sampled(
         self, estimator: Estimator, micro: GroupMicro, scores: ReferenceScores, logps: Tensor, ratios: Tensor

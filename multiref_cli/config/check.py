@@ -200,18 +200,18 @@ def _check_online(experiment: "Experiment", settings: OnlineSettings) -> None:
 def _check_placement(experiment: "Experiment", given: str) -> None:
     """References on a device of their own: mixed token by token they are needed together, `exact` beside the policy."""
     policy_device = experiment.hardware.device_name
-    exact = experiment.estimator is Estimator.exact
+    exact = experiment.estimator is not None and experiment.estimator.beside
     visiting = given.split(":")[0] == "cpu" and not policy_device.startswith("cpu")
     by_token = exact or experiment.penalty.level is Level.token
     _require(
         not (visiting and by_token),
         "hardware.reference_device=cpu lets references visit the GPU one at a time, but "
-        f"{'estimator=exact asks' if exact else 'level=token mixes'} all of them at every token: leave it unset, or "
-        "use level=sequence with regularizer.estimator=reward",
+        f"{'estimator=exact and topk ask' if exact else 'level=token mixes'} all of them at every token: leave it "
+        "unset, or use level=sequence with regularizer.estimator=reward",
     )
     _require(
         not exact or {given, policy_device} <= {"cuda", "cuda:0"} or given == policy_device,
-        f"estimator=exact compares policy and references over the whole vocabulary, so they share a device: leave "
+        f"estimator=exact and topk compare policy and references in one pass, so they share a device: leave "
         f"hardware.reference_device unset (given {given}), or use regularizer.estimator="
         f"{'reward' if experiment.penalty.level is Level.sequence else 'k2'}",
     )
@@ -328,14 +328,15 @@ def _check_regularizer(experiment: "Experiment") -> None:
     elif estimator is not None and not estimator.in_reward:
         every = [term for terms in experiment.terms_by_route.values() for term in terms]
         reverse = all(term.score == 0 == term.mix.order for term in every)
-        additive = estimator is Estimator.exact and r.to_go is not False and reverse
+        additive = estimator.beside and r.to_go is not False and reverse
         _require(
             additive,
             f"regularizer.estimator={estimator.name} works token by token; use level=token, or estimator=reward (of "
-            "order 0 the penalty is additive over tokens: there estimator=exact, with to_go, is level=sequence too)",
+            "order 0 the penalty is additive over tokens: there exact and topk, with to_go, are level=sequence too)",
         )
         _require(
-            not other, f"estimator=exact cannot ask {other[:1]}, which has its own tokenizer; use estimator=reward"
+            not other,
+            f"estimator={estimator.name} cannot ask {other[:1]}, which has its own tokenizer; use estimator=reward",
         )
     _require(online or not r.to_go, "regularizer.to_go belongs to the online job: offline nothing is left to go")
     if r.to_go and experiment.estimator is not None:

@@ -61,7 +61,7 @@ def deviations(experiment: Experiment) -> list[str]:
 
 
 def _corrected(experiment: Experiment) -> bool:
-    return not experiment.in_loss or experiment.estimator in (Estimator.exact, Estimator.k3_ratio)
+    return not experiment.in_loss or experiment.estimator in (Estimator.exact, Estimator.topk, Estimator.k3_ratio)
 
 
 def notes(experiment: Experiment) -> list[str]:

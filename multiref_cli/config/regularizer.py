@@ -7,7 +7,7 @@ from typing import Optional
 
 from omegaconf import MISSING
 
-from multiref_cli.config.ranges import number
+from multiref_cli.config.ranges import COUNT_OR_0, number
 from multiref_cli.config.terms import DivergenceTerm, Mix, Term, summands
 
 __all__ = ["Ctro", "DivergenceTerm", "Estimator", "Level", "Mix", "Regularizer", "States", "Term"]
@@ -25,6 +25,7 @@ class Estimator(Enum):
 
     reward = "reward"
     exact = "exact"
+    topk = "topk"
     k2 = "k2"
     k3 = "k3"
     k3_ratio = "k3_ratio"
@@ -34,6 +35,11 @@ class Estimator(Enum):
     def in_reward(self) -> bool:
         """Whether the penalty is part of the reward of a whole response, not a loss term at each token."""
         return self in (Estimator.reward, Estimator.clipped)
+
+    @property
+    def beside(self) -> bool:
+        """Whether the references are asked in the policy's own pass, at more tokens than the sampled ones."""
+        return self in (Estimator.exact, Estimator.topk)
 
 
 class States(Enum):
@@ -81,6 +87,7 @@ class Regularizer:
     states: States = States.policy
     score_clip: float = number("[0, 80]", 10.0, note="0 is off")
     ratio_clip: Optional[float] = number("(0, 1e6]", None)
+    topk: int = number(COUNT_OR_0, 32, note="0 is the sampled token alone")
     signed: bool = False
     to_go: Optional[bool] = None
     ctro: Optional[Ctro] = None

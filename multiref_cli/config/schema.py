@@ -404,7 +404,12 @@ class Experiment:
         """The online estimator, and that it takes states as given where it does; None where nothing is estimated."""
         if self.estimator is None:
             return None
-        return self.estimator.name + (", states given" if self.in_loss and not self.to_go else "")
+        return self._estimated + (", states given" if self.in_loss and not self.to_go else "")
+
+    @property
+    def _estimated(self) -> str:
+        number = f"{self.penalty.topk}" if self.estimator is Estimator.topk else ""
+        return ("" if self.estimator is None else self.estimator.name) + number
 
     @property
     def reads_samples(self) -> bool:
@@ -451,7 +456,7 @@ class Experiment:
         parts = [self.penalty.title]
         if parts == [self.penalty.derived_name]:
             if self.estimator is not None and self.estimator is not self.penalty.usual_estimator:
-                parts.append(self.estimator.name)
+                parts.append(self._estimated)
             if self.in_loss and not self.to_go:
                 parts.append("states_given")
         return "-".join(parts)
@@ -507,7 +512,8 @@ class Experiment:
             if self.estimator is not None:
                 used = {"estimator": self.estimator.name, "to_go": self.to_go}
             used |= {} if self.estimator is Estimator.clipped else {"ratio_clip": None}
-            named = {key: value for key, value in kept["regularizer"].items() if key != "name"}
+            unread = ("name",) if self.estimator is Estimator.topk else ("name", "topk")
+            named = {key: value for key, value in kept["regularizer"].items() if key not in unread}
             kept["regularizer"] = named | used
         if self.references and "alpha" not in without:
             kept["alpha"] = self.weights if self.routes is None else self.routes.plain

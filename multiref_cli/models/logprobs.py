@@ -21,7 +21,6 @@ from multiref_cli.models.head import (
     Sizes,
     normalized_already,
     over_chunks,
-    pick,
     reference_rows,
     slices,
 )
@@ -91,12 +90,12 @@ def token_logps(
     """
     head = head_of(model, vocabulary)
     sizes = Sizes(
-        chunk or _default_chunk(head, packed.targets.device, ENTROPY_COPIES if entropy else SAMPLED_COPIES),
+        chunk or default_chunk(head, packed.targets.device, ENTROPY_COPIES if entropy else SAMPLED_COPIES),
         temperature,
         2 if entropy else 1,
     )
     results = over_chunks(hidden_states(model, packed), head, Sampled(packed.targets, entropy), sizes)
-    return TokenLogps(*(_spread(values, packed.mask) for values in results))
+    return TokenLogps(*(spread(values, packed.mask) for values in results))
 
 
 def token_divergence(
@@ -130,21 +129,21 @@ def token_divergence(
     Returns:
         Results of shape (B, T), references or terms first where there are several of them.
     """
-    head, constants = head_of(model, vocabulary), _reference_heads(references, packed, vocabulary)
+    head, constants = head_of(model, vocabulary), reference_heads(references, packed, vocabulary)
 
     exact = Exact(packed.targets, constants, tuple(terms), temperature, normalized, entropy)
     sizes = Sizes(
-        _default_chunk(head, packed.targets.device, EXACT_COPIES + REFERENCE_COPIES * len(references)),
+        default_chunk(head, packed.targets.device, EXACT_COPIES + REFERENCE_COPIES * len(references)),
         temperature,
         3 if entropy else 2,
     )
     logps, divergence, *rest = over_chunks(hidden_states(model, packed), head, exact, sizes)
     return TokenDivergence(
-        logps=_spread(logps, packed.mask),
-        divergence=_spread(divergence, packed.mask),
-        entropy=_spread(rest[0], packed.mask) if entropy else None,
-        reference_logps=torch.stack([_spread(column, packed.mask) for column in rest[-2].unbind(-1)]),
-        log_normalizers=torch.stack([_spread(column, packed.mask) for column in rest[-1].unbind(-1)]),
+        logps=spread(logps, packed.mask),
+        divergence=spread(divergence, packed.mask),
+        entropy=spread(rest[0], packed.mask) if entropy else None,
+        reference_logps=torch.stack([spread(column, packed.mask) for column in rest[-2].unbind(-1)]),
+        log_normalizers=torch.stack([spread(column, packed.mask) for column in rest[-1].unbind(-1)]),
     )
 
 
@@ -170,16 +169,11 @@ def score_references(
     Returns:
         (K, B, T) log-probabilities and for each mix (B, T) log F_t, in nats, 0 where masked.
     """
-    constants = _reference_heads(references, packed, vocabulary)
-    device = packed.targets.device
-    chunk = _default_chunk(constants[0][0], device, SAMPLED_COPIES + 2 * len(references))
-    parts = []
-    for rows in slices(len(packed.targets), chunk):
-        logps = reference_rows(constants, rows, temperature)
-        picked = [pick(one, packed.targets[rows]) for one in logps]
-        parts.append(torch.stack([*picked, *(_log_normalizer(logps, mix) for mix in mixes)]))
-    results = [_spread(values, packed.mask) for values in torch.cat(parts, 1)]
-    return torch.stack(results[: len(references)]), results[len(references) :]
+    heads = reference_heads(references, packed, vocabulary)
+    picked, log_f = reference_columns(heads, packed.targets[:, None], mixes, temperature)
+    return torch.stack([spread(one, packed.mask) for one in picked[..., 0]]), [
+        spread(one, packed.mask) for one in log_f
+    ]
 
 
 def normalizers(
@@ -189,7 +183,32 @@ def normalizers(
     return score_references(references, packed, mixes, vocabulary=vocabulary)[1]
 
 
-def _log_normalizer(logps: Sequence[Tensor], mix: Mix) -> Tensor:
+@torch.no_grad()
+def reference_columns(
+    heads: Sequence[tuple[Head, Tensor]], columns: Tensor, mixes: Sequence[Mix], temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """What K references say of some tokens at each position, and log F of every mix there.
+
+    Args:
+        heads: head and hidden states (N, H) of each reference.
+        columns: (N, c) token ids wanted at each position.
+        mixes: R mixed references, each with K weights.
+        temperature: logits are divided by it.
+
+    Returns:
+        (K, N, c) log-probabilities and (R, N) log F, in nats.
+    """
+    chunk, count = default_chunk(heads[0][0], columns.device, SAMPLED_COPIES + 2 * len(heads)), len(heads)
+    parts = []
+    for rows in slices(len(columns), chunk):
+        logps = reference_rows(heads, rows, temperature)
+        picked = [one.gather(-1, columns[rows]) for one in logps]
+        parts.append(torch.cat([*picked, *(log_normalizer(logps, mix)[:, None] for mix in mixes)], -1))
+    whole, width = torch.cat(parts), columns.shape[1]
+    return torch.stack(whole[:, : count * width].split(width, -1)), whole[:, count * width :].T
+
+
+def log_normalizer(logps: Sequence[Tensor], mix: Mix) -> Tensor:
     """K times (C, V) -> (C,) log F of their mean."""
     if normalized_already(mix):  # no rounding where the answer is 0
         return logps[0].new_zeros(logps[0].shape[0])
@@ -197,15 +216,16 @@ def _log_normalizer(logps: Sequence[Tensor], mix: Mix) -> Tensor:
 
 
 @torch.no_grad()
-def _reference_heads(references: Sequence[Any], packed: Packed, vocabulary: int | None) -> list[tuple[Head, Tensor]]:
+def reference_heads(references: Sequence[Any], packed: Packed, vocabulary: int | None) -> list[tuple[Head, Tensor]]:
+    """Head and final hidden states (N, H) of every reference at the positions that are scored."""
     return [(head_of(model, vocabulary), hidden_states(model, packed)) for model in references]
 
 
-def _spread(values: Tensor, mask: Tensor) -> Tensor:
+def spread(values: Tensor, mask: Tensor) -> Tensor:
     """(N,) -> (B, T), zero outside the mask."""
     return values.new_zeros(mask.shape).masked_scatter(mask, values)
 
 
-def _default_chunk(head: Head, device: torch.device, copies: int) -> int:
+def default_chunk(head: Head, device: torch.device, copies: int) -> int:
     """Rows of a chunk, given how many tensors of its size are alive at the peak."""
     return max(4, LIVE_ELEMENTS.get(device.type, LIVE_ELEMENTS["cuda"]) // (head.size * copies))

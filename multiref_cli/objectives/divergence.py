@@ -137,6 +137,33 @@ def amari_of_rows(q: Tensor, log_q: Tensor, log_p: Tensor, order: float) -> Tens
     return weighted_score(q, log_q, log_p, order).sum(-1) / (1.0 - order)
 
 
+def amari_columns(reference_logps: Tensor, policy_logps: Tensor, order: float) -> Tensor:
+    """sum_v p_v f_A(m_v / p_v) over some columns v, f_A as in `ratio_estimate`; nothing overflows where p_v is tiny.
+
+    It is what `amari_divergence` sums plus c sum_v (p_v - m_v), of which nothing is left over the whole vocabulary;
+    c = 1 / (A - 1), or 1 / A where that function goes by D_A(m || p) = D_{1-A}(p || m).
+
+    Args:
+        reference_logps: (..., k) log m in nats, m normalized over the vocabulary.
+        policy_logps: (..., k) log p in nats.
+        order: A.
+
+    Returns:
+        (...) never negative up to rounding.
+    """
+    rest = (policy_logps.exp() - reference_logps.exp()).sum(-1)
+    return amari_divergence(reference_logps, policy_logps, order) + rest / _slope_at_one(order)
+
+
+def amari_excess(log_normalizer: Tensor, order: float) -> Tensor:
+    """By how much `amari_divergence` from m of mass F exceeds sum_v p_v f_A(m_v / p_v): (F - 1) / (A - 1), or / A."""
+    return torch.expm1(log_normalizer) / _slope_at_one(order)
+
+
+def _slope_at_one(order: float) -> float:
+    return order if order > 0.5 else order - 1.0
+
+
 def ratio_estimate(log_ratio: Tensor, order: float) -> Tensor:
     """f_A(e^-x), f_A(t) = (t^A - 1 - A (t - 1)) / (A (A - 1)): under the policy its expectation is D_A, its terms >= 0.
 
@@ -224,6 +251,9 @@ class Trainable(Divergence, Protocol):
     def of_rows(self, q: Tensor, log_q: Tensor, log_p: Tensor) -> Tensor:
         """`divergence` of finite log-probabilities in few passes, not differentiable; (C, V) -> (C,)."""
 
+    def columns(self, reference_logps: Tensor, policy_logps: Tensor) -> Tensor:
+        """sum_v p_v `ratio_estimate`(x_v) over some columns, the whole of which is D_f; (..., k) -> (...)."""
+
 
 @dataclass(frozen=True)
 class AmariSum:
@@ -247,6 +277,11 @@ class AmariSum:
     def ratio_estimate(self, log_ratio: Tensor) -> Tensor:
         """Sum of `ratio_estimate`; (...) -> (...)."""
         return total(weighted(weight, ratio_estimate(log_ratio, order)) for order, weight in self.parts)
+
+    def columns(self, reference_logps: Tensor, policy_logps: Tensor) -> Tensor:
+        """Sum of `amari_columns`; (..., k) -> (...)."""
+        pairs = [(weight, amari_columns(reference_logps, policy_logps, order)) for order, weight in self.parts]
+        return total(weighted(weight, value) for weight, value in pairs)
 
     def divergence(self, reference_logps: Tensor, policy_logps: Tensor) -> Tensor:
         """Full-vocabulary divergence over the last axis; (..., V) -> (...)."""
@@ -289,6 +324,10 @@ class JensenShannon:
     def ratio_estimate(self, log_ratio: Tensor) -> Tensor:
         """x - (1 + e^-x) log((1 + e^x) / 2), which is f(u) / u; (...) -> (...)."""
         return log_ratio + (1.0 + torch.exp(-log_ratio)) * (F.logsigmoid(-log_ratio) + _LOG2)
+
+    def columns(self, reference_logps: Tensor, policy_logps: Tensor) -> Tensor:
+        """The same sum as `divergence`, f'(1) being 0; (..., k) -> (...)."""
+        return self.divergence(reference_logps, policy_logps)
 
     def divergence(self, reference_logps: Tensor, policy_logps: Tensor) -> Tensor:
         """Full-vocabulary divergence over the last axis; (..., V) -> (...)."""

@@ -7,6 +7,7 @@ the policy to the one that sampled. All on responses sampled from the policy; M 
 |------------|------------------------|-------------------------------|--------------------------|-------------------|
 | `reward`   | reward, whole response | s_A(x); E is KL(pi‖M) at 0    | of D_A(M‖pi), exact      | over responses    |
 | `exact`    | loss, every token      | sum over the vocabulary: D_A  | of D_A at each state     | token level (*)   |
+| `topk`     | loss, every token      | k columns, sampled tail: D_A  | of D_A at each state     | token level (*)   |
 | `k2`       | loss, every token      | integral of s_A; x²/2 at 0    | of D_A at each state     | token level (*)   |
 | `k3`       | loss, every token      | e^-x - 1 + x; E is KL(pi‖M)   | of KL(M‖pi), FORWARD KL  | none but at A = 1 |
 | `k3_ratio` | loss, every token      | rho f_A(e^-x); E is D_A       | of D_A at each state     | token level (*)   |
@@ -20,13 +21,14 @@ a loss, see `advantages`.
 
 `reward` is `total_score` of objectives/divergence.py with weight -beta in the reward, no gradient wanted:
 grad of E_pi[r] - beta sum_i alpha_i D_A(pi_i‖pi) = E_pi[ grad log pi(y) (r(y) - beta s_A(log u(y))) ].
-`exact` lives in models/logprobs.py (`token_divergence`), where the logits are. For A = 0, `k2` and `k3` are Schulman's
-estimators, and `k3_ratio` is the importance-weighted k3 that TRL calls bias correction. For A = 1, `k2` is k3: the very
-function that GRPO descends, here under the divergence whose gradient it has. On the policy that sampled, `k2` and
-`k3_ratio` have the same gradient sample by sample, s_A(x) grad log pi; they differ in value and off that policy.
+`exact` and `topk` live in models/logprobs.py and models/columns.py, where the logits are; `topk` is `exact` where its k
+columns are the vocabulary and `k3_ratio` where there are none. For A = 0, `k2` and `k3` are Schulman's estimators, and
+`k3_ratio` is the importance-weighted k3 that TRL calls bias correction. For A = 1, `k2` is k3: the very function that
+GRPO descends, here under the divergence whose gradient it has. On the policy that sampled, `k2` and `k3_ratio` have the
+same gradient sample by sample, s_A(x) grad log pi; they differ in value and off that policy.
 
 Off the policy that sampled (later inner iterations) the states and what follows a token are those of that policy, and
-each token is corrected for itself, as PPO does: `exact` and `k3_ratio` then descend sum_s d_old(s) [D_A(s) + E_pi[G]],
+each token is corrected for itself, as PPO does: `exact`, `topk`, `k3_ratio` descend sum_s d_old(s) [D_A(s) + E_pi[G]],
 G the penalty to go along the old policy's continuations and held fixed. `k2` and `k3` have no correction of their own.
 """
 
@@ -124,6 +126,32 @@ def k3_ratio(log_ratio: Tensor, ratios: Tensor, order: float = 0.0) -> Tensor:
         (B, T), never negative.
     """
     return ratios * ratio_estimate(log_ratio, order)
+
+
+def topk_divergence(
+    score: float | str, mixed_logps: Tensor, policy_logps: Tensor, inside: Tensor, ratios: Tensor
+) -> Tensor:
+    """sum_{v in S} p_v h(x_v) + [y not in S] rho h(x_y), S the k columns: value and gradient are those of D_f.
+
+    h(x) = (f(u) - f'(1) (u - 1)) / u at u = e^x is never negative and D_f = E_p[h(x)]. What S holds is summed and not
+    sampled, so that only the rest has a variance; the rest is y ~ pi where it falls outside, with a ratio whose
+    gradient is that of the probability of falling there.
+
+    Args:
+        score: which divergence, an order A or a name.
+        mixed_logps: (N, k + 1) log M at the k columns and, last, at the sampled token y, in nats, M normalized.
+        policy_logps: (N, k + 1) log pi there, differentiable.
+        inside: (N,) bool, whether y is among the k columns.
+        ratios: (N,) importance ratio of y to the policy that sampled it, differentiable.
+
+    Returns:
+        (N,) in nats, never negative up to rounding.
+    """
+    kind, tail = kind_of(score), policy_logps[:, -1] - mixed_logps[:, -1]
+    # A token inside has a tail of 0 also where that of its log ratio overflows.
+    sampled = ratios * kind.ratio_estimate(torch.where(inside, torch.zeros_like(tail), tail))
+    summed = kind.columns(mixed_logps[:, :-1], policy_logps[:, :-1])
+    return summed + torch.where(inside, torch.zeros_like(sampled), sampled)
 
 
 def sampled_penalty(

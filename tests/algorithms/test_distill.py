@@ -78,3 +78,24 @@ def test_one_teacher_and_requests_that_make_no_sense(place, multiref, online, ca
     assert "beta must be above 0" in capsys.readouterr().err
     assert multiref("train", *distilled(online, "steps=null", "run.name=x")) == 2
     assert not Path("runs/x").exists()
+
+
+def test_topk_ends_where_exact_does_and_says_its_number():
+    """Two of five tokens summed, the rest sampled: the mixed teacher at every state, up to the sampling."""
+    from multiref_cli.config.compose import compose
+
+    _, models, _ = problem()
+    topk = {"level": schema.Level.token, "estimator": schema.Estimator.topk, "topk": 2}
+    student = trained(0.0, models, 60, **topk)
+    with torch.no_grad():
+        tables = torch.stack([model.head.weight.T.log_softmax(-1) for model in models])
+        mixed = power_mean(tables, WEIGHTS, 0.0).log_softmax(-1)
+        own = student.head.weight.T.log_softmax(-1)
+        distance = (mixed.exp() * (mixed - own)).sum(-1)
+    assert distance.mean() < 5e-3
+    asked = ["algorithm=distill", "steps=1", "regularizer=rkl_token", "regularizer.estimator=topk"]
+    eight, nine = (compose([*asked, f"regularizer.topk={k}"]) for k in (8, 9))
+    assert (eight.condition, eight.estimator_name) == ("distill-rkl_token-topk8-a0.5-b0.1", "topk8")
+    assert eight.hash != nine.hash
+    exact = [[*asked[:-1], f"regularizer.topk={k}"] for k in (8, 9)]
+    assert len({compose(one).hash for one in exact}) == 1
