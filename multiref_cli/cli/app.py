@@ -216,6 +216,19 @@ def refs_mix(overrides: Overrides = None) -> None:
     mix(overrides or [])
 
 
+@refs_app.command("export", context_settings=TOLD)
+def refs_export(
+    overrides: Overrides = None,
+    form: Annotated[str, typer.Option("--format", help="Whose columns: trl.")] = "trl",
+    out: Annotated[Optional[str], typer.Option(metavar="FOLDER", help="Where to write; made.")] = None,
+    parquet: Annotated[bool, typer.Option("--parquet", help="Parquet in place of JSON lines.")] = False,
+) -> None:
+    """Write pairs with the mixed reference's log-probabilities, as TRL's DPOTrainer reads precomputed ones."""
+    from multiref_cli.cli.refs import export
+
+    export(overrides or [], form=form, out=out, parquet=parquet)
+
+
 @refs_app.command("weights", context_settings=TOLD)
 def refs_weights(overrides: Overrides = None) -> None:
     """Show what alpha=auto and alpha=balanced choose for a config, and between what."""

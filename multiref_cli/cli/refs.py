@@ -1,4 +1,4 @@
-"""`multiref refs`: build, list, verify and prune the reference store; sample the mixed references."""
+"""`multiref refs`: build, list, verify, prune and export the reference store; sample the mixed references."""
 
 import time
 from dataclasses import asdict, replace
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multiref_cli.cli import display
+from multiref_cli.cli.choosing import Chooser
 from multiref_cli.config.check import check
 from multiref_cli.config.compose import compose, compose_unchecked, expand_axes
 from multiref_cli.config.schema import Experiment, Hardware
@@ -152,6 +153,38 @@ def weights(overrides: list[str]) -> None:
         headers, rows = compared(choice, thin=True)
         display.table(f"alpha={rule}", headers, rows)
         display.line(chosen(choice))
+
+
+def export(overrides: list[str], *, form: str, out: str | None, parquet: bool) -> None:
+    """Write the pairs of a config with its mixed reference's log-probabilities, for another trainer.
+
+    Args:
+        overrides: of the config, as for `train`.
+        form: whose columns; trl.
+        out: folder to be made.
+        parquet: in place of JSON lines.
+
+    Raises:
+        RequestError: no such form, no folder, or a config whose loss no column can hold.
+    """
+    if form != "trl":
+        raise RequestError(f"--format is {form!r}; allowed: trl.")
+    if out is None:
+        raise RequestError("refs export writes a folder: give --out FOLDER.")
+    experiment = compose([*overrides, "evaluation=none"])
+    from multiref_cli.runs.export import check_exportable, check_folder, write
+    from multiref_cli.runs.run import open_job
+
+    check_exportable(experiment)
+    check_folder(Path(out))
+    if experiment.rule is not None:
+        experiment = replace(experiment, alpha=Chooser(dry_run=False, plain=False)(experiment))
+    with display.progress(plain=False) as progress:
+        exported = write(open_job(experiment, progress), Path(out), "parquet" if parquet else "jsonl", progress)
+    for note in exported.notes:
+        display.line(f"note: {note}")
+    counts = ", ".join(f"{count:,} rows of {name}" for name, count in exported.rows.items())
+    display.line(f"{out}: {counts}; {out}/README.md says how TRL trains on them.")
 
 
 def _store() -> "ReferenceStore":

@@ -34,7 +34,7 @@ def open_right(folder: Path, tokenizer: Tokenizer) -> None:
     """
     config = _config(folder)
     windowed = set(config.get("layer_types") or ["full_attention"]) != {"full_attention"}
-    if config.get("model_type") != _FROM or windowed or _agrees(folder, tokenizer):
+    if config.get("model_type") != _FROM or windowed or agrees(folder, tokenizer):
         return
     size = config["hidden_size"] // config["num_attention_heads"]
     _write(folder, _renamed(config, _TO, _PREFIXES) | _FIXED | {"head_dim": config.get("head_dim") or size})
@@ -48,8 +48,8 @@ def as_trained(folder: Path) -> None:
         _write(folder, _renamed(kept, _FROM, _PREFIXES[::-1]))
 
 
-def _agrees(folder: Path, tokenizer: Tokenizer) -> bool:
-    """Whether AutoTokenizer gives the ids of a tokenizer, and its text for ids."""
+def agrees(folder: Path, tokenizer: Tokenizer) -> bool:
+    """Whether AutoTokenizer makes of a folder what gives the ids of a tokenizer, and its text for ids."""
     from transformers import AutoTokenizer
 
     probed = sorted(set(tokenizer.get_vocab().values()))[:_PROBED]
