@@ -146,6 +146,22 @@ def theory(overrides: Overrides = None) -> None:
     theory(overrides or [])
 
 
+@app.command("runs")
+def list_runs(
+    folder: Annotated[
+        str, typer.Option("--dir", metavar="FOLDER", help="Of runs and sweeps.", autocompletion=complete_folder)
+    ] = "runs",
+    where: Annotated[
+        Optional[str],
+        typer.Option(metavar="FILTER", help="Such as 'beta=1 and regularizer=rkl': runs that pass, of sweeps too."),
+    ] = None,
+) -> None:
+    """List runs and sweeps with their state, condition, score and age."""
+    from multiref_cli.cli.runs import runs
+
+    runs(folder, where)
+
+
 @app.command("list")
 def list_options(
     group: Annotated[Optional[str], typer.Argument(metavar="[GROUP]", help="Such as regularizer.")] = None,

@@ -42,7 +42,11 @@ def scorers(found: Sequence[Condition]) -> list[str]:
     preference_accuracy is never among them: it is read against each condition's own references, and the same policy
     has another one under others.
     """
-    names = _measured(found)
+    return scorers_among(_measured(found))
+
+
+def scorers_among(names: Sequence[str]) -> list[str]:
+    """Those of some metrics that conditions are compared on, see `scorers`."""
     scored = [name.removeprefix("objective/") for name in names if name.startswith("objective/")]
     scored = scored or [name for name in ("reward", "gold", "accuracy", "ranking_accuracy") if name in names]
     return sorted(scored, key=lambda name: ("gold" in name, name))
