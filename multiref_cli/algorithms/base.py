@@ -13,12 +13,14 @@ from multiref_cli.config.schema import Data, Experiment, Model
 from multiref_cli.data.prompts import Prompt
 from multiref_cli.data.rows import Split
 from multiref_cli.data.template import rendering_of
+from multiref_cli.evaluation.evaluate import Evaluator
 from multiref_cli.models.load import load_causal_lm, new_causal_lm
 from multiref_cli.models.precision import Precision
 from multiref_cli.parallel import ALONE, Parallel
 from multiref_cli.references.base import Reference, references_of
 from multiref_cli.references.store import ReferenceStore, Scoring
 from multiref_cli.references.tokens import first_difference
+from multiref_cli.rollouts.engine import Engine
 from multiref_cli.seeding import derive
 from multiref_cli.tracking.metrics import Averages
 from multiref_cli.tracking.progress import Progress
@@ -50,6 +52,8 @@ class Job:
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the run."""
+        if not self.experiment.algorithm.trains:
+            return 0
         if self.experiment.steps is not None:
             return self.experiment.steps
         per_epoch = -(-len(self.data.train) // self.experiment.algorithm.batch_size)
@@ -174,6 +178,30 @@ class PairJudge(Protocol):
 
     def measure_pairs(self, job: Job, model: LanguageModel, progress: Progress) -> dict[str, np.ndarray]:
         """Metric -> (N,) 1 where the model prefers the chosen response of a held-out pair, 1/2 at a tie, else 0."""
+
+
+class SamplerModule(Protocol):
+    """What the module of an algorithm that trains nothing holds besides."""
+
+    def sampler(self, job: Job, model: LanguageModel, evaluator: Evaluator) -> "Sampler":
+        """What is measured in place of the policy alone."""
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """What an evaluation samples from.
+
+    Attributes:
+        engine: draws the responses.
+        policy: the model of which the engine's log-probs are; None where they are exact or of none.
+        nats_above: most that the KL of the sampler to any reference exceeds what these log-probs say, in nats.
+        notes: sentences for the report.
+    """
+
+    engine: Engine
+    policy: LanguageModel | None
+    nats_above: float = 0.0
+    notes: tuple[str, ...] = ()
 
 
 def module_of(experiment: Experiment) -> Any:

@@ -103,22 +103,32 @@ def _show(
     request: Request, plan: Plan, ledger: Ledger, now: Snapshot, workers: int, launcher: str, whole: bool
 ) -> None:
     """Print the plan: what is compared, how often, what is shared, what is done already."""
-    grid, single, zero = (plan.count(role) for role in ("grid", "single", "beta0"))
-    parts = [f"{grid} of the grid", f"{single} single-reference baselines", f"{zero} without penalty"]
-    conditions = " + ".join(part for part, count in zip(parts, (grid, single, zero)) if count)
+    said = {
+        "grid": "of the grid",
+        "single": "single-reference baselines",
+        "beta0": "without penalty",
+        "rival": "rivals",
+    }
+    counts = {role: plan.count(role) for role in said}
+    conditions = " + ".join(f"{count} {said[role]}" for role, count in counts.items() if count)
     seeds = len(request.seeds)
+    untrained = ", one of what is not trained" * (
+        seeds > 1 and any(not p.experiment.algorithm.trains for p in plan.points)
+    )
     rows = [
         ["folder", str(request.folder)],
         ["conditions", f"{len(plan.conditions)}: {conditions}"],
-        ["points", f"{len(plan.points)}, {seeds} seed{'s' * (seeds > 1)} each"],
+        ["points", f"{len(plan.points)}, {seeds} seed{'s' * (seeds > 1)} each{untrained}"],
         ["done, failed, begun", f"{now.counts['done']}, {now.counts['failed']}, {now.counts['stopped']}"],
         ["workers", f"{workers} ({launcher})"],
         ["time left", _time_left(plan, ledger, now, workers)],
     ]
     display.table("sweep", ["what", "value"], rows)
-    made = ", ".join(one.title for one in plan.passes)
+    made = ", ".join(dict.fromkeys(one.title for one in plan.passes))
     if made:
         display.line(f"made once, before the points that need it: {made}")
+    for sentence in plan.left_out:
+        display.line(sentence)
     if whole:
         _show_conditions(plan, request.seeds)
 

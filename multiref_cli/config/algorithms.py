@@ -25,6 +25,7 @@ class Algorithm:
         reads_store: whether it trains on stored log-probabilities of its references.
         measures_pairs: whether its rows are preference pairs, which it judges held out (`base.PairJudge`).
         writes: whether what it trains writes responses.
+        trains: whether there is anything to train; what does not has 0 steps and makes the sampler that is measured.
     """
 
     module: ClassVar[str]
@@ -35,18 +36,20 @@ class Algorithm:
     reads_store: ClassVar[bool] = False
     measures_pairs: ClassVar[bool] = False
     writes: ClassVar[bool] = True
+    trains: ClassVar[bool] = True
 
     name: str = MISSING
 
     @property
     def batch_size(self) -> int:
-        """Training rows per optimizer step."""
-        return next(getattr(self, key) for key in ("batch_pairs", "batch_prompts", "batch_rows") if hasattr(self, key))
+        """Training rows per optimizer step; 0 where nothing is trained."""
+        keys = ("batch_pairs", "batch_prompts", "batch_rows")
+        return next((getattr(self, key) for key in keys if hasattr(self, key)), 0)
 
     @property
     def pass_tokens(self) -> int:
         """Tokens of a forward and backward pass, padding included: `micro_tokens` of every algorithm."""
-        return next(int(value) for key, value in vars(self).items() if key == "micro_tokens")
+        return next((int(value) for key, value in vars(self).items() if key == "micro_tokens"), 0)
 
 
 @dataclass(frozen=True)
@@ -120,10 +123,23 @@ class RewardModelSettings(Algorithm):
     minimum_accuracy: float = number("[0, 1]", 0.0)
 
 
+@dataclass(frozen=True)
+class UntrainedSettings(Algorithm):
+    module: ClassVar[str] = "multiref_cli.algorithms.untrained"
+    title: ClassVar[str] = "Untrained"
+    regularized: ClassVar[bool] = True
+    trains: ClassVar[bool] = False
+
+    sampler: str = "policy"
+    best_of: int = number(COUNT, 1)
+    selector: Optional[str] = None
+
+
 ALGORITHMS: dict[str, type[Algorithm]] = {
     "dpo": DpoSettings,
     "grpo": GrpoSettings,
     "distill": DistillSettings,
     "sft": SftSettings,
     "reward_model": RewardModelSettings,
+    "untrained": UntrainedSettings,
 }

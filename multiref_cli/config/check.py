@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from multiref_cli.config.algorithms import DpoSettings, OnlineSettings
+from multiref_cli.config.algorithms import DpoSettings, OnlineSettings, UntrainedSettings
 from multiref_cli.config.merges import check_merge, members
 from multiref_cli.config.ranges import check_number, check_numbers
 from multiref_cli.config.regularizer import Arwc, Estimator, Level, Regularizer, States
@@ -47,6 +47,8 @@ def check(experiment: "Experiment") -> None:
         _check_preferences(experiment.algorithm, experiment.beta)
     if isinstance(experiment.algorithm, OnlineSettings):
         _check_online(experiment, experiment.algorithm)
+    if isinstance(experiment.algorithm, UntrainedSettings):
+        _check_untrained(experiment, experiment.algorithm)
     if experiment.steps is None:
         _require(experiment.epochs is not None, "give steps=NUMBER or epochs=NUMBER above 0")
 
@@ -151,6 +153,30 @@ def _check_preferences(settings: DpoSettings, beta: float) -> None:
     _require(beta > 0, f"algorithm={settings.name} needs beta above 0: its implicit reward is beta times the score")
 
 
+def _check_untrained(experiment: "Experiment", settings: UntrainedSettings) -> None:
+    evaluation = experiment.evaluation
+    _choice("algorithm.sampler", settings.sampler, ("policy", "mixed"))
+    _require(evaluation.prompts > 0, "algorithm=untrained is measured and no more: evaluation.prompts must be above 0")
+    _require(
+        settings.best_of == 1 or settings.selector is not None or experiment.reward is not None,
+        f"algorithm.best_of={settings.best_of} needs a judge; give algorithm.selector=MODEL or reward=NAME",
+    )
+    _require(
+        settings.selector is None or settings.best_of > 1,
+        "algorithm.selector chooses among candidates: give algorithm.best_of, 2 or more",
+    )
+    _require(
+        settings.selector is None or evaluation.scorer is None or settings.selector != evaluation.scorer.path,
+        f"algorithm.selector={settings.selector} is the reward model that the evaluation scores with: what it chose "
+        "would be judged by itself; give another one",
+    )
+    if settings.sampler == "mixed":
+        one = experiment.routes is None and experiment.one_mix and not experiment.penalty.terms
+        _require(
+            one, "algorithm.sampler=mixed samples one mixed reference; alpha.by and regularizer.terms have several"
+        )
+
+
 def check_sampling(values: Mapping[str, float], prefix: str = "") -> None:
     """Refuse sampling settings outside their range.
 
@@ -175,7 +201,8 @@ def _check_online(experiment: "Experiment", settings: OnlineSettings) -> None:
     _choice("algorithm.sampler_correction", settings.sampler_correction, ("auto", "none", "token", "sequence"))
     _choice("algorithm.baseline", settings.baseline, ("group_mean", "leave_one_out", "none"))
     _choice("algorithm.advantage_scale", settings.advantage_scale, ("group", "batch", "none"))
-    _require(experiment.steps is not None, f"algorithm={name} has no epochs; give steps=NUMBER")
+    stored = experiment.reads_samples and not settings.rewarded  # supervised on what the references said: rows are read
+    _require(experiment.steps is not None or stored, f"algorithm={name} has no epochs; give steps=NUMBER")
     if settings.rewarded:
         _require(experiment.reward is not None, f"algorithm={name} needs a reward; give reward=NAME")
     else:
@@ -232,6 +259,8 @@ def _check_paths(experiment: "Experiment") -> None:
     _require(scorer is None or scorer.kind is None, "evaluation.scorer is one reward model; kind=merge is not for it")
     if experiment.evaluation.scorer is not None:
         paths["evaluation.scorer.path"] = experiment.evaluation.scorer.path
+    if isinstance(experiment.algorithm, UntrainedSettings):
+        paths["algorithm.selector"] = experiment.algorithm.selector
     for key, path in paths.items():
         if path is None or path.startswith("toy:"):
             continue

@@ -18,6 +18,8 @@ def objective(experiment: Experiment) -> str:
         experiment: with a penalty, beta above 0.
     """
     penalty, estimator = experiment.penalty, experiment.estimator
+    if not experiment.algorithm.trains:
+        return "none, nothing is trained"
     if estimator is None:
         return _offline(penalty)
     reward = "E[r] " if experiment.algorithm.rewarded else ""

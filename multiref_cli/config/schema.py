@@ -1,6 +1,7 @@
 """The shape of an experiment: frozen dataclasses that every composed config becomes (units: conf/)."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -247,6 +248,7 @@ class Experiment:
     beta: float = number("[0, 1e6]", 0.1)
     seed: int = number(SEED, 0)
     world: int = number(SEED, 0)
+    rival: Optional[str] = None
     policy: Policy = field(default_factory=Policy)
     data: Data = field(default_factory=Data)
     reward: Optional[Reward] = None
@@ -430,7 +432,9 @@ class Experiment:
 
     @property
     def role(self) -> str:
-        """What it is in a comparison: beta0 (no penalty), single (one reference of several alone) or grid."""
+        """What it is in a comparison: beta0 (no penalty), single (one reference of several alone), rival or grid."""
+        if self.rival is not None:
+            return "rival"
         if not self.regularized:
             return "grid"
         if self.beta == 0:
@@ -464,6 +468,8 @@ class Experiment:
     @property
     def condition(self) -> str:
         """Readable name of what is compared, without the seed: `dpo-rkl-a0.5-b1`."""
+        if self.rival is not None:
+            return f"rival-{re.sub(r'[^0-9A-Za-z.]+', '_', self.rival.replace('α=', 'a')).strip('_')}"
         if not self.regularized:
             return f"{self.algorithm.name}-{self.data.name}"
         if self.beta == 0:
@@ -502,6 +508,8 @@ class Experiment:
         kept = {key: value for key, value in self.plain.items() if key not in (*_WITHOUT_EFFECT, *without)}
         if self.world == 0:  # the shipped world: what configs meant before there were others
             kept.pop("world", None)
+        if self.rival is None:
+            kept.pop("rival", None)
         kept["hardware"] = {key: self.plain["hardware"][key] for key in _HARDWARE_WITH_EFFECT}
         for part in ("policy", "references", "evaluation"):
             if part in kept:

@@ -49,6 +49,7 @@ class Evaluator:
         vocabulary: ids shared by policy and references.
         end_ids: ids that end a response.
         parallel: the processes that share the work; all of them have the whole result.
+        nats_above: added to every distance, for a sampler whose log-probs are those of what it chose from.
     """
 
     experiment: Experiment
@@ -61,6 +62,7 @@ class Evaluator:
     vocabulary: int | None
     end_ids: list[int] = field(default_factory=list)
     parallel: Parallel = ALONE
+    nats_above: float = 0.0
 
     @property
     def settings(self) -> Evaluation:
@@ -82,7 +84,8 @@ class Evaluator:
         """Sample, score and measure.
 
         Args:
-            policy: the trained model, on its device; None where the engine's own log-probs are exact.
+            policy: the trained model, on its device; None where the engine's own log-probs are exact, or distances are
+                left out.
             engine: samples from it.
             progress: told of every phase.
 
@@ -180,8 +183,8 @@ class Evaluator:
             own = torch.tensor([sum(one.logps) for one in flat], dtype=torch.float64)
         elif policy is not None:
             own = _sums(self._tokens(policy, sequences))
-        else:
-            raise ValueError("the engine's log-probabilities are not exact, so a policy is needed")
+        else:  # a mixture in bfloat16: no model has its log-probabilities
+            return {}
         regularizer = self.experiment.regularizer
         token_level = regularizer is not None and regularizer.level is Level.token
         mixes = regularizer is not None and self.experiment.routes is None and len(self.experiment.terms_of_all) == 1
@@ -196,6 +199,7 @@ class Evaluator:
                 if len(self.references) > _RESIDENT:
                     reference.release()
         sums = torch.stack([_sums(tokens[reference.name]) for reference in self.references])
+        own = own + self.nats_above
         found = {f"kl/{reference.name}": own - sums[i] for i, reference in enumerate(self.references)}
         if mixes:  # neither several summands nor rows with weights of their own have one mixed reference
             mixed = self._mixed(tokens, log_f) if token_level else log_mixed(self.experiment.terms_of_all, sums)[0]

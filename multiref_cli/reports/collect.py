@@ -191,7 +191,9 @@ class Condition:
     def called(self, alpha: bool = True, beta: bool = True) -> str:
         """Its label, with or without what stands on an axis."""
         experiment, weights = self.experiment, self.experiment.weights
-        if not experiment.regularized:
+        if experiment.rival is not None:
+            parts = [experiment.rival]
+        elif not experiment.regularized:
             parts = [experiment.algorithm.name, experiment.data.name]
         elif experiment.role == "beta0":
             parts = ["β=0"]
@@ -240,7 +242,7 @@ class Condition:
 
     @property
     def role(self) -> str:
-        """single (one reference of several alone), beta0 (no penalty) or grid."""
+        """single (one reference of several alone), beta0 (no penalty), rival or grid."""
         return self.experiment.role
 
     @property
@@ -275,6 +277,12 @@ class Condition:
         content = self.experiment.content("seed", "regularizer", "alpha", "beta")
         algorithm = {key: value for key, value in content["algorithm"].items() if key != "advantage_scale"}
         return digest(content | {"algorithm": algorithm})
+
+    @cached_property
+    def arena(self) -> str:
+        """Hash of what conditions of any algorithm share whose scores can be ranked: the same prompts and scorers."""
+        content = self.experiment.content()
+        return digest([self.experiment.world, *(content[key] for key in ("data", "evaluation", "reward"))])
 
     def values(self, metric: str) -> dict[int, float]:
         """Seed -> the run's mean, for runs that have the metric."""

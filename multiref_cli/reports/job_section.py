@@ -21,10 +21,14 @@ _SENTENCES = 40
 
 
 def jobs(found: Sequence[Condition]) -> list[list[Condition]]:
-    """Split conditions into jobs: comparisons make sense only where all but regularizer, alpha, beta, scale agrees."""
+    """Split conditions into jobs: comparisons make sense only where all but regularizer, alpha, beta, scale agrees.
+
+    Rivals belong to the job that they are compared with (`rivals.rivals_of`).
+    """
     groups: dict[Any, list[Condition]] = {}
     for condition in found:
-        groups.setdefault(condition.shared, []).append(condition)
+        if condition.role != "rival":
+            groups.setdefault(condition.shared, []).append(condition)
     return list(groups.values())
 
 
@@ -308,12 +312,13 @@ def _add_verdicts(page: Page, verdicts: list[Verdict], family: int, metric: str,
 
 def _row(verdict: Verdict) -> list[Any]:
     one = verdict.comparison
-    sides = [verdict.first, verdict.second, verdict.kind, _signed(one.difference)]
+    sides = [verdict.first, verdict.second, verdict.kind, signed(one.difference)]
     numbers = [f"{value:.2g}" for value in (one.effect, one.improvement, one.p_value, verdict.adjusted_p)]
     return [*sides, *(number.replace("-", "−").replace("nan", "–") for number in numbers), verdict.word(CONFIDENCE)]
 
 
-def _signed(interval: Interval) -> str:
+def signed(interval: Interval) -> str:
+    """mean ± half width with its sign."""
     text = plus_minus(interval)
     return f"+{text}" if interval.mean > 0 else text
 

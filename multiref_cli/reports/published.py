@@ -16,6 +16,7 @@ from multiref_cli.reports import metrics as names_of
 from multiref_cli.reports.collect import CENTERED, Condition
 from multiref_cli.reports.job_section import in_order, job_name, jobs, plus_minus, reference_value
 from multiref_cli.reports.metrics import heading, scorers
+from multiref_cli.reports.rivals import rivals_of
 from multiref_cli.reports.verdicts import compare_job
 
 COLUMNS = (
@@ -101,6 +102,7 @@ class Check:
 class Measured:
     """What a row is made from: values by seed (one without number for an untrained model); None: only its interval."""
 
+    job: str
     condition: Condition
     label: str
     role: str
@@ -111,7 +113,7 @@ class Measured:
 def measured(found: Sequence[Condition]) -> Iterator[Measured]:
     """What is worth committing of finished conditions: scores, objectives, distances; and untrained models."""
     for group in jobs(found):
-        names = scorers(group)
+        names, job = scorers(group), job_name(group[0])
         metrics = [*names_of.scores(group), *(f"{name}{CENTERED}" for name in names_of.centered(group))]
         metrics += [*names_of.objectives(group), *names_of.distances(group), *names_of.mixes(group)]
         metrics += names_of.rankings(group)
@@ -121,12 +123,12 @@ def measured(found: Sequence[Condition]) -> Iterator[Measured]:
                 if reference_value(first, name, reference) is not None:
                     scores = next((run.per_prompt(f"reference/{name}/{reference}") for run in first.runs), None)
                     own = None if scores is None else {0: scores}
-                    yield Measured(first, f"{reference}, untrained", "untrained", name, own)
-        for condition in in_order(group):
+                    yield Measured(job, first, f"{reference}, untrained", "untrained", name, own)
+        for condition in [*in_order(group), *rivals_of(group, found)]:
             for metric in metrics:
                 values = condition.by_seed(metric)
                 if values:
-                    yield Measured(condition, condition.label, condition.role, metric, values)
+                    yield Measured(job, condition, condition.label, condition.role, metric, values)
 
 
 def rows_of(found: Sequence[Condition], command: str = "") -> list[Row]:
@@ -340,7 +342,7 @@ def _row(one: Measured, command: str) -> Row:
         interval = reference_value(condition, one.metric, one.label.removesuffix(", untrained"))
     assert interval is not None
     return Row(
-        job=job_name(condition),
+        job=one.job,
         condition=one.label,
         role=one.role,
         level="–" if untrained else condition.level,

@@ -14,6 +14,7 @@ from multiref_cli.reports.collect import Condition, Run, alpha_text, conditions,
 from multiref_cli.reports.job_section import add_job, job_name, jobs, plus_minus, stems, summary_line, write_pending
 from multiref_cli.reports.page import Page
 from multiref_cli.reports.published import Row, compare_with, conclusions, read_rows, rows_of, verdict, write_rows
+from multiref_cli.reports.rivals import add_rivals
 from multiref_cli.reports.scores import SCORES, write_scores
 from multiref_cli.reports.worlds import add_worlds, write_claims
 from multiref_cli.sweeps.ledger import Ledger, expand_folders
@@ -82,6 +83,7 @@ def write_report(
     verdicts = [
         (job_name(group[0]), one) for group, stem in zip(groups, stems(groups)) for one in add_job(page, group, stem)
     ]
+    verdicts += add_rivals(page, groups, found, _left_out(sweeps))
     write_verdicts(verdicts, target / VERDICTS)
     for folder in folders:
         add_choices(page, folder)
@@ -119,6 +121,11 @@ def _mixed_inputs(runs: Sequence[Run]) -> list[str]:
         for name, by_content in found.items()
         if len(by_content) > 1
     ]
+
+
+def _left_out(sweeps: Sequence[Path]) -> list[str]:
+    """Which rivals the plans of some sweeps had to do without, and why."""
+    return list(dict.fromkeys(text for sweep in sweeps for text in Ledger(sweep).description().get("left_out") or ()))
 
 
 def _default_target(folders: Sequence[Path]) -> Path:

@@ -13,7 +13,6 @@ from multiref_cli.errors import RequestError
 from multiref_cli.evaluation.crossed import BySeed, estimate
 from multiref_cli.files import write_bytes
 from multiref_cli.reports.collect import Condition
-from multiref_cli.reports.job_section import job_name
 from multiref_cli.reports.published import BEGIN, END, README_METRICS, Row, measured, read_rows, readme_table
 from multiref_cli.reports.worlds import read_claims, worlds_table
 
@@ -29,7 +28,7 @@ def write_scores(found: Sequence[Condition], path: Path) -> None:
     for one in measured(found):
         untrained = one.role == "untrained"
         how = ("–", "–") if untrained else (one.condition.level, one.condition.estimator)
-        names = [job_name(one.condition), one.label, *how]
+        names = [one.job, one.label, *how]
         for seed, values in (one.values or {}).items():
             shown = " ".join(f"{value:.6g}" for value in np.atleast_1d(values))
             writer.writerow([*names, "" if untrained else seed, one.metric, shown])

@@ -52,6 +52,9 @@ def check_models(experiment: Experiment) -> None:
         check_lora_targets(policy)
     for reference in _opened(experiment):
         check_language_model(reference, f"reference {reference.name}")
+    selector = getattr(experiment.algorithm, "selector", None)
+    if selector is not None:
+        check_reward_model(Model(path=selector), "algorithm.selector")
     if scorer is not None and experiment.algorithm.writes and experiment.evaluation.prompts > 0:
         check_reward_model(scorer, "evaluation.scorer.path")
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from multiref_cli.algorithms.base import Job, module_of
+from multiref_cli.config.algorithms import UntrainedSettings
 from multiref_cli.config.objective import deviations, objective
 from multiref_cli.config.schema import Experiment
 from multiref_cli.data.chat import completion_mask
@@ -178,6 +179,9 @@ def cost(job: Job) -> Cost | None:
         stored = _FORWARD * references * (len(job.data.train) + len(job.data.held_out)) * each
     measured = sum(sizes[id(one)] for one in (*everyone, *scorer))
     evaluation = _FORWARD * (2 * policy + measured) * _evaluated_tokens(job)
+    if isinstance(experiment.algorithm, UntrainedSettings):
+        drawn_by = sum(sizes[id(one)] for one in active) if experiment.algorithm.sampler == "mixed" else policy
+        evaluation += _FORWARD * drawn_by * (experiment.algorithm.best_of - 1) * _evaluated_tokens(job)
     trained = 0.02 if experiment.policy.lora else 1.0
     resident = max(references if experiment.algorithm.online else 0, measured)
     frozen = 4 if parameter_type(experiment.reference_type) == "float32" else 2

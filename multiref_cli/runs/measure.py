@@ -2,11 +2,11 @@
 
 import hashlib
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from multiref_cli.algorithms.base import Job, load_policy, module_of
+from multiref_cli.algorithms.base import Job, Sampler, load_policy, module_of
 from multiref_cli.config import schema
 from multiref_cli.data.chat import end_ids
 from multiref_cli.errors import RequestError
@@ -63,8 +63,12 @@ def _measure(job: Job, model: LanguageModel, progress: Progress) -> Outcome:
     if settings.prompts == 0 or not algorithm.writes:
         return Outcome(metrics, pairs=pairs)
     evaluator, notes = build_evaluator(job)
-    engine = TransformersEngine(model, 0, settings.batch_size, job.vocabulary)
-    found, samples = evaluator.evaluate(model, engine, progress)
+    sampler = Sampler(TransformersEngine(model, 0, settings.batch_size, job.vocabulary), model)
+    if not algorithm.trains:
+        sampler = module_of(job.experiment).sampler(job, model, evaluator)
+        evaluator = replace(evaluator, nats_above=sampler.nats_above)
+        notes.extend(sampler.notes)
+    found, samples = evaluator.evaluate(sampler.policy, sampler.engine, progress)
     cut = sum(getattr(getattr(scorer, "source", None), "cut", 0) for scorer in evaluator.scorers.values())
     if cut:
         notes.append(f"{cut} inputs of the reward model were longer than it reads and lost their end")

@@ -363,7 +363,7 @@ def _precision_notes(model: LanguageModel, experiment: Experiment) -> list[str]:
 
 def _schedule_notes(job: Job) -> list[str]:
     warmup = job.experiment.optimizer.warmup
-    if warmup <= job.total_steps:
+    if warmup <= job.total_steps or not job.experiment.algorithm.trains:
         return []
     return [f"the warm-up of {warmup:g} steps is longer than the run: its peak learning rate was never reached"]
 

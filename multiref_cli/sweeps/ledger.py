@@ -96,6 +96,7 @@ class Ledger:
                 "overrides": list(request.overrides),
                 "seeds": list(request.seeds),
                 "baselines": request.baselines,
+                **({"rivals": asdict(request.rivals), "left_out": list(plan.left_out)} if request.rivals else {}),
                 "points": len(plan.points),
                 "history": before,
                 **provenance,

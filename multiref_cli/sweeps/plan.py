@@ -13,6 +13,7 @@ from multiref_cli.config.plain import digest
 from multiref_cli.config.schema import Experiment, Mix
 from multiref_cli.errors import RequestError
 from multiref_cli.sweeps.request import Request, key_of
+from multiref_cli.sweeps.rivals import Proposal, propose
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
@@ -58,10 +59,14 @@ class Pass:
 
 @dataclass(frozen=True)
 class Plan:
-    """All points of a sweep in the order in which they start, and the passes that they need."""
+    """All points of a sweep in the order in which they start, and the passes that they need.
+
+    `left_out` are sentences on rivals that these references do not allow.
+    """
 
     points: tuple[Point, ...]
     passes: tuple[Pass, ...]
+    left_out: tuple[str, ...] = ()
 
     @property
     def conditions(self) -> list[str]:
@@ -74,7 +79,7 @@ class Plan:
         return max((point.experiment.hardware.processes for point in self.points), default=1)
 
     def count(self, role: str) -> int:
-        """Number of conditions with a role: grid, single or beta0."""
+        """Number of conditions with a role: grid, single, beta0 or rival."""
         return len({point.condition_id for point in self.points if point.role == role})
 
 
@@ -94,13 +99,16 @@ def make_plan(request: Request, choose: Callable[[Experiment], Any] | None = Non
     composer = _Composer()
     conditions: dict[str, tuple[Experiment, tuple[str, ...]]] = {}
     names: dict[str, dict[str, None]] = {}
+    left_out: dict[str, None] = {}
     for overrides in condition_overrides(request):
         experiment = composer.compose(overrides)
         if experiment.rule is not None and choose is not None:
             experiment = replace(experiment, alpha=choose(experiment))
             overrides = _weighed(overrides, experiment.weights)
         baselines = _baselines(experiment, overrides) if request.baselines else ()
-        for one, given in [(experiment, overrides), *baselines]:
+        proposal = propose(experiment, overrides, request.rivals) if request.rivals else Proposal()
+        left_out |= dict.fromkeys(f"{experiment.algorithm.title}: {text}" for text in proposal.left_out)
+        for one, given in [(experiment, overrides), *baselines, *proposal.rivals]:
             plain = canonical(one)
             conditions.setdefault(plain.result_hash, (plain, given))
             if one.penalized:
@@ -116,8 +124,9 @@ def make_plan(request: Request, choose: Callable[[Experiment], Any] | None = Non
         )
         for seed in request.seeds
         for identity, (experiment, overrides) in conditions.items()
+        if experiment.algorithm.trains or seed == request.seeds[0]  # an evaluation has a seed of its own
     ]
-    return Plan(tuple(points), _merged(one for passes in needed.values() for one in passes))
+    return Plan(tuple(points), _merged(one for passes in needed.values() for one in passes), tuple(left_out))
 
 
 def _check_parts(experiments: Iterable[Experiment]) -> None:

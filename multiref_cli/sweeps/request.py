@@ -15,7 +15,15 @@ from multiref_cli.config.folders import conf_directory, options, own_conf_direct
 from multiref_cli.errors import RequestError
 from multiref_cli.tracking.places import check_name
 
-_FILE_KEYS = ("common", "grids", "seeds", "baselines", "launcher")
+_FILE_KEYS = ("common", "grids", "seeds", "baselines", "rivals", "launcher")
+
+
+@dataclass(frozen=True)
+class Rivals:
+    """What `rivals=true` adds: N candidates of best-of-N, and the reward model that chooses where training has none."""
+
+    best_of: int = 8
+    selector: str | None = None
 
 
 @dataclass(frozen=True)
@@ -29,13 +37,15 @@ class Request:
     folder: Path
     overrides: tuple[str, ...]
     launcher: dict[str, Any] = field(default_factory=dict)
+    rivals: Rivals | None = None
 
 
 def parse_request(overrides: Sequence[str]) -> Request:
     """Read the overrides of `multiref sweep`.
 
-    Four keys belong to the sweep itself: `sweep=NAME` (a file of conf/sweep/), `seeds=3` (seeds 0 to 2; or
-    `seeds=5,6,9`), `baselines=false`, and `launcher.KEY=VALUE` for the engine; `run.name` and `run.dir` name the
+    These keys belong to the sweep itself: `sweep=NAME` (a file of conf/sweep/), `seeds=3` (seeds 0 to 2; or
+    `seeds=5,6,9`), `baselines=false`, `rivals=true` with `rivals.best_of=N` and `rivals.selector=PATH` (see
+    sweeps.rivals), and `launcher.KEY=VALUE` for the engine; `run.name` and `run.dir` name the
     sweep's folder. Every other override replaces the same key of the sweep file, in all its grids.
 
     Args:
@@ -48,7 +58,8 @@ def parse_request(overrides: Sequence[str]) -> Request:
     rest: list[str] = []
     for text in overrides:
         key, _, value = text.partition("=")
-        if key in ("sweep", "seeds", "seed", "baselines", "run.name", "run.dir") or key.startswith("launcher."):
+        whole = key in ("sweep", "seeds", "seed", "baselines", "rivals", "run.name", "run.dir")
+        if whole or key.startswith(("launcher.", "rivals.")):
             own[key] = value
         else:
             rest.append(text)
@@ -67,6 +78,7 @@ def parse_request(overrides: Sequence[str]) -> Request:
         baselines=_boolean("baselines", own.get("baselines", file.get("baselines", True))),
         folder=_folder(own, rest),
         overrides=tuple(overrides),
+        rivals=_rivals(own, file.get("rivals", False)),
         launcher={key: yaml.safe_load(value) if isinstance(value, str) else value for key, value in launcher.items()},
     )
 
@@ -112,6 +124,28 @@ def _boolean(key: str, value: object) -> bool:
     if not isinstance(parsed, bool):
         raise RequestError(f"{key} is {value!r}; allowed: true, false.")
     return parsed
+
+
+def _rivals(own: dict[str, str], default: object) -> Rivals | None:
+    """What rivals are asked for; a file says true, false, or {best_of: N, selector: PATH}."""
+    settings = dict(default) if isinstance(default, dict) else {}
+    wanted = _boolean("rivals", own.get("rivals", bool(settings) or default))
+    settings |= {
+        key.partition(".")[2]: yaml.safe_load(value) for key, value in own.items() if key.startswith("rivals.")
+    }
+    unknown = sorted(set(settings) - {"best_of", "selector"})
+    if unknown:
+        raise RequestError(f"there is no key 'rivals.{unknown[0]}'; allowed: rivals.best_of, rivals.selector.")
+    if not wanted:
+        if any(key.startswith("rivals.") for key in own):
+            raise RequestError("rivals.best_of and rivals.selector belong to rivals=true; add it.")
+        return None
+    best_of, selector = settings.get("best_of", Rivals.best_of), settings.get("selector")
+    if not isinstance(best_of, int) or isinstance(best_of, bool) or not 2 <= best_of <= 10**6:
+        raise RequestError(f"rivals.best_of is {best_of!r}; it must be a whole number from 2 to 1000000.")
+    if not isinstance(selector, (str, type(None))):
+        raise RequestError(f"rivals.selector is {selector!r}; give the path of a reward model.")
+    return Rivals(best_of, selector)
 
 
 def _folder(own: dict[str, str], rest: Sequence[str]) -> Path:

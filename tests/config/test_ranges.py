@@ -23,6 +23,7 @@ BASES = {
     "distill": ["algorithm=distill", "regularizer=rkl_token", "steps=3"],
     "sft": ["algorithm=sft"],
     "reward_model": ["algorithm=reward_model"],
+    "untrained": ["algorithm=untrained", "reward=toy_gold"],
 }
 HOSTILE = ["nan", "inf", "-inf", "0", "-1", "1e308", "[1,2,3]", "many", "1.5"]
 
