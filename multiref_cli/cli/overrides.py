@@ -64,7 +64,9 @@ def complete_topic(incomplete: str) -> list[str]:
 
 
 def asked(context: typer.Context, overrides: Sequence[str] | None) -> list[str]:
-    """The overrides of a command as they were typed; of a key that is given twice the last counts, which is said.
+    """The overrides of a command, put together where a shell took them apart at blanks.
+
+    Of a key that is given twice the last counts, which is said.
 
     Args:
         context: of the command.
@@ -73,7 +75,9 @@ def asked(context: typer.Context, overrides: Sequence[str] | None) -> list[str]:
     Raises:
         RequestError: an option that the command does not have, or a setting with dashes.
     """
-    given = list(overrides or [])
+    from multiref_cli.config.shell import joined
+
+    given = joined(list(overrides or []))
     for number, text in enumerate(given):
         if text.startswith("-"):
             options = [option for one in context.command.params for option in one.opts if option.startswith("--")]
@@ -82,7 +86,8 @@ def asked(context: typer.Context, overrides: Sequence[str] | None) -> list[str]:
     for text in given:
         key = text.partition("=")[0].lstrip("+")
         if seen.get(key, text) != text:
-            typer.echo(f"note: {key} is given twice; {text} counts, not {seen[key]}", err=True)
+            both = f"; {seen[key]},{text.partition('=')[2]} is an axis" if context.command.name == "sweep" else ""
+            typer.echo(f"note: {key} is given twice; {text} counts, not {seen[key]}{both}", err=True)
         seen[key] = text
     return given
 

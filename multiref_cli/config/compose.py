@@ -31,6 +31,7 @@ from multiref_cli.config.schema import (
     Scorer,
 )
 from multiref_cli.config.sentences import GONE_KEYS, PAIR_KEYS, no_value, sentence
+from multiref_cli.config.shell import several_values, unreadable
 from multiref_cli.config.written import is_open, named, written
 from multiref_cli.errors import RequestError
 from multiref_cli.files import read_yaml
@@ -123,6 +124,7 @@ def _composed(overrides: list[str], folder: str = "", root: object = None) -> tu
     except YAMLError as error:
         raise RequestError(f"a config file is not valid YAML: {' '.join(str(error).split())}.") from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra raises ValueError for group=null
+        _parsed([text.removeprefix("++") for text in overrides], one_value=True)  # says which one cannot be read
         raise RequestError(_sentence(error, keys_of(root) if root else known_keys(), folder)) from error
     choices = dict(found.hydra.runtime.choices)
     with open_dict(found):
@@ -261,14 +263,28 @@ def _addable(override: str) -> str:
     return f"++{override}" if "=" in override and known else override
 
 
-def _parsed(overrides: list[str]) -> list[Any]:
+def _parsed(overrides: list[str], one_value: bool = False) -> list[Any]:
+    """The overrides as Hydra parses them.
+
+    Args:
+        overrides: as `written` gives them.
+        one_value: refuse several values for one key.
+
+    Raises:
+        RequestError: naming the first that cannot be read, and how it is written.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    try:
-        return OverridesParser.create().parse_overrides(overrides)
-    except HydraException as error:
-        raise RequestError(_sentence(error, known_keys())) from error
+    parser, found = OverridesParser.create(), []
+    for text in overrides:
+        try:
+            found += parser.parse_overrides([text])
+        except HydraException as error:
+            raise RequestError(unreadable(text, known_keys())) from error
+        if one_value and found[-1].is_sweep_override():
+            raise RequestError(several_values(text))
+    return found
 
 
 def expand_axes(overrides: list[str]) -> tuple[dict[str, list[str]], list[str]]:

@@ -14,14 +14,9 @@ def sentence(error: Exception, keys: set[str], options: Callable[[str], list[str
         options: group -> the names that `group=` accepts.
     """
     text = str(error).strip()
-    lone = re.search(r"Error parsing override '([^']*)'", text)
-    if lone or "Lexer" in type(error).__name__ or text.startswith("Lexer"):
-        return f"{lone.group(1) if lone else text.splitlines()[0]!r} is not an override; write key=value."
     absent = re.search(r"Missing mandatory value: (\S+)", text)
     if absent:
         return no_value(absent.group(1).rstrip("."))
-    if "--multirun" in text:
-        return "several values for one key: use `multiref sweep` for axes, or quote a list as 'key=[a,b]'."
     found = re.search(r"Could not find '([^'/]+)/([^']+)'", text)
     if found:
         group, option = found.group(1), found.group(2)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
 from functools import cache
 from pathlib import PurePath
@@ -18,9 +18,12 @@ from multiref_cli.errors import RequestError
 _TEXTS = ("data.system_prompt", "data.prompt_template")
 # Parts of an experiment whose keys are the user's own.
 _OPEN = ("data.columns", "data.options", "data.source", "data.chat_template_kwargs", "rollout.options", "policy.new")
-_PLAIN = re.compile(r"[\w./:%@?*|+-]*")
+_PLAIN = re.compile(r"[\w./:%@?*|+-]*", re.ASCII)
 _OTHER_TYPE = re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)(e[-+]?\d+)?|true|false|nan|[-+]?inf", re.IGNORECASE)
-_GRAMMAR = re.compile(r"\[|\{|(choice|range|glob|interval|sort|shuffle|tag|extend_list|str|int|float|bool)\(")
+# Names of folders: one text, whatever is in it.
+_WHOLE = ("run.name", "run.dir")
+_BRACKETS = re.compile(r"\[|\{")
+_GRAMMAR = re.compile(r"(choice|range|glob|interval|sort|shuffle|tag|extend_list|str|int|float|bool)\(")
 
 
 def written(overrides: Sequence[str]) -> list[str]:
@@ -46,8 +49,12 @@ def written(overrides: Sequence[str]) -> list[str]:
             found.append(f"{mark}{key}={_value(yaml.safe_load(value))}")
         elif key in _TEXTS:
             found.append(f"{mark}{key}={_quoted(_text(value))}")
+        elif key in _WHOLE and not _is_quoted(value) and "${" not in value:
+            found.append(f"{mark}{key}={_quoted(value)}")
         elif key in text_keys():
             found.append(f"{mark}{key}={_values(value)}")
+        elif is_open(key) and not _BRACKETS.match(value):
+            found.append(f"{mark}{key}={_values(value, _is_unreadable)}")
         else:
             found.append(override)
     return found
@@ -83,30 +90,41 @@ def _parts(override: str) -> tuple[str, str, str | None]:
 @cache
 def text_keys() -> frozenset[str]:
     """Dotted keys of the schema that hold text, and those of references=pair."""
-    found = {"first", "second"}
+    return frozenset({"first", "second", *(key for key, kind in key_types().items() if kind is str)})
+
+
+@cache
+def key_types() -> dict[str, Any]:
+    """Dotted keys of the schema with the type of their values, None left aside; Any where several are possible."""
+    found: dict[str, Any] = {}
 
     def walk(kind: Any, prefix: str) -> None:
-        """Add the text keys of a dataclass."""
+        """Add the keys of a dataclass."""
         for name, hint in get_type_hints(kind).items():
             options = [one for one in get_args(hint) if one is not type(None)] if get_origin(hint) is Union else [hint]
-            if options == [str]:
-                found.add(f"{prefix}{name}")
-            elif len(options) == 1 and isinstance(options[0], type) and is_dataclass(options[0]):
-                walk(options[0], f"{prefix}{name}.")
+            only = options[0] if len(options) == 1 else Any
+            found[f"{prefix}{name}"] = only
+            if isinstance(only, type) and is_dataclass(only):
+                walk(only, f"{prefix}{name}.")
 
     walk(Experiment, "")
-    return frozenset(found)
-
-
-def _values(value: str) -> str:
-    """One value, or several between commas, each in quotes where the grammar would read it as something else."""
-    if _is_quoted(value) or "${" in value or _GRAMMAR.match(value):
-        return value
-    return ",".join(_quoted(one) if _is_strange(one) else one for one in value.split(","))
+    return found
 
 
 def _is_strange(value: str) -> bool:
-    return bool(_OTHER_TYPE.fullmatch(value)) or not _PLAIN.fullmatch(value)
+    return bool(_OTHER_TYPE.fullmatch(value)) or _is_unreadable(value)
+
+
+def _is_unreadable(value: str) -> bool:
+    return not _PLAIN.fullmatch(value)
+
+
+def _values(value: str, strange: Callable[[str], bool] = _is_strange) -> str:
+    """One value, or several between commas, each in quotes where the grammar would read it as something else."""
+    if _is_quoted(value) or "${" in value or _GRAMMAR.match(value):
+        return value
+    parts = [value] if _BRACKETS.match(value) else value.split(",")
+    return ",".join(_quoted(one) if strange(one.strip()) else one for one in parts)
 
 
 def _is_quoted(value: str) -> bool:

@@ -24,6 +24,15 @@ from multiref_cli.config.sentences import ELSEWHERE
         (["sweep", "--worker", "2"], "there is no option --worker; did you mean --workers."),
         (["refs", "mix", "--alpha", "0.3"], "settings are written without dashes: alpha=0.3; options are --help."),
         (["eval", "RUN", "--prompts=3"], "settings are written without dashes: prompts=3"),
+        (
+            ["train", "alpha=0.3,", "0.5"],
+            "alpha=0.3,0.5 gives several values for one key: use `multiref sweep` for axes",
+        ),
+        (["train", "alpha=[0.3,", "0.7"], "alpha=[0.3,0.7 has no closing ]; what has brackets or blanks is quoted: "),
+        (["sweep", "alpha=0.3", "0.5"], "'0.5' is not an override; write key=value, with what has blanks in quotes"),
+        (["sweep", "alpha=range(0.1,0.9,0.2"], "has no closing ); what has brackets or blanks is quoted: "),
+        (["theory", "n=(3"], "n=(3 has no closing )"),
+        (["refs", "mix", "alpha=0.1;0.2"], "alpha=0.1;0.2 cannot be read; alpha takes a number, a word, or a list"),
         (["train", "model=a/b"], "there is no key 'model'; here it is policy=folder policy.path=PATH."),
         (["train", "num_generations=8"], "here it is rollout.group_size."),
         (["train", "lr=1e-4"], "here it is optimizer.learning_rate."),
@@ -48,6 +57,25 @@ def test_a_key_that_is_given_twice_is_said(tmp_path, monkeypatch, multiref, caps
     printed = capsys.readouterr()
     assert printed.err == "note: alpha is given twice; alpha=0.5 counts, not alpha=0.3\n"
     assert "dpo-rkl-a0.5-b1" in printed.out
+
+
+def test_values_that_a_shell_took_apart_are_one_value(tmp_path, monkeypatch, multiref, capsys):
+    monkeypatch.chdir(tmp_path)
+    command = [
+        "experiment=offline_toy",
+        "alpha=[0.3,",
+        "0.7]",
+        "beta",
+        "=",
+        "0.5",
+        "run.name=naïve (1), #2",
+        "--dry-run",
+    ]
+    assert multiref("train", *command) == 0
+    printed = capsys.readouterr().out
+    assert "dpo-rkl-a0.3-b0.5" in printed and "runs/naïve (1), #2" in printed
+    assert multiref("sweep", "experiment=offline_toy", "alpha=0.3", "alpha=0.5", "--dry-run") == 0
+    assert capsys.readouterr().err.endswith("alpha=0.5 counts, not alpha=0.3; alpha=0.3,0.5 is an axis\n")
 
 
 def test_the_names_of_other_tools_lead_to_keys_and_options_that_exist():
