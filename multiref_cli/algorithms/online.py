@@ -17,11 +17,15 @@ import torch
 from torch import Tensor
 
 from multiref_cli.algorithms.base import Batch, Job, Trainee, load_policy
+from multiref_cli.algorithms.charged import Charged
+from multiref_cli.algorithms.in_reward import reward_penalty
 from multiref_cli.algorithms.parts import Parts, live_references, reached, reference_samples
+from multiref_cli.algorithms.taught import taught_responses
 from multiref_cli.algorithms.window import (
     GroupMicro,
     Layout,
     StoredMicro,
+    TaughtMicro,
     Window,
     padded,
     reward_metrics,
@@ -30,7 +34,7 @@ from multiref_cli.algorithms.window import (
 )
 from multiref_cli.config.algorithms import OnlineSettings
 from multiref_cli.config.objective import notes
-from multiref_cli.config.schema import Estimator, Experiment, Term
+from multiref_cli.config.schema import Estimator, Experiment, States, Term
 from multiref_cli.data.chat import end_ids, shape_of
 from multiref_cli.data.prompts import Prompt
 from multiref_cli.models.columns import topk_token_divergence
@@ -39,14 +43,7 @@ from multiref_cli.models.logprobs import TokenDivergence, token_divergence, toke
 from multiref_cli.models.packing import Packed
 from multiref_cli.objectives.advantages import advantages
 from multiref_cli.objectives.aggregate import StepSize, masked_sum, reduce
-from multiref_cli.objectives.divergence import is_clipped, total_score
-from multiref_cli.objectives.penalty import (
-    calibrated_threshold,
-    clipped_penalty,
-    penalty_to_go,
-    sampled_charge,
-    sampled_penalty,
-)
+from multiref_cli.objectives.penalty import penalty_to_go, sampled_charge, sampled_penalty
 from multiref_cli.objectives.policy_gradient import clipped_surrogate, importance_ratios, sampler_weights
 from multiref_cli.references.live import LiveReferences, ReferenceScores, joined
 from multiref_cli.rewards.combine import RewardBatch
@@ -87,7 +84,7 @@ def assemble_online(job: Job, reward: Callable[[list[Sample]], RewardBatch] | No
     )
     if experiment.reads_samples:
         parts.stored = reference_samples(job, reached(job), progress)
-    elif experiment.penalized:
+    if experiment.penalized and experiment.penalty.states is States.policy:
         parts.references = live_references(job, progress)
         parts.may_share = parts.may_share and parts.references.share_prompts()
     said = notes(experiment)
@@ -110,6 +107,9 @@ class Online:
         self.estimator, self.temperature = experiment.estimator, experiment.rollout.temperature
         self.parallel, width = parts.parallel, parts.model.config.hidden_size
         self.layout = Layout(self.settings.micro_tokens, parts.may_share, width, self.parallel.size)
+        # Of a group's responses the first are the policy's own, the others stored ones of the teachers.
+        self.group = experiment.rollout.group_size - experiment.taught
+        self.charged = Charged(experiment, parts.tokenizer)
         self.window: Window | None = None
         self._packs: list[tuple[Tensor, Packed, tuple[Term, ...]]] = []
 
@@ -120,11 +120,13 @@ class Online:
         if window is None or window.number != number:
             window, times = self._collect(number)
         length = self.settings.max_length_constant or self.experiment.rollout.max_new_tokens
-        size = step_size(window.completions, length)
-        micros: list[GroupMicro | StoredMicro] = [
+        taught = self._taught(window)
+        size = step_size([[*own, *more] for own, more in zip(window.completions, taught)], length)
+        micros: list[GroupMicro | StoredMicro | TaughtMicro] = [
             GroupMicro(packed, places, size, inner == 0, terms) for places, packed, terms in self._packs
         ]
         micros += self._stored_micros(window.rows, size)
+        micros += [TaughtMicro(packed, size, terms) for _, packed, terms in self._passes(window.rows, taught)]
         logged = (step + 1) % self.experiment.hardware.log_every == 0
         return Batch(
             micros=micros,
@@ -134,11 +136,13 @@ class Online:
             samples=window.samples if logged else [],
         )
 
-    def loss(self, model: LanguageModel, micro: GroupMicro | StoredMicro) -> tuple[Tensor, Averages]:
+    def loss(self, model: LanguageModel, micro: GroupMicro | StoredMicro | TaughtMicro) -> tuple[Tensor, Averages]:
         """This micro-batch's share of the loss of the step, and its metrics."""
         packed = micro.packed.to(next(model.parameters()).device)
         if isinstance(micro, StoredMicro):
             return self._stored_loss(model, packed, micro)
+        if isinstance(micro, TaughtMicro):
+            return self._taught_loss(model, packed, micro)
         window, mask, averages, penalty = self._window(), packed.mask, Averages(), None
         if self.parts.references is not None and self.estimator is not None and self.estimator.beside:
             logps, penalty, entropy = self._beside(model, self.parts.references, packed, micro, averages)
@@ -155,9 +159,11 @@ class Online:
         if self.estimator is not None and window.scores is not None and self.experiment.in_loss:
             own = importance_ratios(logps, old_logps, mask)
             penalty, charge = self._sampled(self.estimator, micro, window.scores, logps, own)
+        if penalty is not None and charge is not None:
+            rewards = window.rewards.flatten()[micro.places]
+            penalty, charge = (self.charged.kept(one, packed, rewards) for one in (penalty, charge))
         if charge is not None and self.experiment.to_go:
-            size = self.experiment.rollout.group_size
-            advantage = advantage[:, None] - self.beta * penalty_to_go(charge, mask, size)
+            advantage = advantage[:, None] - self.beta * penalty_to_go(charge, mask, self.group)
         values, stopped = clipped_surrogate(ratios, advantage, self.settings.clip_low, self.settings.clip_high)
         _add_tokens(averages, "clip_fraction", stopped.float(), mask)
         if penalty is not None:
@@ -195,6 +201,10 @@ class Online:
         """A new window: samples, rewards, what the references say, penalty, advantages; and the times."""
         started = time.perf_counter()
         rows, groups = self._roll_out(number)
+        if self.group == 0:
+            nothing = torch.zeros(len(rows), 0, dtype=torch.float64)
+            self.window = Window(number, rows, [[] for _ in rows], nothing, nothing, {}, [], torch.zeros(0, 1))
+            return self.window, {"time/rollout": time.perf_counter() - started, "time/score": 0.0}
         rolled = time.perf_counter()
         flat = [(self.parts.prompts[row], one) for row, group in zip(rows, groups) for one in group]
         samples = [self._sample(prompt, one) for prompt, one in flat]
@@ -205,13 +215,21 @@ class Online:
             judged = self.parallel.once(lambda: judge(samples))
             rewards = torch.tensor(judged.total, dtype=torch.float64).reshape(len(rows), -1)
             metrics |= reward_metrics(judged, rewards)
+            if (failed := self.charged.failed(rewards)) is not None:
+                metrics["failed_fraction"] = float(failed.double().mean())
         self._packs = self._passes(rows, completions)
         logps = padded([one.logps for _, one in flat])
         drawn = None if self.parts.engine.exact_logps else logps.clone()
         scores, total = self._score(samples, logps.shape), rewards
         if scores is not None and self._in_reward:
-            penalty = self._reward_penalty(self._policy_sums(logps), scores.mixed_sums, metrics)
-            total = rewards - self.beta * penalty.reshape(rewards.shape)
+            policy = self._policy_sums(logps)
+            parts = [(terms, places) for places, _, terms in self._packs]
+            penalty = reward_penalty(self.experiment, parts, policy, scores.mixed_sums, metrics)
+            penalty = penalty.reshape(rewards.shape)
+            if (failed := self.charged.failed(rewards)) is not None:
+                penalty = penalty * failed
+                metrics["penalty"] = float(penalty.mean())
+            total = rewards - self.beta * penalty
         values = advantages(total, self.settings.baseline, self.settings.advantage_scale)
         shown = _shown(samples, rewards.flatten(), values.flatten())
         self.window = Window(number, rows, completions, rewards, values, metrics, shown, logps, scores, drawn)
@@ -221,8 +239,8 @@ class Online:
         rows = epoch_batch(len(self.parts.prompts), self.settings.batch_prompts, number, self.experiment.seed)
         own = self.parallel.share(rows)
         seeds = [derive(self.experiment.seed, "rollout", number, row) for row in own]
-        sampling, size = sampling_of(self.experiment.rollout, self.parts.end_ids), self.experiment.rollout.group_size
-        groups = self.parts.engine.generate(self._prompt_ids(own), size, sampling, seeds) if own else []
+        sampling, size = sampling_of(self.experiment.rollout, self.parts.end_ids), self.group
+        groups = self.parts.engine.generate(self._prompt_ids(own), size, sampling, seeds) if own and size else []
         return rows, self.parallel.woven(groups)
 
     def _passes(
@@ -232,13 +250,24 @@ class Online:
         routes: dict[str | None, list[int]] = {}
         for number, row in enumerate(rows):
             routes.setdefault(self.experiment.route_of(self.parts.prompts[row].extra), []).append(number)
-        size, found = len(completions[0]), []
+        size, found = len(completions[0]), list[tuple[Tensor, Packed, tuple[Term, ...]]]()
+        if size == 0:
+            return found
         for route, numbers in routes.items():
             own = torch.tensor([number * size + g for number in numbers for g in range(size)])
             packs = self.layout.packs(self._prompt_ids([rows[i] for i in numbers]), [completions[i] for i in numbers])
             terms = self.experiment.terms_by_route[route]
             found += [(own[places], packed, terms) for places, packed in packs]
         return found
+
+    def _taught(self, window: Window) -> list[list[list[int]]]:
+        """The teachers' stored responses to each prompt of a window; none without a `teacher_share`."""
+        count, seed = self.experiment.taught, self.experiment.seed
+        if not count:
+            return [[] for _ in window.rows]
+        weights = [self.experiment.active_weights_of_row(self.parts.prompts[row].extra) for row in window.rows]
+        drawn = zip(window.rows, weights)
+        return [taught_responses(self.parts.stored, row, own, count, seed, window.number) for row, own in drawn]
 
     def _prompt_ids(self, rows: list[int]) -> list[Any]:
         return [self.parts.prompts[row].ids for row in rows]
@@ -273,30 +302,6 @@ class Online:
             for places, found in self.parallel.woven(own):
                 logps[places, : found.shape[1]] = found
         return logps.sum(-1, dtype=torch.float64)
-
-    def _reward_penalty(self, policy: Tensor, mixed: Tensor, metrics: dict[str, float]) -> Tensor:
-        """(B,) penalties that go into the reward; says in the metrics how large and how often clipped they are."""
-        routes: dict[tuple[Term, ...], list[Tensor]] = {}
-        for places, _, terms in self._packs:
-            routes.setdefault(terms, []).append(places)
-        parts = [(terms, places := torch.cat(found), mixed[: len(terms), places]) for terms, found in routes.items()]
-        penalty, far = torch.zeros_like(policy), torch.zeros_like(policy)
-        if self.estimator is Estimator.clipped:
-            ratios = [policy[places] - own for _, places, own in parts]
-            every = torch.cat([one.flatten() for one in ratios])
-            threshold = self.experiment.penalty.ratio_clip or calibrated_threshold(every)
-            for terms, places, own in parts:
-                penalty[places] = clipped_penalty(terms, policy[places], own, threshold)
-            metrics["ratio_clip"] = threshold
-            metrics["ratio_clip_fraction"] = float((every.abs() > threshold).double().mean())
-        else:
-            clip = self.experiment.penalty.score_clip
-            for terms, places, own in parts:
-                penalty[places] = total_score(terms, policy[places], own, clip)
-                far[places] = is_clipped(terms, policy[places], own, clip).to(far)
-            metrics["score_clip_fraction"] = float(far.mean())
-        metrics["penalty"] = float(penalty.mean())
-        return penalty
 
     def _beside(
         self, model: LanguageModel, references: LiveReferences, packed: Packed, micro: GroupMicro, averages: Averages
@@ -386,7 +391,7 @@ class Online:
         beside them: with 1 / |y| each the loss would not rest at the forward KL, and with their own mean length beta
         would not be in proportion to the reward.
         """
-        if not self.parts.stored:
+        if not self.parts.stored or self.experiment.taught:
             return []
         completions = [[one for stored in self.parts.stored for one in stored[row]] for row in rows]
         count = len(self.parts.stored)
@@ -404,6 +409,25 @@ class Online:
         averages = Averages()
         _add_tokens(averages, "penalty", -logps.detach() * weights[:, None], packed.mask)
         return self.beta * reduce(-logps, packed.mask, "dr_grpo", micro.step, weights), averages
+
+    def _taught_loss(self, model: LanguageModel, packed: Packed, micro: TaughtMicro) -> tuple[Tensor, Averages]:
+        """The exact divergence at the states of the teachers' responses, which no choice of the policy leads to."""
+        references, averages = self.parts.references, Averages()
+        if references is None:
+            raise ValueError("the teachers are not loaded")
+        normalized, vocabulary = self.experiment.penalty.mixes_whole_vocabulary, self.parts.vocabulary
+        found = token_divergence(
+            model,
+            references.models,
+            micro.terms,
+            packed,
+            self.temperature,
+            vocabulary=vocabulary,
+            normalized=normalized,
+        )
+        penalty, mask = self.charged.kept(found.divergence, packed), packed.mask
+        _add_tokens(averages, "penalty/teacher_states", penalty.detach(), mask)
+        return self.beta * reduce(penalty, mask, self.settings.loss_reduction, micro.step), averages
 
 
 def _shown(samples: list[Sample], rewards: Tensor, values: Tensor) -> list[dict[str, Any]]:

@@ -31,7 +31,8 @@ class Parts:
         engine: samples from the policy.
         reward: B samples to their rewards; None: none is given.
         references: frozen models; None without a penalty, or where the penalty is on stored samples.
-        stored: for `states: reference`, for each reference its stored responses, prompt number -> [S] token ids.
+        stored: for `states: reference` or a `teacher_share`, for each reference its stored responses, prompt number ->
+            [S] token ids.
         vocabulary: ids shared by policy and references; None: the whole head.
         opening: what the generation prompt writes of every response, see `data.chat.Shape`.
         may_share: whether every model gives the same hidden states when responses share their prompt's row.
@@ -64,10 +65,11 @@ def live_references(job: Job, progress: Progress) -> LiveReferences:
 def reference_samples(job: Job, rows: Iterable[int], progress: Progress) -> list[dict[int, list[list[int]]]]:
     """Responses of every active reference to training prompts, drawn once per machine.
 
-    K references share a group: of each one the first group_size / K are used.
+    K references share a group: of each one the first group_size / K are used; with a `teacher_share` as many of each as
+    a step may take of one.
 
     Args:
-        job: with `states: reference`.
+        job: with `states: reference`, or a `teacher_share`.
         rows: numbers of the prompts wanted.
         progress: told while a reference is sampled.
 
@@ -75,7 +77,7 @@ def reference_samples(job: Job, rows: Iterable[int], progress: Progress) -> list
         For each active reference: prompt number -> [S] token ids, S responses.
     """
     references, store, rows = job.references(), job.open_store(), list(rows)
-    share = max(1, job.experiment.rollout.group_size // len(references))
+    share = job.experiment.taught or max(1, job.experiment.rollout.group_size // len(references))
     found = []
     for reference in references:
         ends = end_ids(job.tokenizer)

@@ -77,6 +77,15 @@ class StoredMicro:
 
 
 @dataclass(frozen=True)
+class TaughtMicro:
+    """Stored responses of the teachers to some prompts, whose states a distillation takes; the penalty's summands."""
+
+    packed: Packed
+    step: StepSize
+    terms: tuple[Term, ...]
+
+
+@dataclass(frozen=True)
 class Layout:
     """How groups become rows: the most tokens of a pass, whether prompts may be shared, policy width, processes."""
 

@@ -100,6 +100,8 @@ class DistillSettings(OnlineSettings):
     module: ClassVar[str] = "multiref_cli.algorithms.distill"
     title: ClassVar[str] = "Online: distillation"
 
+    teacher_share: float = number("[0, 1]", 0.0, later=True)
+
 
 @dataclass(frozen=True)
 class SftSettings(Algorithm):

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from multiref_cli.config.algorithms import DpoSettings, OnlineSettings, UntrainedSettings
+from multiref_cli.config.algorithms import DistillSettings, DpoSettings, OnlineSettings, UntrainedSettings
 from multiref_cli.config.merges import check_merge, members
 from multiref_cli.config.ranges import check_number, check_numbers
 from multiref_cli.config.regularizer import Arwc, Estimator, Level, Regularizer, States
@@ -218,9 +218,20 @@ def _check_online(experiment: "Experiment", settings: OnlineSettings) -> None:
         f"rollout.group_size is 1, and algorithm.baseline={settings.baseline} compares the responses of a group: every "
         "advantage would be 0; give 2 or more, or algorithm.baseline=none with algorithm.advantage_scale=none or batch",
     )
+    if isinstance(settings, DistillSettings) and settings.teacher_share > 0:
+        _require(
+            experiment.taught > 0,
+            f"algorithm.teacher_share={settings.teacher_share:g} of rollout.group_size={rollout.group_size} is less "
+            "than a response; give a larger share or group",
+        )
+        _require(
+            experiment.in_loss and experiment.estimator is not None and experiment.estimator.beside,
+            "algorithm.teacher_share takes the divergence over the whole vocabulary at the teachers' states: give "
+            "regularizer.estimator=exact or topk, with regularizer.states=policy",
+        )
     if rollout.engine == "vllm":
         _require(find_spec("vllm") is not None, VLLM_MISSING)
-    if hardware.reference_device is not None and experiment.penalized and not experiment.reads_samples:
+    if hardware.reference_device is not None and (experiment.penalized and experiment.penalty.states is States.policy):
         _check_placement(experiment, hardware.reference_device)
 
 
@@ -378,6 +389,19 @@ def _check_regularizer(experiment: "Experiment") -> None:
         _require(
             r.ctro is None and not r.arwc and not r.multi_loss,
             "ctro, arwc and multi_loss belong to the offline job (algorithm=dpo)",
+        )
+    if r.only_failed:
+        known = experiment.reward is not None and experiment.reward.correct_at is not None
+        _require(
+            experiment.algorithm.rewarded and r.states is States.policy and known,
+            "regularizer.only_failed charges responses whose reward is below reward.correct_at: it needs "
+            "algorithm=grpo with a reward that has one, and regularizer.states=policy",
+        )
+    if r.mask_special:
+        _require(
+            experiment.in_loss,
+            "regularizer.mask_special leaves single tokens out of a loss term: give regularizer.estimator=exact, topk, "
+            "k2 or k3_ratio with algorithm=distill or grpo",
         )
     if r.states is States.reference:
         _require(r.score == 1, f"states=reference is the exact forward KL, score_order 1, not {r.score:g}")

@@ -26,6 +26,8 @@ def objective(experiment: Experiment) -> str:
     given = "" if experiment.to_go else ", states taken as given"
     if penalty.states is States.reference:
         return f"{reward}− β Σ α KL(πᵢ‖π), the forward KL on responses of the references" + _THEOREMS[1.0]
+    if penalty.only_failed:
+        return f"no objective's optimum: {_divergence(penalty)} on responses whose reward is too low alone{given}"
     if estimator.in_reward:
         found = reward + _over_responses(penalty)
         return found + (
@@ -54,6 +56,14 @@ def deviations(experiment: Experiment) -> list[str]:
         )
     if settings.loss_reduction == "grpo" and (experiment.in_loss or settings.baseline == "none"):
         found.append("loss_reduction=grpo divides each response by its length: short responses weigh more")
+    if experiment.penalty.mask_special:
+        found.append("special tokens are charged nothing: when to write one is learned from the rest alone")
+    if experiment.taught:
+        found.append(
+            f"{experiment.taught} of {experiment.rollout.group_size} responses to a prompt are the teachers' own; "
+            "their states are taken as given, and where the policy cannot be the mixed teacher it compromises between "
+            "these states and its own"
+        )
     if settings.inner_iterations > 1:
         found.append(
             "further inner iterations read states and continuations of the policy that sampled; importance ratios "

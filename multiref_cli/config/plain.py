@@ -34,6 +34,25 @@ def from_plain(kind: Callable[..., T], content: Mapping[str, Any]) -> T:
     return kind(**known)
 
 
+# Metadata of a field that came after experiments had hashes: at its default it is no part of what they are known by.
+LATER = {"later": True}
+
+
+def without_later(settings: object, plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values of settings less the keys of LATER fields that have their default.
+
+    Args:
+        settings: a dataclass of the schema.
+        plain: what `to_plain` gave of it, or a part of that.
+    """
+    idle = {
+        one.name
+        for one in fields(settings)  # type: ignore[arg-type]
+        if one.metadata.get("later") and getattr(settings, one.name) == one.default
+    }
+    return {key: value for key, value in plain.items() if key not in idle}
+
+
 def changed(value: object, change: Callable[[str], str]) -> Any:
     """Settings or plain values with every text in them changed."""
     if isinstance(value, str):

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
+from multiref_cli.config.plain import LATER
 from multiref_cli.errors import RequestError
 
 
@@ -52,15 +53,16 @@ COUNT, COUNT_OR_0 = "[1, 1e9]", "[0, 1e9]"
 SEED = f"[0, {2**53}]"
 
 
-def number(allowed: str, default: Any, note: str = "") -> Any:
+def number(allowed: str, default: Any, note: str = "", later: bool = False) -> Any:
     """A field of a schema that holds a number of a range.
 
     Args:
         allowed: an interval, such as `(0, 1]`.
         default: a number, None or MISSING.
         note: what a special value means.
+        later: see `plain.LATER`.
     """
-    return field(default=default, metadata=within(allowed, note))
+    return field(default=default, metadata=within(allowed, note) | (LATER if later else {}))
 
 
 def within(allowed: str, note: str = "", length: int | None = None) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Optional
 
 from omegaconf import MISSING
 
+from multiref_cli.config.plain import LATER
 from multiref_cli.config.ranges import COUNT_OR_0, number
 from multiref_cli.config.terms import DivergenceTerm, Mix, Term, summands
 
@@ -87,12 +88,14 @@ class Regularizer:
     states: States = States.policy
     score_clip: float = number("[0, 80]", 10.0, note="0 is off")
     ratio_clip: Optional[float] = number("(0, 1e6]", None)
-    topk: int = number(COUNT_OR_0, 32, note="0 is the sampled token alone")
+    topk: int = number(COUNT_OR_0, 32, note="0 is the sampled token alone", later=True)
     signed: bool = False
     to_go: Optional[bool] = None
     ctro: Optional[Ctro] = None
     arwc: Optional[Arwc] = None
     multi_loss: bool = False
+    only_failed: bool = field(default=False, metadata=LATER)
+    mask_special: bool = field(default=False, metadata=LATER)
     name: Optional[str] = None
 
     @property
@@ -114,6 +117,10 @@ class Regularizer:
             parts.append("token" if self.normalized else "token_unnormalized")
         if self.states is States.reference:
             parts.append("reference_states")
+        if self.only_failed:
+            parts.append("failed")
+        if self.mask_special:
+            parts.append("no_special")
         return "_".join(parts)
 
     def _orders_name(self) -> str:

@@ -11,8 +11,8 @@ from typing import Any, Optional
 
 from omegaconf import MISSING
 
-from multiref_cli.config.algorithms import ALGORITHMS, Algorithm
-from multiref_cli.config.plain import changed, digest, from_plain, to_plain
+from multiref_cli.config.algorithms import ALGORITHMS, Algorithm, DistillSettings
+from multiref_cli.config.plain import changed, digest, from_plain, to_plain, without_later
 from multiref_cli.config.ranges import COUNT, COUNT_OR_0, SEED, number, within
 from multiref_cli.config.regularizer import Ctro, DivergenceTerm, Estimator, Level, Mix, Regularizer, States, Term
 from multiref_cli.config.weights import RULES, Routes, routes_of, weights_of
@@ -292,6 +292,11 @@ class Experiment:
         """Which of `terms_by_route` a row with these columns has."""
         return None if self.routes is None else self.routes.value_of(columns)
 
+    def active_weights_of_row(self, columns: Mapping[str, Any]) -> list[float]:
+        """The same of the active references."""
+        weights = self.weights_of_row(columns)
+        return [weights[i] for i in self._active]
+
     def weights_of_row(self, columns: Mapping[str, Any]) -> list[float]:
         """The K weights of a row with these columns."""
         value = self.route_of(columns)
@@ -414,9 +419,16 @@ class Experiment:
         return ("" if self.estimator is None else self.estimator.name) + number
 
     @property
+    def taught(self) -> int:
+        """Stored responses of its references to each prompt that a run trains on beside the policy's own."""
+        share = self.algorithm.teacher_share if isinstance(self.algorithm, DistillSettings) else 0.0
+        return round(share * self.rollout.group_size)
+
+    @property
     def reads_samples(self) -> bool:
         """Whether a run trains on stored samples of its references."""
-        return self.penalized and self.algorithm.online and self.penalty.states is States.reference
+        stored = self.algorithm.online and self.regularized and self.penalty.states is States.reference
+        return self.penalized and (stored or self.taught > 0)
 
     @property
     def reads_store(self) -> bool:
@@ -472,13 +484,14 @@ class Experiment:
             return f"rival-{re.sub(r'[^0-9A-Za-z.]+', '_', self.rival.replace('α=', 'a')).strip('_')}"
         if not self.regularized:
             return f"{self.algorithm.name}-{self.data.name}"
+        taught = f"_teacher{self.taught / self.rollout.group_size:g}" if self.taught else ""
         if self.beta == 0:
             return f"{self.algorithm.name}-beta0"
         weights = self.weights[:1] if len(self.weights) == 2 else self.weights
         mix = f"single_{self.alone}" if self.alone else "a" + "_".join(f"{weight:g}" for weight in weights)
         if self.routes is not None and not self.alone:
             mix = f"by_{self.routes.column}_{digest(self.routes.plain)[:4]}"
-        return f"{self.algorithm.name}-{self.penalty_name}-{mix}-b{self.beta:g}"
+        return f"{self.algorithm.name}{taught}-{self.penalty_name}-{mix}-b{self.beta:g}"
 
     @property
     def replicate(self) -> str:
@@ -510,6 +523,7 @@ class Experiment:
             kept.pop("world", None)
         if self.rival is None:
             kept.pop("rival", None)
+        kept["algorithm"] = without_later(self.algorithm, kept["algorithm"])
         kept["hardware"] = {key: self.plain["hardware"][key] for key in _HARDWARE_WITH_EFFECT}
         for part in ("policy", "references", "evaluation"):
             if part in kept:
@@ -522,7 +536,7 @@ class Experiment:
             used |= {} if self.estimator is Estimator.clipped else {"ratio_clip": None}
             unread = ("name",) if self.estimator is Estimator.topk else ("name", "topk")
             named = {key: value for key, value in kept["regularizer"].items() if key not in unread}
-            kept["regularizer"] = named | used
+            kept["regularizer"] = without_later(self.regularizer, named) | used
         if self.references and "alpha" not in without:
             kept["alpha"] = self.weights if self.routes is None else self.routes.plain
         return kept
