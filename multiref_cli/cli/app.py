@@ -146,6 +146,37 @@ def theory(overrides: Overrides = None) -> None:
     theory(overrides or [])
 
 
+@app.command(context_settings=TOLD)
+def compare(
+    first: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|MODEL", help="A run, a model's folder, Hub id or toy: name.", autocompletion=complete_folder
+        ),
+    ],
+    second: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="Another.", autocompletion=complete_folder)],
+    words: Annotated[
+        Optional[list[str]],
+        typer.Argument(
+            metavar="[PROMPT]...",
+            help="Prompts, and settings: temperature=0.7 seed=1 max_new_tokens=64.",
+            callback=asked,
+        ),
+    ] = None,
+    prompts: Annotated[
+        Optional[str], typer.Option(metavar="FILE", help="Prompts: .txt a line each, or rows as data.path takes them.")
+    ] = None,
+    html: Annotated[
+        Optional[str], typer.Option(metavar="FILE", help="Also write a page, without dependencies.")
+    ] = None,
+    plain: Plain = False,
+) -> None:
+    """Let two models answer the same prompts, side by side, colored where their references disagree."""
+    from multiref_cli.cli.compare import compare
+
+    compare((first, second), words or [], file=prompts, page=html, plain=plain)
+
+
 @app.command("runs")
 def list_runs(
     folder: Annotated[

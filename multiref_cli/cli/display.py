@@ -67,6 +67,50 @@ def mask(pieces: Sequence[tuple[str, bool]]) -> None:
         line("".join(f"«{piece}»" if scored else piece for piece, scored in pieces))
 
 
+# One background a voice, in the order of `reports.side_by_side.HUES`; a faint and a strong shade.
+_SHADES = (("#cfe3ff", "#5aa2ff"), ("#ffe0c2", "#ff9a3c"), ("#c9f0da", "#35c06f"), ("#ead6fb", "#b06bec"))
+
+
+def columns(titles: Sequence[str], cells: Sequence[Sequence[tuple[str, int, float]]]) -> None:
+    """Print texts side by side whose pieces are marked.
+
+    Args:
+        titles: of the columns; none of them for a line without.
+        cells: one a column: pieces (text, which voice, strength 0 to 1). Without color a marked piece stands in «».
+    """
+    colored = _console.is_terminal and not _console.no_color
+    drawn = Table(box=None, pad_edge=False, show_header=bool(titles), header_style="bold", expand=len(cells) > 1)
+    for number in range(len(cells)):
+        drawn.add_column(Text(titles[number]) if titles else "", ratio=1, overflow="fold")
+    texts = []
+    for pieces in cells:
+        text = Text()
+        for piece, voice, strength in pieces:
+            if not strength:
+                text.append(piece)
+            elif colored:
+                shade = _SHADES[voice % len(_SHADES)][strength > 0.6]
+                text.append(piece, style=f"black on {shade}")
+            else:
+                inner = piece.strip()
+                text.append(piece.replace(inner, f"«{inner}»", 1) if inner else piece)
+        texts.append(text)
+    drawn.add_row(*texts)
+    _console.print(drawn)
+
+
+def legend(names: Sequence[str], meaning: str) -> None:
+    """Print whose the colors of `columns` are and what one means; without color what «» means."""
+    if not (_console.is_terminal and not _console.no_color):
+        return line(f"«»: {' or '.join(names)} {meaning}")
+    text = Text()
+    for number, name in enumerate(names):
+        text.append(f" {name} ", style=f"black on {_SHADES[number % len(_SHADES)][1]}")
+        text.append(" ")
+    text.append(meaning)
+    _console.print(text)
+
+
 class PlainProgress:
     """One line an event; a phase prints at its start, at most every few seconds, and at its end."""
 

@@ -234,19 +234,20 @@ def completion_mask(tokenizer: Tokenizer, prompt: Sequence[int], completion: Seq
     """
     return [
         (piece, scored)
-        for ids, scored in ((list(prompt), False), (list(completion), True))
-        for piece in _pieces(tokenizer, ids)
+        for ids, scored in ((prompt, False), (completion, True))
+        for piece, _ in token_pieces(tokenizer, ids)
     ]
 
 
-def _pieces(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
-    pieces, shown = list[str](), ""
+def token_pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[tuple[str, int]]:
+    """(text, number of tokens) of the pieces that ids decode to; mostly one token each, see `completion_mask`."""
+    pieces, shown, first, ids = list[tuple[str, int]](), "", 0, list(ids)
     for i in range(1, len(ids) + 1):
         text = str(tokenizer.decode(ids[:i], skip_special_tokens=False))
         unfinished = text.endswith("\ufffd") and i < len(ids)
         if text.startswith(shown) and not unfinished:
-            pieces.append(text[len(shown) :])
-            shown = text
+            pieces.append((text[len(shown) :], i - first))
+            shown, first = text, i
     return pieces
 
 
