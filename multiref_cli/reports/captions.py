@@ -4,11 +4,11 @@ import csv
 import io
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from multiref_cli.errors import RequestError
 from multiref_cli.files import read_json, write_text
+from multiref_cli.reports.comparisons import Judged, judged
 from multiref_cli.reports.metrics import heading
 from multiref_cli.reports.mixed import conclusions, read_scores
 from multiref_cli.reports.published import Row, read_rows
@@ -21,22 +21,6 @@ WORLDS, ESTIMATORS = "runs/published/worlds.csv", "runs/published/estimators.csv
 SCORE = "toy_verifier"
 COLUMNS = ("job", "metric", "kind", "over_alpha", "first", "second", "difference", "low", "high", "p", "verdict")
 BEGIN, END = "<!-- caption {name}: made by multiref from {path}; do not edit -->", "<!-- caption end -->"
-# More pairs than this are counted; named are then those alone that differ in the regularizer, up to the same number.
-_NAMED, _NAMED_EQUAL = 8, 4
-
-
-@dataclass(frozen=True)
-class Judged:
-    """A comparison as it is published; `p` is corrected for all of its job."""
-
-    job: str
-    metric: str
-    kind: str
-    over_alpha: bool
-    first: str
-    second: str
-    difference: float
-    verdict: str
 
 
 def write_verdicts(found: Iterable[tuple[str, Verdict]], path: Path) -> None:
@@ -86,24 +70,6 @@ def levels(rows: Sequence[Row], metric: str) -> str:
         if any(row.role == key and row.metric == metric for row in rows)
     ]
     return f"{heading(metric)}: {'; '.join(parts)}."
-
-
-def judged(found: Sequence[Judged], metric: str) -> str:
-    """Which pairs are told apart on a metric, averaged over alpha where there are several."""
-    own = [one for one in found if one.metric == metric]
-    if not own:
-        return "Which differences are significant stands in the report behind these numbers."
-    over = [one for one in own if one.over_alpha]
-    shown, which = (over, "averaged over α, ") if over else (own, "")
-    told = [one for one in shown if one.verdict in ("above", "below")]
-    equal = [one for one in shown if one.verdict == "not significant"]
-    unknown = len(shown) - len(told) - len(equal)
-    parts = [
-        f"significant: {_pairs(told, lambda one: f'{one.first} {one.verdict} {one.second} ({one.difference:+.2g})')}",
-        f"not told apart: {_pairs(equal, lambda one: f'{one.first} and {one.second}', _NAMED_EQUAL)}",
-        *([f"{unknown} cannot be judged"] if unknown else []),
-    ]
-    return f"Corrected for all comparisons of the job, {which}{'; '.join(parts)}.".replace("-", "−")
 
 
 def figure(rows: Sequence[Row], found: Sequence[Judged], metric: str) -> str:
@@ -164,15 +130,6 @@ def _span(rows: Sequence[Row]) -> str:
 
 def _value(row: Row) -> str:
     return f"{row.interval.mean:.3g} ({row.condition.removesuffix(', untrained')})"
-
-
-def _pairs(found: Sequence[Judged], words: Callable[[Judged], str], most: int = _NAMED) -> str:
-    if len(found) <= most:
-        return ", ".join(words(one) for one in found) or "none"
-    named = [one for one in found if one.kind == "regularizer"]
-    named = named if len(named) <= most else []
-    rest = f"{len(found) - len(named)} {'more ' if named else ''}pairs"
-    return ", ".join([*(words(one) for one in named), rest])
 
 
 def _of_job(metric: str, make: Callable[[Sequence[Row], Sequence[Judged], str], str]) -> Callable[[Path], str]:

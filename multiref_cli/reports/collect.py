@@ -411,19 +411,20 @@ def _tell_apart(found: Sequence[Condition]) -> None:
         groups.setdefault((condition.label, condition.experiment.world), []).append(condition)
     for same in groups.values():
         if len(same) > 1:
-            flat = [_flat(condition.experiment.content("seed", "world")) for condition in same]
-            keys = sorted({key for one in flat for key in one})
-            differing = [k for k in keys if len({json.dumps(one.get(k)) for one in flat}) > 1]
+            settings = [flat(condition.experiment.content("seed", "world")) for condition in same]
+            keys = sorted({key for one in settings for key in one})
+            differing = [k for k in keys if len({json.dumps(one.get(k)) for one in settings}) > 1]
             shown = [k for k in differing if k not in _IN_LABEL] or differing
-            for condition, one in zip(same, flat):
+            for condition, one in zip(same, settings):
                 named = [f"{key.rpartition('.')[2]}={one.get(key)}" for key in shown[:3]]
                 condition.suffix = " ".join(named)
 
 
-def _flat(value: object, prefix: str = "") -> dict[str, Any]:
+def flat(value: object, prefix: str = "") -> dict[str, Any]:
+    """A tree of settings as one level: `optimizer.learning_rate` -> value; members of lists by their names."""
     if isinstance(value, dict):
-        return {k: v for key, child in value.items() for k, v in _flat(child, f"{prefix}{key}.").items()}
+        return {k: v for key, child in value.items() for k, v in flat(child, f"{prefix}{key}.").items()}
     if isinstance(value, list) and any(isinstance(child, dict) for child in value):
         names = [child.get("name", index) for index, child in enumerate(value)]
-        return {k: v for name, child in zip(names, value) for k, v in _flat(child, f"{prefix}{name}.").items()}
+        return {k: v for name, child in zip(names, value) for k, v in flat(child, f"{prefix}{name}.").items()}
     return {prefix.rstrip("."): value}

@@ -1,14 +1,16 @@
 """The figures of the reports, drawn from conditions; each is a matplotlib Figure, or None with nothing to show."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from multiref_cli.evaluation.statistics import student_t_quantile
+from multiref_cli.evaluation.statistics import Interval, student_t_quantile
 from multiref_cli.reports import style
 from multiref_cli.reports.collect import KL_WEIGHTED, Condition
+from multiref_cli.reports.limits import curve_limits, point_limits
 from multiref_cli.reports.verdicts import Series, series
+from multiref_cli.reports.wording import listed
 from multiref_cli.types import Axes, Figure
 
 # Training metrics worth a panel, with their titles, in this order; at most six are drawn.
@@ -57,6 +59,7 @@ def metric_against_alpha(found: Sequence[Condition], metric: str, name: str, sta
             axes.set_xlabel(f"α, weight of {names[0]} (0: {names[1]} alone)")
             if number % _columns(len(settings)) == 0:
                 axes.set_ylabel(name)
+        _limit_points(grid.flat[0].set_ylim, [c.interval(metric) for c in found], start)
         figure.draw_without_rendering()
         for setting, axes in zip(settings, grid.flat):
             _name_lines(axes, found, lines, setting, metric, start)
@@ -84,6 +87,7 @@ def reward_against_divergence(
             for index, line in enumerate(series(found)):
                 _frontier_line(axes, line, reference, metric, index)
             _frontier_baselines(axes, found, reference, metric)
+            _limit_points(axes.set_xlim, [c.interval(f"kl/{reference}") for c in found], 0.0)
             if reference in untrained:
                 star = {"marker": "*", "markersize": 11, "color": style.INK, "linestyle": "none"}
                 axes.plot([0], [untrained[reference]], label="the reference itself", **star)
@@ -91,6 +95,7 @@ def reward_against_divergence(
             axes.set_xlabel("KL(policy ‖ reference), nats a response")
             if number % _columns(len(panels)) == 0:
                 axes.set_ylabel(name)
+        _limit_points(grid.flat[0].set_ylim, [c.interval(metric) for c in found], *untrained.values())
         _shared_legend(figure, grid)
     return figure
 
@@ -102,16 +107,19 @@ def learning_curves(found: Sequence[Condition], most: int = 6) -> Any | None:
         found: conditions, at most eight are told apart by style.
         most: largest number of panels.
     """
-    panels = [(n, t) for n, t in _CURVES if any(c.first.curve(n)[0] for c in found)][:most]
+    several = [condition for condition in found if condition.alone is None]
+    panels = [(n, t) for n, t in _CURVES if any(c.first.curve(n)[0] for c in found)]
+    panels = [(n, t) for n, t in panels if n != "disagreement" or any(c.first.curve(n)[0] for c in several)][:most]
     if not panels:
         return None
     figure, grid = _grid(len(panels), 3.1, 2.4, 0.0, 0.5)
     with style.applied():
         for (name, title), axes in zip(panels, grid.flat):
-            for index, condition in enumerate(found):
-                _mean_curve(axes, condition, name, index)
+            # With one reference the references cannot disagree: 0 by construction says nothing.
+            shown = [(i, c) for i, c in enumerate(found) if name != "disagreement" or c.alone is None]
+            drawn = {c.label: _mean_curve(axes, c, name, i) for i, c in shown}
             style.title(axes, title)
-            axes.set_xlabel("step")
+            axes.set_xlabel(f"step{_limit(axes, drawn)}")
         if len(found) > 1:
             _shared_legend(figure, grid)
     return figure
@@ -185,6 +193,19 @@ def disagreement(found: Sequence[Condition]) -> Any | None:
         figure.draw_without_rendering()
         style.label_ends(axes, labels)
     return figure
+
+
+def _limit_points(
+    set_limits: Callable[[float, float], object], found: Sequence[Interval | None], *also: float | None
+) -> None:
+    """Limit one axis by means and their intervals, as far as those of few seeds may set it, and by further values."""
+    known = [one for one in found if one is not None]
+    more = [value for value in also if value is not None]
+    limits = point_limits(
+        [*(one.mean for one in known), *more], [*(one.half_width for one in known), *[0.0] * len(more)]
+    )
+    if limits is not None:
+        set_limits(*limits)
 
 
 def _bands(axes: Axes, found: Sequence[Condition], setting: tuple, metric: str, start: float | None) -> None:
@@ -335,11 +356,25 @@ def _curves(condition: Condition, metric: str) -> list[tuple[list[int], list[flo
     return [curve for curve in (run.curve(metric) for run in condition.runs) if curve[0]]
 
 
-def _mean_curve(axes: Axes, condition: Condition, metric: str, index: int) -> None:
+def _limit(axes: Axes, drawn: dict[str, np.ndarray]) -> str:
+    """Let the arms that stay together set the vertical axis; returns the names of those that leave it."""
+    found = curve_limits(list(drawn.values()))
+    if found is None:
+        return ""
+    limits, outside = found
+    axes.set_ylim(*limits)
+    labels, curves = list(drawn), list(drawn.values())
+    farthest = {labels[i]: float(curves[i][np.nanargmax(np.abs(curves[i]))]) for i in outside}
+    told = listed([f"{label} ({far:.2g})".replace("-", "−") for label, far in farthest.items()], 1)
+    return f"\noutside: {told}" if outside else ""
+
+
+def _mean_curve(axes: Axes, condition: Condition, metric: str, index: int) -> np.ndarray:
+    """Draw a condition's mean over seeds, with its band; returns the mean."""
     curves = _curves(condition, metric)
     common = sorted(set.intersection(*(set(steps) for steps, _ in curves))) if curves else []
     if not common:
-        return
+        return np.empty(0)
     values = np.array([[at[s] for s in common] for at in (dict(zip(steps, ys)) for steps, ys in curves)])
     smooth = np.array([_smooth(row) for row in values])
     if len(common) > _POINTS:  # more than a panel has pixels: the mean of neighbours, else pages grow with the steps
@@ -351,6 +386,7 @@ def _mean_curve(axes: Axes, condition: Condition, metric: str, index: int) -> No
         axes.fill_between(common, mean - half, mean + half, color=look.color, alpha=0.1, linewidth=0)
     elif len(common) > 20:
         axes.plot(common, values[0], color=look.color, alpha=0.22, linewidth=0.8)
+    return mean
 
 
 def _binned(values: np.ndarray) -> np.ndarray:

@@ -1,6 +1,5 @@
 """The report of sweeps: what was run, what came out, what may be concluded, and from where."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,15 +8,16 @@ from multiref_cli.evaluation.crossed import estimate
 from multiref_cli.evaluation.statistics import Interval
 from multiref_cli.reports import figures
 from multiref_cli.reports import metrics as measured
-from multiref_cli.reports.collect import Condition, alpha_text
+from multiref_cli.reports.collect import Condition, alpha_text, flat
+from multiref_cli.reports.comparisons import add_comparisons
 from multiref_cli.reports.markup import slug
 from multiref_cli.reports.metrics import heading, scorers
-from multiref_cli.reports.page import Page, format_cell
+from multiref_cli.reports.page import Page
 from multiref_cli.reports.verdicts import Verdict, compare_job, series
+from multiref_cli.reports.wording import listed, plus_minus
+from multiref_cli.types import Figure
 
 CONFIDENCE = 0.95
-# More sentences than this are left to the table, which has every comparison.
-_SENTENCES = 40
 
 
 def jobs(found: Sequence[Condition]) -> list[list[Condition]]:
@@ -46,25 +46,50 @@ def stems(groups: Sequence[Sequence[Condition]]) -> list[str]:
     ]
 
 
-def add_job(page: Page, found: list[Condition], stem: str) -> list[Verdict]:
-    """Add one job: setting, table of results, figures, comparisons with plain sentences; returns the comparisons.
+def titles(groups: Sequence[Sequence[Condition]]) -> list[str]:
+    """The name of each job, and what it differs in from others of the same name."""
+    names = [job_name(group[0]) for group in groups]
+    settings = [flat(group[0].experiment.content("seed", "regularizer", "alpha", "beta")) for group in groups]
+    found = []
+    for name, own in zip(names, settings):
+        same = [one for other, one in zip(names, settings) if other == name]
+        differing = [key for key in own if any(one.get(key) != own[key] for one in same)]
+        told = ", ".join(f"{key.rpartition('.')[2]}={own[key]}" for key in differing[:3])
+        found.append(f"{name} ({told})" if told else name)
+    return found
+
+
+def add_job(
+    page: Page, found: list[Condition], stem: str = "", title: str = "", verdicts: Sequence[Verdict] | None = None
+) -> Sequence[Verdict]:
+    """Add one job: setting, tables of results, comparisons, figures; returns the comparisons.
 
     Args:
         page: to add to.
         found: conditions of the job.
         stem: what the names of its figures and tables begin with; empty: it is the only job of the page.
+        title: of its section, where it is not the only one.
+        verdicts: its comparisons, where they are made already.
     """
-    several = bool(stem)
-    page.text(f"## {job_name(found[0]) if several else 'Setting'}").text(_setting(found))
-    if not several:
-        page.text("## Results")
+    verdicts = compared(found) if verdicts is None else verdicts
+    level = 3 if stem else 2
+    page.section((title or job_name(found[0])) if stem else "Setting").text(_setting(found))
+    page.section("Results", level)
     _add_results(page, found, stem)
-    verdicts = compare_job(found, scorers(found), CONFIDENCE) if found[0].regularized else []
+    if verdicts:
+        page.section("Comparisons", level)
+        seeds = max(len(condition.runs) for condition in found)
+        add_comparisons(page, verdicts, f"{stem}-comparisons".strip("-"), seeds, CONFIDENCE)
     if found[0].regularized:
         for metric in scorers(found):
-            _add_metric(page, found, metric, verdicts, stem, "###" if several else "##")
-    _add_curves(page, found, stem, "###" if several else "##")
+            _add_figures(page, found, metric, stem, level)
+    _add_curves(page, found, stem, level)
     return verdicts
+
+
+def compared(found: Sequence[Condition]) -> list[Verdict]:
+    """All comparisons of a job, one family."""
+    return compare_job(found, scorers(found), CONFIDENCE) if found[0].regularized else []
 
 
 def in_order(found: Sequence[Condition]) -> list[Condition]:
@@ -89,27 +114,6 @@ def reference_value(condition: Condition, metric: str, reference: str) -> Interv
         if value is not None:
             return Interval(value["mean"], value["ci_low"], value["ci_high"], int(value["n"]))
     return None
-
-
-def plus_minus(interval: Interval | None) -> str:
-    """mean ± half width, rounded to what the interval supports; the mean alone where there is no interval."""
-    if interval is None:
-        return "–"
-    if math.isnan(interval.half_width):
-        return format_cell(interval.mean)
-    decimals = _decimals(interval.half_width)
-    return f"{interval.mean:.{decimals}f} ± {interval.half_width:.{decimals}f}".replace("-", "−")
-
-
-def _decimals(half: float) -> int:
-    """Two significant digits of the half width."""
-    if half <= 0:
-        return 3
-    digits = 0
-    while half < 10 and digits < 6:
-        half *= 10
-        digits += 1
-    return digits
 
 
 def job_name(condition: Condition) -> str:
@@ -140,19 +144,26 @@ def _setting(found: Sequence[Condition]) -> str:
     if first.regularized:
         named = ", ".join(f"`{r.name}` ({r.path})" for r in experiment.references)
         text += f" References in the order of α: {named}."
-    notes = dict.fromkeys(n for c in found for run in c.runs for n in run.results.get("notes") or [])
+    notes = _notes(found)
     return text + ("\n\n" + "\n".join(f"- {note}" for note in notes) if notes else "")
+
+
+def _notes(found: Sequence[Condition]) -> list[str]:
+    """What runs noted; a note that not all conditions share says whose it is."""
+    whose: dict[str, dict[str, None]] = {}
+    for condition in found:
+        for run in condition.runs:
+            for note in run.results.get("notes") or []:
+                whose.setdefault(note, {})[condition.label] = None
+    return [note if len(own) == len(found) else f"{listed([*own])}: {note}" for note, own in whose.items()]
 
 
 def _add_results(page: Page, found: list[Condition], stem: str) -> None:
     """Tables of scores, of held-out pairs, of objectives and distances."""
     names = measured.scores(found)
     untrained = _untrained(found, scorers(found))
-    extra: list[list[Any]] = [
-        [label, "–", "–", *(values.get(name, "–") for name in names)] for label, values in untrained
-    ]
     last = f"Untrained models: {CONFIDENCE:.0%} interval over prompts." if untrained else ""
-    _add_table(page, found, names, f"{stem}-results".strip("-"), last, extra)
+    _add_table(page, found, names, f"{stem}-results".strip("-"), last, untrained)
     _add_names(page, found)
     _add_table(page, found, measured.rankings(found), f"{stem}-pairs".strip("-"))
     others = [*measured.objectives(found), *measured.distances(found), *measured.mixes(found)]
@@ -170,18 +181,31 @@ def _add_names(page: Page, found: Sequence[Condition]) -> None:
 
 
 def _add_table(
-    page: Page, found: list[Condition], metrics: list[str], name: str, last: str = "", extra: Sequence[list[Any]] = ()
+    page: Page,
+    found: list[Condition],
+    names: list[str],
+    name: str,
+    last: str = "",
+    untrained: Sequence[tuple[str, dict[str, str]]] = (),
 ) -> None:
-    """One row a condition; nothing where nothing was measured."""
-    if not metrics:
+    """One row a condition, above them one an untrained model; nothing where nothing was measured."""
+    if not names:
         return
-    headers = ["condition", "level, estimator", "seeds", *map(heading, metrics)]
-    rows = list(extra)
+    metrics, twice = measured.distinct(found, names)
+    estimators = any(condition.estimator != "–" for condition in found)
+    headers = ["condition", "level, estimator" if estimators else "level", "seeds", *map(heading, metrics)]
+    rows: list[list[Any]] = [
+        [label, "–", "–", *(values.get(metric, "–") for metric in metrics)] for label, values in untrained
+    ]
+    noise = False
     for condition in in_order(found):
         how = condition.level + ("" if condition.estimator == "–" else f", {condition.estimator}")
-        cells = [plus_minus(condition.interval(metric)) for metric in metrics]
+        below = [measured.is_noise(condition, metric) for metric in metrics]
+        noise |= any(below)
+        cells = [plus_minus(condition.interval(m)) + "†" * b for m, b in zip(metrics, below)]
         rows.append([condition.label, how, len(condition.runs), *cells])
-    parts = ["Means over seeds.", populations(found, metrics), measured.meaning(metrics), last]
+    parts = ["Means over seeds.", populations(found, metrics), measured.meaning(metrics), last, twice]
+    parts += [measured.NOISE] if noise else []
     page.table(headers, rows, " ".join(part for part in parts if part), name=name)
 
 
@@ -223,48 +247,65 @@ def _untrained(found: Sequence[Condition], names: Sequence[str]) -> list[tuple[s
     return rows
 
 
-def _add_metric(
-    page: Page, found: list[Condition], metric: str, verdicts: list[Verdict], stem: str, heading: str
-) -> None:
-    """Figures and conclusions for one metric; `verdicts` are those of the whole job."""
-    page.text(f"{heading} {metric}")
-    stem = f"{stem}-{metric}".strip("-")
+def against_alpha(found: list[Condition], metric: str, stem: str = "") -> tuple[str, Figure | None, str]:
+    """Name, figure and caption of a metric against the weight of the first of two references."""
     start = start_value(found[0], metric)
-    drawn = figures.metric_against_alpha(found, metric, metric, start.mean if start else None)
-    if drawn is not None:
-        caption = (
-            f"{metric} against the weight of the first reference: mean over seeds. {populations(found, [metric])} "
-            "Bands: each reference alone under the same score and β. Dotted: no penalty. Solid gray: before training."
-        )
-        page.figure(f"{stem}-against-alpha", drawn, caption)
-    drawn = figures.simplex(found, metric, metric)
-    if drawn is not None:
-        page.figure(f"{stem}-simplex", drawn, f"{metric} over the weights of the three references, mean over seeds.")
-    _add_comparisons(page, found, metric, verdicts, stem)
+    return (
+        slug(f"{stem}-{metric}-against-alpha".strip("-")),
+        figures.metric_against_alpha(found, metric, metric, start.mean if start else None),
+        f"{metric} against the weight of the first reference: mean over seeds. {populations(found, [metric])} "
+        "Bands: each reference alone under the same score and β. Dotted: no penalty. Solid gray: before training.",
+    )
+
+
+def _add_figures(page: Page, found: list[Condition], metric: str, stem: str, level: int) -> None:
+    """Figures of one metric, if there are any that the page does not have yet."""
+    over_alpha = against_alpha(found, metric, stem)
     own = {r: reference_value(found[0], metric, r) for r in found[0].first.references}
     untrained = {name: value.mean for name, value in own.items() if value is not None}
-    drawn = figures.reward_against_divergence(found, metric, metric, untrained)
-    if drawn is not None:
-        caption = (
+    stem = f"{stem}-{metric}".strip("-")
+    drawn = [
+        over_alpha if not page.has(over_alpha[0]) else (over_alpha[0], None, ""),
+        (
+            f"{stem}-simplex",
+            figures.simplex(found, metric, metric),
+            f"{metric} over the weights of the three references, mean over seeds.",
+        ),
+        (
+            f"{stem}-against-kl",
+            figures.reward_against_divergence(found, metric, metric, untrained),
             f"{metric} against the distance from each reference: one point a condition, with the {CONFIDENCE:.0%} "
-            "intervals of the table of results both ways. Hollow: one reference alone, in the color of its score."
-        )
-        page.figure(f"{stem}-against-kl", drawn, caption)
+            "intervals of the table of results both ways. Hollow: one reference alone, in the color of its score.",
+        ),
+    ]
+    _add_drawn(page, metric, drawn, level)
 
 
-def _add_curves(page: Page, found: list[Condition], stem: str, heading: str) -> None:
-    page.text(f"{heading} Training")
-    drawn = figures.learning_curves(_for_curves(found))
-    if drawn is not None:
-        caption = (
+def _add_curves(page: Page, found: list[Condition], stem: str, level: int) -> None:
+    drawn = [
+        (
+            f"{stem}-learning-curves".strip("-"),
+            figures.learning_curves(_for_curves(found)),
             "Training metrics, smoothed over a tenth of the run: mean over seeds and its t interval. Of each line over "
-            "α the condition in the middle is drawn, beside baselines of the first."
-        )
-        page.figure(f"{stem}-learning-curves".strip("-"), drawn, caption)
-    drawn = figures.disagreement(found) if found[0].regularized else None
-    if drawn is not None:
-        caption = "How much the references disagree at states that the policy visits (last quarter of training)."
-        page.figure(f"{stem}-disagreement".strip("-"), drawn, caption)
+            "α the condition in the middle is drawn, beside baselines of the first. Axes follow the arms that stay "
+            "together; what leaves them is named.",
+        ),
+        (
+            f"{stem}-disagreement".strip("-"),
+            figures.disagreement(found) if found[0].regularized else None,
+            "How much the references disagree at states that the policy visits (last quarter of training).",
+        ),
+    ]
+    _add_drawn(page, "Training", drawn, level)
+
+
+def _add_drawn(page: Page, title: str, drawn: Sequence[tuple[str, Figure | None, str]], level: int) -> None:
+    """A section of those figures that there are."""
+    there = [(name, figure, caption) for name, figure, caption in drawn if figure is not None]
+    if there:
+        page.section(title, level)
+    for name, figure, caption in there:
+        page.figure(name, figure, caption)
 
 
 def _for_curves(found: list[Condition], most: int = 7) -> list[Condition]:
@@ -272,55 +313,6 @@ def _for_curves(found: list[Condition], most: int = 7) -> list[Condition]:
     middles = [line.conditions[len(line.conditions) // 2] for line in lines]
     setting = middles[0].setting if middles else None
     return [*middles, *(c for c in found if c.role == "beta0" or (c.role == "single" and c.setting == setting))][:most]
-
-
-def _add_comparisons(page: Page, found: list[Condition], metric: str, verdicts: list[Verdict], stem: str) -> None:
-    if max(len(condition.runs) for condition in found) < 2:
-        page.text("There is one seed: differences between conditions cannot be told from differences between seeds.")
-    for which, over_alpha in (("averaged over α", True), ("at each α", False)):
-        shown = [one for one in verdicts if one.metric == metric and one.over_alpha == over_alpha]
-        if shown:
-            name = f"{stem}-comparisons-{'over' if over_alpha else 'at-each'}-alpha"
-            _add_verdicts(page, shown, sum(not math.isnan(one.adjusted_p) for one in verdicts), metric, which, name)
-
-
-def _add_verdicts(page: Page, verdicts: list[Verdict], family: int, metric: str, which: str, name: str) -> None:
-    """Sentences and table of some comparisons; `family`: how many the correction is for."""
-    significant = [verdict for verdict in verdicts if verdict.word(CONFIDENCE) in ("**above**", "**below**")]
-    count = f"{len(significant)} of {len(verdicts)} differences are significant"
-    page.text(
-        f"**Conclusions, {which}.** {count} after Holm's correction for all {family} comparisons that this job's "
-        "conditions and scores allow: one family."
-    )
-    shown = verdicts if len(verdicts) <= _SENTENCES else significant
-    if len(shown) < len(verdicts):
-        page.text("Those of the table's comparisons that are not named here are not significant.")
-    if shown:
-        page.text("\n".join(f"- {verdict.sentence(CONFIDENCE)}" for verdict in shown))
-    prompts = any(verdict.comparison.prompts for verdict in verdicts)
-    caption = (
-        f"Differences of {metric} paired by seed{' and prompt' if prompts else ''}, {which}, with {CONFIDENCE:.0%} "
-        f"intervals for {'other seeds and prompts' if prompts else 'other seeds on these prompts'}. The spread over "
-        "seeds is the residual that all conditions with a penalty share once what a seed does to all of them is taken "
-        "away; comparisons with β = 0, and pairs that vary more than the others (F test, .10), have their own. Effect: "
-        "the difference in units of the seed spread (pooled standard deviation over seeds, Hedges' factor). P: share "
-        "of pairs of runs in which the first is higher."
-    )
-    headers = ["first", "second", "kind", "difference", "effect", "P(first > second)", "p", "corrected p", "verdict"]
-    page.table(headers, [_row(verdict) for verdict in verdicts], caption, name=name)
-
-
-def _row(verdict: Verdict) -> list[Any]:
-    one = verdict.comparison
-    sides = [verdict.first, verdict.second, verdict.kind, signed(one.difference)]
-    numbers = [f"{value:.2g}" for value in (one.effect, one.improvement, one.p_value, verdict.adjusted_p)]
-    return [*sides, *(number.replace("-", "−").replace("nan", "–") for number in numbers), verdict.word(CONFIDENCE)]
-
-
-def signed(interval: Interval) -> str:
-    """mean ± half width with its sign."""
-    text = plus_minus(interval)
-    return f"+{text}" if interval.mean > 0 else text
 
 
 def write_pending(page: Page, folders: Sequence[Path]) -> None:

@@ -36,6 +36,7 @@ _LATEX = {
     "→": r"$\to$",
     "‖": r"$\Vert$",
     "·": r"$\cdot$",
+    "†": r"$\dagger$",
     "α": r"$\alpha$",
     "β": r"$\beta$",
     "γ": r"$\gamma$",

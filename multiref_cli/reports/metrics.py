@@ -100,6 +100,31 @@ def mixes(found: Sequence[Condition]) -> list[str]:
     return _those_of(found, list(dict.fromkeys(condition.first.mix for condition in found if condition.first.mix)))
 
 
+# What a dagger beside a number means.
+NOISE = "†: estimated from samples, and below zero by chance alone; no KL is negative."
+
+
+def is_noise(condition: Condition, metric: str) -> bool:
+    """Whether a Monte Carlo estimate of what cannot be negative is: a KL to a reference, or a sum of such."""
+    names = [f"kl/{name}" for name in condition.first.references]
+    known = metric in names or (metric == KL_WEIGHTED and all(weight >= 0 for weight in condition.weights))
+    values = condition.values(metric) if known else {}
+    return bool(values) and sum(values.values()) < 0
+
+
+def distinct(found: Sequence[Condition], names: Sequence[str]) -> tuple[list[str], str]:
+    """The metrics whose values are not those of an earlier one in every run, and a sentence on the others."""
+    first: dict[tuple, str] = {}
+    same: dict[str, list[str]] = {}
+    for name in names:
+        values = tuple(tuple(condition.values(name).items()) for condition in found)
+        if values in first:
+            same.setdefault(first[values], []).append(name)
+        first.setdefault(values, name)
+    told = [f"{heading(name)} is {' and '.join(map(heading, others))} too" for name, others in same.items()]
+    return list(first.values()), f"Equal in every run, shown once: {'; '.join(told)}." if told else ""
+
+
 def meaning(metrics: Sequence[str]) -> str:
     """What a reader must know of some metrics, in sentences."""
     said = []

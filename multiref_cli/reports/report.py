@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from multiref_cli.config.objective import deviations, objective
 from multiref_cli.errors import RequestError, RunError
@@ -11,10 +12,22 @@ from multiref_cli.reports import figures
 from multiref_cli.reports.captions import VERDICTS, write_verdicts
 from multiref_cli.reports.choices import add_choices
 from multiref_cli.reports.collect import Condition, Run, alpha_text, conditions, read_run, write_csv
-from multiref_cli.reports.job_section import add_job, job_name, jobs, plus_minus, stems, summary_line, write_pending
+from multiref_cli.reports.job_section import (
+    add_job,
+    compared,
+    job_name,
+    jobs,
+    plus_minus,
+    stems,
+    summary_line,
+    titles,
+    write_pending,
+)
+from multiref_cli.reports.first_screen import Job, add_outcome, add_overview
 from multiref_cli.reports.page import Page
+from multiref_cli.reports.provenance import add_provenance
 from multiref_cli.reports.published import Row, compare_with, conclusions, read_rows, rows_of, verdict, write_rows
-from multiref_cli.reports.rivals import add_rivals
+from multiref_cli.reports.rivals import add_rivals, rivals_of
 from multiref_cli.reports.scores import SCORES, write_scores
 from multiref_cli.reports.worlds import add_worlds, write_claims
 from multiref_cli.sweeps.ledger import Ledger, expand_folders
@@ -53,42 +66,136 @@ def write_report(
     sweeps = [folder for folder in folders if (folder / "sweep.yaml").is_file()]
     if len(folders) == 1 and not sweeps and out is None and against is None:
         return write_run_report(folders[0])
+    made = Material(folders, sweeps, runs, _conditions(runs, sweeps), target := out or _default_target(folders))
+    for sweep in sweeps:
+        write_csv(conditions(read[folder] for folder in found_in[sweep] if folder in read), sweep / "results.csv")
+    target.mkdir(parents=True, exist_ok=True)
+    if out is not None:
+        write_csv(made.found, target / "results.csv")
+    write_rows(rows_of(made.found), target / "summary.csv")
+    write_scores(made.found, target / SCORES)
+    page = Page(" and ".join(_name(folder) for folder in folders), target)
+    add_overview(page, made.jobs)
+    page.text(summary_line(made.found) + " Every number comes from the run folders; nothing was trained for it.")
+    _add_warnings(page, made, damaged)
+    if against is not None and committed is not None:
+        tell(add_checks(page, made.found, against, committed))
+    for add in SECTIONS:
+        add(page, made)
+    return page.write(target)
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a report of runs and sweeps is made from: everything that a section may read.
+
+    Attributes:
+        folders: as asked for, runs and sweeps.
+        sweeps: those of them that are sweeps.
+        runs: finished ones, each once.
+        found: their conditions.
+        target: the folder of the page, where files beside it may be written.
+    """
+
+    folders: Sequence[Path]
+    sweeps: Sequence[Path]
+    runs: Sequence[Run]
+    found: list[Condition]
+    target: Path
+
+    @cached_property
+    def jobs(self) -> list[Job]:
+        """Conditions that are compared with each other, with their comparisons."""
+        groups = jobs(self.found)
+        return [
+            Job(title, group, compared(group), rivals_of(group, self.found))
+            for title, group in zip(titles(groups), groups)
+        ]
+
+
+def _conditions(runs: Sequence[Run], sweeps: Sequence[Path]) -> list[Condition]:
+    """The conditions of runs, with all names under which sweeps asked for them."""
     asked: dict[str, list[str]] = {}
     for sweep in sweeps:
         for point in Ledger(sweep).planned():
             asked.setdefault(point["condition_id"], []).extend(point.get("names", ()))
-    found = conditions(runs, asked)
-    for sweep in sweeps:
-        write_csv(conditions(read[folder] for folder in found_in[sweep] if folder in read), sweep / "results.csv")
-    target = out or _default_target(folders)
-    target.mkdir(parents=True, exist_ok=True)
-    if out is not None:
-        write_csv(found, target / "results.csv")
-    write_rows(rows_of(found), target / "summary.csv")
-    write_scores(found, target / SCORES)
-    page = Page(" and ".join(_name(folder) for folder in folders))
-    page.text(summary_line(found) + " Every number comes from the run folders; nothing was trained for this report.")
-    mixed = _mixed_inputs(runs)
+    return conditions(runs, asked)
+
+
+def _add_warnings(page: Page, made: Material, damaged: Sequence[str]) -> None:
+    """What a reader must know before any number is believed."""
+    mixed = _mixed_inputs(made.runs)
     if mixed:
         page.text(f"**Not comparable**: {'; '.join(mixed)}. Train the older runs again.")
     if damaged:
         page.text("**Left out**, since they cannot be read:\n\n" + "\n".join(f"- {text}" for text in damaged))
-    write_pending(page, sweeps)
-    if against is not None and committed is not None:
-        tell(add_checks(page, found, against, committed))
-    over_worlds = add_worlds(page, found)
+    write_pending(page, made.sweeps)
+
+
+def _add_worlds(page: Page, made: Material) -> None:
+    over_worlds = add_worlds(page, made.found)
     if over_worlds:
-        write_claims(over_worlds, target / "worlds.csv")
-    groups = jobs(found)
-    verdicts = [
-        (job_name(group[0]), one) for group, stem in zip(groups, stems(groups)) for one in add_job(page, group, stem)
-    ]
-    verdicts += add_rivals(page, groups, found, _left_out(sweeps))
-    write_verdicts(verdicts, target / VERDICTS)
-    for folder in folders:
+        write_claims(over_worlds, made.target / "worlds.csv")
+
+
+def _add_rivals(page: Page, made: Material) -> None:
+    """The ranking of mixes and rivals; its comparisons go beside those of the jobs."""
+    own = add_rivals(page, [job.found for job in made.jobs], made.found, _left_out(made.sweeps))
+    of_jobs = [(job_name(job.found[0]), one) for job in made.jobs for one in job.verdicts]
+    write_verdicts([*of_jobs, *own], made.target / VERDICTS)
+
+
+def _left_out(sweeps: Sequence[Path]) -> list[str]:
+    """Which rivals the plans of some sweeps had to do without, and why."""
+    return list(dict.fromkeys(text for sweep in sweeps for text in Ledger(sweep).description().get("left_out") or ()))
+
+
+def _add_jobs(page: Page, made: Material) -> None:
+    groups = [job.found for job in made.jobs]
+    for job, stem in zip(made.jobs, stems(groups)):
+        add_job(page, list(job.found), stem, job.title, job.verdicts)
+
+
+def _add_choices(page: Page, made: Material) -> None:
+    for folder in made.folders:
         add_choices(page, folder)
-    add_provenance(page, runs, [Ledger(sweep).description().get("command", "unknown") for sweep in sweeps])
-    return page.write(target)
+
+
+def _add_files(page: Page, made: Material) -> None:
+    """Links to what lies beside the page and to every run."""
+    page.section("Files")
+    beside = ("summary.csv", "results.csv", "scores.csv.gz", "verdicts.csv", "worlds.csv", "report.md")
+    page.files([(name, made.target / name) for name in beside])
+    of_sweeps = ("sweep.yaml", "plan.jsonl", "results.csv", "events.jsonl")
+    for sweep in made.sweeps:
+        page.files([(f"{sweep.name}/{name}", sweep / name) for name in of_sweeps])
+    rows = [
+        [
+            condition.label,
+            run.seed,
+            page.link(run.folder.name, run.folder),
+            page.link("config.yaml", run.folder / "config.yaml"),
+        ]
+        for condition in made.found
+        for run in condition.runs
+    ]
+    page.table(["condition", "seed", "run folder", "config"], rows, "Every run.", name="files")
+
+
+def _add_provenance(page: Page, made: Material) -> None:
+    commands = [Ledger(sweep).description().get("command", "unknown") for sweep in made.sweeps]
+    add_provenance(page, made.runs, commands)
+
+
+# The sections of a report, in order: each adds what it has to say of its material, or nothing. A new one is a row here.
+SECTIONS: tuple[Callable[[Page, Material], None], ...] = (
+    _add_worlds,
+    _add_rivals,
+    _add_jobs,
+    _add_choices,
+    _add_files,
+    _add_provenance,
+)
 
 
 def _read(found_in: Mapping[Path, Sequence[Path]]) -> tuple[dict[Path, Run], list[str]]:
@@ -123,11 +230,6 @@ def _mixed_inputs(runs: Sequence[Run]) -> list[str]:
     ]
 
 
-def _left_out(sweeps: Sequence[Path]) -> list[str]:
-    """Which rivals the plans of some sweeps had to do without, and why."""
-    return list(dict.fromkeys(text for sweep in sweeps for text in Ledger(sweep).description().get("left_out") or ()))
-
-
 def _default_target(folders: Sequence[Path]) -> Path:
     """Where a report goes: several folders have one of their own, which leaves that of each as it is."""
     if len(folders) == 1:
@@ -156,10 +258,15 @@ def write_run_report(folder: Path) -> Path:
     """
     run = read_run(Path(folder))
     condition = conditions([run])[0]
-    page = Page(f"{condition.label}, seed {run.seed}")
-    page.text(_what(condition))
+    page = Page(f"{condition.label}, seed {run.seed}", run.folder / "report")
+    drawn = figures.learning_curves([condition])
+    add_outcome(page, condition, drawn)
+    notes = run.results.get("notes") or []
+    if notes:
+        page.text("\n".join(f"- {note}" for note in notes))
+    page.section("Setting").text(_what(condition))
+    page.section("Results")
     rows = [[f"`{n}`", v["mean"], v["ci_low"], v["ci_high"], v["n"]] for n, v in sorted(run.metrics.items())]
-    page.text("## Results")
     page.table(
         ["metric", "mean", "95 % low", "95 % high", "n"],
         rows,
@@ -167,13 +274,10 @@ def write_run_report(folder: Path) -> Path:
         "another seed would differ.",
         name="results",
     )
-    notes = run.results.get("notes") or []
-    if notes:
-        page.text("Notes:\n" + "\n".join(f"- {note}" for note in notes))
-    drawn = figures.learning_curves([condition])
-    if drawn is not None:
-        page.text("## Training").figure("learning-curves", drawn, "Metrics of every optimizer step.")
     add_choices(page, run.folder)
+    page.section("Files")
+    names = ("config.yaml", "overrides.txt", "manifest.json", "metrics.jsonl", "evaluation.jsonl", "results.json")
+    page.files([(name, run.folder / name) for name in (*names, "logs", "policy")])
     add_provenance(page, [run])
     return page.write(run.folder / "report")
 
@@ -225,40 +329,3 @@ def _what(condition: Condition) -> str:
             facts += [f"{one}." for one in (f"Objective at rest: {objective(condition.experiment)}",
                                             *deviations(condition.experiment))]  # fmt: skip
     return " ".join(facts)
-
-
-def add_provenance(page: Page, runs: list[Run], commands: Sequence[str] = ()) -> None:
-    """Add where results come from: commands, commit, hardware, versions; what differs between runs is listed."""
-    page.text("## Where it comes from")
-    if commands:
-        page.text("```\n" + "\n".join(dict.fromkeys(commands)) + "\n```")
-    rows = []
-    for name, values in _provenance(runs).items():
-        distinct = list(dict.fromkeys(values))
-        shown = "; ".join(distinct[:3]) + (f"; and {len(distinct) - 3} more" if len(distinct) > 3 else "")
-        rows.append([name, shown])
-    page.table(["what", "value"], rows, f"Provenance of {len(runs)} run{'s' * (len(runs) != 1)}.", name="provenance")
-
-
-def _provenance(runs: list[Run]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for run in runs:
-        manifest = run.manifest
-        hardware: dict[str, Any] = manifest.get("hardware") or {}
-        git = manifest.get("git") or {}
-        commit = (git.get("commit") or "installed package")[:12] + (" with local changes" if git.get("dirty") else "")
-        machine = [str(hardware[k]) for k in ("processor", "machine") if hardware.get(k)]
-        gpus = ", ".join(hardware.get("gpus") or []) or "no GPU"
-        versions = ", ".join(f"{k} {v}" for k, v in (manifest.get("versions") or {}).items())
-        data = manifest.get("data") or {}
-        values = {
-            "command": f"`{manifest.get('command', 'unknown')}`",
-            "commit": commit,
-            "hardware": f"{' '.join(machine)}, {hardware.get('cores', '?')} cores, {gpus}",
-            "versions": versions or "unknown",
-            "data": f"{run.experiment.data.path} (sha256 {str(data.get('sha256', 'unknown'))[:12]})",
-            "started": str(manifest.get("started_at", "unknown")),
-        }
-        for name, value in values.items():
-            found.setdefault(name, []).append(value)
-    return found

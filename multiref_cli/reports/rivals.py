@@ -11,10 +11,11 @@ from multiref_cli.evaluation.crossed import BySeed, compare, estimate
 from multiref_cli.evaluation.statistics import Interval, holm
 from multiref_cli.reports import style
 from multiref_cli.reports.collect import Condition
-from multiref_cli.reports.job_section import CONFIDENCE, in_order, job_name, plus_minus, signed, stems
+from multiref_cli.reports.job_section import CONFIDENCE, in_order, job_name, stems
 from multiref_cli.reports.metrics import heading, scorers
 from multiref_cli.reports.page import Page
-from multiref_cli.reports.verdicts import Series, Verdict, series
+from multiref_cli.reports.verdicts import Series, Verdict, series, side_label
+from multiref_cli.reports.wording import plus_minus, signed
 from multiref_cli.types import Axes, Figure
 
 # Role -> what the ranking calls it, and its color.
@@ -95,15 +96,9 @@ def compare_rivals(
                     made.append((metric, line, entry, compare(first, second, confidence=CONFIDENCE)))
     adjusted = holm([one.p_value for *_, one in made])
     return [
-        (metric, Verdict(metric, mix_label(line), entry.label, "rival", len(line.conditions) > 1, one, p))
+        (metric, Verdict(metric, side_label(line), entry.label, "rival", len(line.conditions) > 1, one, p))
         for (metric, line, entry, one), p in zip(made, adjusted)
     ]
-
-
-def mix_label(line: Series) -> str:
-    """What a mix is called: its condition, or the mean over its alphas."""
-    count = len(line.conditions)
-    return f"{line.label} (mean over {count} α)" if count > 1 else line.conditions[0].label
 
 
 def add_rivals(
@@ -144,7 +139,7 @@ def _add_table(
     page: Page, group: Sequence[Condition], rivals: Sequence[Condition], verdicts: Sequence[Verdict], name: str
 ) -> None:
     metrics, references, line = scorers(group), group[0].first.references, series(group)[0]
-    mix = mix_label(line)
+    mix = side_label(line)
     judged = {one.second: one for one in verdicts if one.metric == metrics[0] and one.first == mix}
     rows = []
     for rank, entry in enumerate(ranked(group, rivals, metrics[0]), start=1):

@@ -197,8 +197,15 @@ def _kind(other: Condition) -> str:
     return "single reference" if other.role == "single" else "no penalty"
 
 
+def side_label(line: Series) -> str:
+    """What a line over alpha is called as one side of a comparison; of one alpha, its condition."""
+    if len(line.conditions) == 1:
+        return line.conditions[0].label
+    return f"{line.label} (mean over {len(line.conditions)} α)"
+
+
 def _over(line: Series) -> _Side:
-    return _Side(f"{line.label} (mean over {len(line.conditions)} α)", line)
+    return _Side(side_label(line), line)
 
 
 def _alone(condition: Condition) -> _Side:
