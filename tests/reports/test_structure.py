@@ -59,9 +59,9 @@ class Tree(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def page(offline: Ledger, trio: Ledger, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two jobs of one name in one report."""
-    return write_report([offline.path, trio.path], tmp_path_factory.mktemp("page"))
+def page(offline: Ledger, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One job with everything that is drawn of it."""
+    return write_report([offline.path], tmp_path_factory.mktemp("page"))
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +108,12 @@ def test_sections_of_one_name_say_what_differs(offline: Ledger, scales: Ledger) 
     assert [re.search(r"\((.*)\)$", title)[1] for title in found] == ["inner_iterations=1", "inner_iterations=2"]
     alone = jobs(conditions(read_run(folder) for folder in offline.run_folders()))
     assert titles(alone) == ["Offline: DPO on toy_preferences with instruct + instruct_large"]
+
+
+def test_two_jobs_share_the_first_screen(scales: Ledger, tmp_path: Path, undrawn: None) -> None:
+    tree = Tree(write_report([scales.path], tmp_path).read_text())
+    assert len(tree.ids) == len(set(tree.ids)) and "figure-overview" in tree.ids
+    assert [rows - 1 for depth, rows in tree.tables if depth == 0] == [8]
 
 
 def test_two_sections_of_one_title_have_two_anchors(tmp_path: Path) -> None:
