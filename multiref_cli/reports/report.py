@@ -12,6 +12,7 @@ from multiref_cli.reports import figures
 from multiref_cli.reports.captions import VERDICTS, write_verdicts
 from multiref_cli.reports.choices import add_choices
 from multiref_cli.reports.collect import Condition, Run, alpha_text, conditions, read_run, write_csv
+from multiref_cli.reports.first_screen import Job, add_outcome, add_overview
 from multiref_cli.reports.job_section import (
     add_job,
     compared,
@@ -23,7 +24,6 @@ from multiref_cli.reports.job_section import (
     titles,
     write_pending,
 )
-from multiref_cli.reports.first_screen import Job, add_outcome, add_overview
 from multiref_cli.reports.page import Page
 from multiref_cli.reports.provenance import add_provenance
 from multiref_cli.reports.published import Row, compare_with, conclusions, read_rows, rows_of, verdict, write_rows

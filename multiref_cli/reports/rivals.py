@@ -14,7 +14,7 @@ from multiref_cli.reports.collect import Condition
 from multiref_cli.reports.job_section import CONFIDENCE, in_order, job_name, stems
 from multiref_cli.reports.metrics import heading, scorers
 from multiref_cli.reports.page import Page
-from multiref_cli.reports.verdicts import Series, Verdict, series, side_label
+from multiref_cli.reports.verdicts import Verdict, series, side_label
 from multiref_cli.reports.wording import plus_minus, signed
 from multiref_cli.types import Axes, Figure
 

@@ -9,8 +9,8 @@ from urllib.parse import unquote
 import pytest
 
 from multiref_cli.reports.collect import conditions, read_run
+from multiref_cli.reports.first_screen import Job, answers, arms, chosen
 from multiref_cli.reports.job_section import compared, jobs, titles
-from multiref_cli.reports.overview import Job, answers, arms, chosen
 from multiref_cli.reports.page import Page
 from multiref_cli.reports.report import write_report
 from multiref_cli.reports.varied import varied
