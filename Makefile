@@ -22,6 +22,8 @@ OUT := runs/reproduce-$(SCALE)
 PUBLISHED := runs/published/$(SCALE).csv
 # Results of `multiref sweep sweep=estimators`.
 ESTIMATORS := runs/published/estimators.csv
+# One mix against its rivals, of `make rivals`.
+RIVALS := runs/published/rivals.csv
 # What holds over worlds, of `make worlds`.
 WORLDS := runs/published/worlds.csv
 TORCH_RANGE := torch>=2.9,<3
@@ -37,7 +39,7 @@ publish_report = cp $(1)/summary.csv $(2).csv && cp $(1)/scores.csv.gz $(2).scor
   cp $(1)/verdicts.csv $(2).verdicts.csv
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test reproduce publish worlds lint bench clean
+.PHONY: help setup test reproduce publish worlds rivals lint bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -100,6 +102,18 @@ worlds: $(STAMP) ## both experiments in five embedded worlds: what holds in all,
 	cp runs/worlds/report/worlds.csv $(WORLDS)
 	$(BIN)/python -c "from pathlib import Path; from multiref_cli.reports import published, worlds; \
 	  published.put_results(Path('$(RESULTS)'), '$(WORLDS)', worlds.worlds_table(worlds.read_claims(Path('$(WORLDS)'))))"
+
+rivals: $(STAMP) ## one mix against its rivals in both experiments: the untrained mix, best of 8, imitation (ten minutes)
+	test -d runs/rivals/selector || OMP_NUM_THREADS=1 $(MULTIREF) train experiment=embedded/reward_model \
+	  data=toy_preferences policy.path=toy:instruct algorithm.minimum_accuracy=0 tracking=off run.dir=runs/rivals/selector
+	OMP_NUM_THREADS=1 $(MULTIREF) sweep sweep=rivals_embedded rivals.selector=runs/rivals/selector/policy \
+	  run.dir=runs/rivals/sweep --workers $(WORKERS)
+	$(MULTIREF) report runs/rivals/sweep --out runs/rivals/report
+	$(call publish_report,runs/rivals/report,$(RIVALS:.csv=))
+	cp runs/rivals/report/figures/rivals.png runs/published/rivals.png
+	$(call update_results,$(RIVALS))
+	$(BIN)/python -c "from pathlib import Path; from multiref_cli.reports.captions import update_captions; \
+	  update_captions(Path('README.md'), Path('$(RESULTS)'))"
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check multiref_cli tests && $(BIN)/ruff format --check multiref_cli tests && $(BIN)/mypy multiref_cli

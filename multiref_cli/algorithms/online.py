@@ -118,6 +118,8 @@ class Online:
         number, inner = divmod(step, self.settings.inner_iterations)
         window, times = self.window, {"time/rollout": 0.0, "time/score": 0.0}
         if window is None or window.number != number:
+            if self.parts.references is not None:
+                self.parts.references.moving.follow(step, self.parts.model)
             window, times = self._collect(number)
         length = self.settings.max_length_constant or self.experiment.rollout.max_new_tokens
         taught = self._taught(window)
@@ -175,16 +177,20 @@ class Online:
         return reduce(values, mask, self.settings.loss_reduction, micro.step), averages
 
     def state_dict(self) -> dict[str, Any]:
-        """The window in use: rollouts, scores, old log-probs; every process asks for it."""
+        """The window in use (rollouts, scores, old log-probs) and references that move; every process asks for it."""
         if self.window is not None:
             own = [(places, self.window.old_logps[places]) for places, *_ in self.parallel.share(self._packs)]
             for places, logps in self.parallel.woven(own):
                 self.window.old_logps[places] = logps
-        return {"window": None if self.window is None else self.window.state_dict()}
+        references = self.parts.references
+        moved = references.moving.state_dict() if references is not None else {}
+        return {"window": None if self.window is None else self.window.state_dict(), "references": moved}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes the window back, so that a resume inside it goes on with the same rollouts."""
         self.window = None if state["window"] is None else Window.of(state["window"])
+        if self.parts.references is not None:
+            self.parts.references.moving.load_state_dict(state.get("references", {}))
         if self.window is not None:
             self._packs = self._passes(self.window.rows, self.window.completions)
 

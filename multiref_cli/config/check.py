@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from multiref_cli.config.algorithms import DistillSettings, DpoSettings, OnlineSettings, UntrainedSettings
 from multiref_cli.config.merges import check_merge, members
@@ -43,6 +43,7 @@ def check(experiment: "Experiment") -> None:
     if experiment.algorithm.regularized:
         _check_references(experiment)
         _check_regularizer(experiment)
+        _check_moves(experiment)
     if isinstance(experiment.algorithm, DpoSettings):
         _check_preferences(experiment.algorithm, experiment.beta)
     if isinstance(experiment.algorithm, OnlineSettings):
@@ -311,6 +312,31 @@ def check_orders(r: Regularizer) -> None:
     for term in r.terms:
         problem = term.problem()
         _require(problem is None, f"regularizer.terms: {problem}")
+
+
+def _check_moves(experiment: "Experiment") -> None:
+    """References that move are asked as the policy trains; what is stored of one is of a model that stands still."""
+    for one in experiment.references:
+        update = one.update
+        if update is None:
+            continue
+        name = f"reference {one.name}: update"
+        _require(
+            (update.reset is None) != (update.ema is None) and (update.every is None or update.ema is not None),
+            f"{name} is {{reset: STEPS}}, or {{ema: SHARE, every: STEPS}}",
+        )
+        _require(
+            experiment.algorithm.online and not experiment.reads_samples,
+            f"{name} moves it while the policy trains, and algorithm={experiment.algorithm.name} "
+            f"{'trains nothing' if not experiment.algorithm.trains else 'reads what is stored, computed once'}: use "
+            "an online algorithm whose penalty is on the policy's own responses, or leave update out",
+        )
+        inner = cast(OnlineSettings, experiment.algorithm).inner_iterations
+        _require(
+            update.period % inner == 0,
+            f"{name} every {update.period} steps falls between the {inner} steps on one generation "
+            f"(algorithm.inner_iterations): give a multiple of {inner}",
+        )
 
 
 def _check_terms(experiment: "Experiment") -> None:

@@ -45,6 +45,12 @@ def objective(experiment: Experiment) -> str:
 def deviations(experiment: Experiment) -> list[str]:
     """Settings beside the penalty that move a run away from `objective`, a sentence each."""
     settings, found = experiment.algorithm, list[str]()
+    moving = [one.name for one in experiment.active_references if one.update is not None and one.update.kept < 1]
+    if moving:
+        found.append(
+            f"{', '.join(moving)} moves with the policy: the objective is another one after every move, and the "
+            "distance at the end is to where the reference began"
+        )
     if not isinstance(settings, OnlineSettings):
         return found
     if experiment.in_loss and settings.rewarded and settings.advantage_scale != "none":

@@ -55,8 +55,29 @@ class Model:
 
 
 @dataclass(frozen=True)
+class Update:
+    """How a reference moves: `reset`, it becomes the policy every so many optimizer steps; or `ema`, it becomes
+    ema * itself + (1 - ema) * the policy every `every` steps."""
+
+    reset: Optional[int] = number(COUNT, None)
+    ema: Optional[float] = number("[0, 1]", None)
+    every: Optional[int] = number(COUNT, None)
+
+    @property
+    def period(self) -> int:
+        """Optimizer steps between two moves."""
+        return self.reset or self.every or 1
+
+    @property
+    def kept(self) -> float:
+        """Share of itself that a reference keeps at a move; 1 never moves."""
+        return 0.0 if self.ema is None else self.ema
+
+
+@dataclass(frozen=True)
 class ReferenceSpec(Model):
     name: str = MISSING
+    update: Optional[Update] = None
 
 
 @dataclass(frozen=True)
@@ -573,7 +594,7 @@ class Experiment:
 
 
 # Keys of a model that count where they are given: configs from before there were such models keep their hashes.
-_GIVEN = ("kind", "models", "weights", "base")
+_GIVEN = ("kind", "models", "weights", "base", "update")
 
 
 def _without_idle(value: Any) -> Any:

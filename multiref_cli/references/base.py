@@ -9,7 +9,7 @@ from torch import Tensor
 from multiref_cli.config import schema
 from multiref_cli.data.template import Rendering
 from multiref_cli.models.packing import Packed
-from multiref_cli.references.adapters import shared_openers
+from multiref_cli.references.adapters import Opener, shared_openers
 from multiref_cli.references.local import LocalReference
 from multiref_cli.rollouts.engine import Completion, Sampling
 from multiref_cli.types import Device
@@ -77,5 +77,9 @@ def references_of(
             merged into its base.
         rendering: what their chat templates are told.
     """
-    openers = shared_openers(specs, device, dtype) if together else [None] * len(specs)
+    openers: list[Opener | None] = [None] * len(specs)
+    if together:  # one that moves has weights of its own
+        still = [index for index, spec in enumerate(specs) if spec.update is None]
+        for index, opener in zip(still, shared_openers([specs[index] for index in still], device, dtype)):
+            openers[index] = opener
     return [LocalReference(spec, device, dtype, opener, rendering) for spec, opener in zip(specs, openers)]

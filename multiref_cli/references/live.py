@@ -1,4 +1,4 @@
-"""Frozen references beside a policy in training: K of them scored back to back on the same rollouts."""
+"""References beside a policy in training: K of them scored back to back on the same rollouts."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -15,6 +15,7 @@ from multiref_cli.models.packing import Packed, pack
 from multiref_cli.objectives.aggregate import masked_sum
 from multiref_cli.objectives.mixing import log_mixed
 from multiref_cli.references.base import Reference
+from multiref_cli.references.moving import Moving
 from multiref_cli.references.tokens import response_ids
 from multiref_cli.rewards.sample import Sample
 from multiref_cli.types import Tokenizer
@@ -88,6 +89,7 @@ class LiveReferences:
         self.penalty = experiment.penalty
         self.temperature = experiment.rollout.temperature
         self.members, self.foreign = list(members), list(foreign)
+        self.moving = Moving(members)
         policy_device = torch.device(experiment.hardware.device_name)
         own_device = torch.device(experiment.hardware.reference_device or policy_device)
         self.visiting = own_device.type == "cpu" and policy_device.type != "cpu"

@@ -17,6 +17,7 @@ from multiref_cli.reports.worlds import read_claims
 
 VERDICTS = "verdicts.csv"
 WORLDS, ESTIMATORS = "runs/published/worlds.csv", "runs/published/estimators.csv"
+RIVALS = "runs/published/rivals.csv"
 # What the online job is judged by.
 SCORE = "toy_verifier"
 COLUMNS = ("job", "metric", "kind", "over_alpha", "first", "second", "difference", "low", "high", "p", "verdict")
@@ -93,6 +94,34 @@ def estimators(rows: Sequence[Row], found: Sequence[Judged], metric: str) -> str
     return f"At the same β, {levels(own, metric)}{far} {judged(found, metric)}"
 
 
+def rivals(rows: Sequence[Row], found: Sequence[Judged]) -> str:
+    """Of every job where its mix ranks on the first score, and what of all else is told apart from it."""
+    parts, chosen = [], False
+    for job in dict.fromkeys(one.job for one in found if one.kind == "rival"):
+        own = [one for one in found if one.job == job and one.kind == "rival"]
+        metric = own[0].metric
+        for mix in dict.fromkeys(one.first for one in own):
+            pairs = [one for one in own if one.first == mix and one.metric == metric]
+            above = sum(one.difference < 0 for one in pairs)
+            groups = {word: [one.second for one in pairs if one.verdict == word] for word in ("below", "above")}
+            rest = [one.second for one in pairs if one.verdict not in groups]
+            value = next(
+                (f" ({r.interval.mean:.3g})" for r in rows if (r.job, r.condition, r.metric) == (job, mix, metric)), ""
+            )
+            parts.append(
+                f"{job}, by {heading(metric)}: {mix}{value} is number {above + 1} of {len(pairs) + 1}; significantly "
+                f"above it: {_listed(groups['below'])}; below it: {_listed(groups['above'])}; not told apart: "
+                f"{_listed(rest)}."
+            )
+            chosen = chosen or any("\u2020" in one.second for one in pairs)
+    legend = " \u2020: chosen among the candidates by the score itself, with the solution at hand." if chosen else ""
+    return f"One mix against its rivals, on the same prompts. {' '.join(parts)}{legend}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) or "none"
+
+
 def answers(root: Path) -> str:
     """Does exact reverse KL reach MRPO over worlds, which estimator ends lowest, what does scaling advantages cost."""
     claims = [
@@ -161,6 +190,7 @@ CAPTIONS: dict[str, tuple[str, Callable[[Path], str]]] = {
     "estimators": (ESTIMATORS, _of_job(SCORE, estimators)),
     "mixed": ("runs/published/mixed.csv", _mixed),
     "answers": (ESTIMATORS, lambda path: answers(path.parents[2])),
+    "rivals": (RIVALS, lambda path: rivals(read_rows(path), read_verdicts(path.with_suffix(f".{VERDICTS}")))),
     "laboratory": ("runs/published/sample-complexity.json", _laboratory),
 }
 

@@ -19,6 +19,7 @@ from multiref_cli.models.inspect import (
     output_ids,
     position_limit,
 )
+from multiref_cli.models.merge import check_alike
 from multiref_cli.rewards.combine import lack_of
 from multiref_cli.rewards.sample import Sample
 from multiref_cli.types import Tokenizer
@@ -52,11 +53,21 @@ def check_models(experiment: Experiment) -> None:
         check_lora_targets(policy)
     for reference in _opened(experiment):
         check_language_model(reference, f"reference {reference.name}")
+        if reference.update is not None and policy.new is None:
+            _check_follows(policy, reference)
     selector = getattr(experiment.algorithm, "selector", None)
     if selector is not None:
         check_reward_model(Model(path=selector), "algorithm.selector")
     if scorer is not None and experiment.algorithm.writes and experiment.evaluation.prompts > 0:
         check_reward_model(scorer, "evaluation.scorer.path")
+
+
+def _check_follows(policy: Policy, reference: ReferenceSpec) -> None:
+    """Refuse a reference that moves and whose weights are not of the policy's shape."""
+    try:
+        check_alike([Model(path=policy.path, revision=policy.revision), reference])
+    except RequestError as error:
+        raise RequestError(f"reference {reference.name} cannot follow the policy (update): {error}") from error
 
 
 def _opened(experiment: Experiment) -> list[ReferenceSpec]:
