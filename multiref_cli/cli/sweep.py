@@ -8,7 +8,7 @@ from pathlib import Path
 from multiref_cli.cli import display
 from multiref_cli.cli.choosing import Chooser
 from multiref_cli.errors import RequestError, RunError
-from multiref_cli.sweeps.estimate import measured
+from multiref_cli.sweeps.estimate import MAKING, measured
 from multiref_cli.sweeps.ledger import Ledger
 from multiref_cli.sweeps.plan import Plan, make_plan
 from multiref_cli.sweeps.request import Request, key_of, parse_request
@@ -165,7 +165,7 @@ def _time_left(plan: Plan, ledger: Ledger, now: Snapshot, workers: int) -> str:
 def _show_cost(plan: Plan, workers: int) -> None:
     """Print one point as `train --dry-run` does, and what the whole sweep takes, counted."""
     from multiref_cli.runs.forecast import forecast, memory_text
-    from multiref_cli.sweeps.estimate import MAKING, counted
+    from multiref_cli.sweeps.cost import counted
 
     found = forecast(plan.points[0].experiment)
     display.table(f"one point: {plan.points[0].name}", ["what", "value"], found.rows)
@@ -173,6 +173,16 @@ def _show_cost(plan: Plan, workers: int) -> None:
     if needs is None:
         display.line("the sweep's time and memory can be counted once its models and data are on this machine")
         return
+    kinds = [
+        [
+            kind.title,
+            str(kind.points),
+            duration(kind.cost.training + kind.cost.evaluation),
+            memory_text(kind.cost.total),
+        ]
+        for kind in needs.kinds
+    ]
+    display.table("points that take the same, each, on this machine", ["what", "points", "time", "memory"], kinds)
     making = f"{needs.worlds} x about {duration(MAKING)} of one core, once per machine"
     rows = [
         *([["embedded worlds to be made first", making]] if needs.worlds else []),
@@ -181,6 +191,22 @@ def _show_cost(plan: Plan, workers: int) -> None:
         ["memory", f"{workers} x {memory_text(needs.memory)}, {'with' if needs.whole else 'without'} activations"],
     ]
     display.table("the whole sweep, counted: an order of magnitude", ["what", "value"], rows)
+    if needs.cards:
+        cards = [
+            [
+                one.name,
+                f"{len(plan.points) - one.lacking} of {len(plan.points)}",
+                f"{one.seconds / 3600:.1f}",
+                memory_text(one.memory),
+                " ".join(one.overrides),
+            ]
+            for one in needs.cards
+        ]
+        display.table(
+            "the whole sweep on one device",
+            ["device", "points that fit", "hours", "memory", "points made smaller by"],
+            cards,
+        )
 
 
 def _finish(ledger: Ledger, snapshot: Snapshot) -> None:

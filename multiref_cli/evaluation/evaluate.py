@@ -31,7 +31,7 @@ Scorer = Callable[[list[Sample]], list[float]]
 # The scorer that is a Bradley-Terry model: a difference of two of its scores is a log odds.
 REWARD_MODEL = "reward_model"
 # References that stay in memory during an evaluation; of more, one at a time, where their mean allows it.
-_RESIDENT = 2
+RESIDENT = 2
 
 
 @dataclass
@@ -196,7 +196,7 @@ class Evaluator:
                 progress.advance(f"evaluate: kl/{reference.name}", 0, len(sequences))
                 foreign = self.foreign.get(reference.name)
                 tokens[reference.name] = self._tokens(reference.model, sequences, foreign)
-                if len(self.references) > _RESIDENT:
+                if len(self.references) > RESIDENT:
                     reference.release()
         sums = torch.stack([_sums(tokens[reference.name]) for reference in self.references])
         own = own + self.nats_above

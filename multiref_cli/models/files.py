@@ -62,6 +62,20 @@ def resolve(path: str, revision: str | None = None, weights: bool = True, code: 
         ) from error
 
 
+def cached(path: str, revision: str | None = None) -> Path | None:
+    """The folder of a Hub model's whole copy on this machine, without asking the Hub; None where there is none."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(path, revision=revision, local_files_only=True))
+    except (OSError, ValueError):
+        return None
+    index = folder / "model.safetensors.index.json"
+    named = set(_read_config(index).get("weight_map", {}).values()) if index.is_file() else set()
+    whole = weights_problem(folder) is None and all((folder / name).is_file() for name in named)
+    return folder if whole else None
+
+
 def hub_id(path: str) -> bool:
     """Whether a path of a model or of data names a repository of the Hub, owner/name: nothing here is called so."""
     return bool(re.fullmatch(r"\w[\w.-]*/[\w.-]+", path)) and not Path(path).exists()

@@ -4,25 +4,31 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from multiref_cli.algorithms.base import Job, module_of
-from multiref_cli.config.algorithms import UntrainedSettings
 from multiref_cli.config.objective import deviations, objective
 from multiref_cli.config.schema import Experiment
 from multiref_cli.data.chat import completion_mask
 from multiref_cli.data.probe import verdict
 from multiref_cli.data.template import rendering_of
 from multiref_cli.errors import HubUnreachable
-from multiref_cli.models.inspect import text_config
-from multiref_cli.models.load import load_tokenizer, parameter_count
-from multiref_cli.models.precision import parameter_type
-from multiref_cli.runs.memory import activation_bytes, shape_of
+from multiref_cli.models.known import absent
+from multiref_cli.models.load import load_tokenizer
+from multiref_cli.runs.cards import CARDS, here
+from multiref_cli.runs.price import (
+    LARGE,
+    Arrangement,
+    Cost,
+    Rows,
+    Sizes,
+    arrangement,
+    known_rows,
+    opened,
+    price,
+    rows_of,
+    sizes_of,
+)
 from multiref_cli.runs.run import open_job
 from multiref_cli.tracking.progress import Silent, duration
 from multiref_cli.world.worlds import missing
-
-# Floating-point operations per second assumed by the estimate of time: one CPU core, one current GPU.
-_SPEED = {"cpu": 2e10, "cuda": 1.5e14}
-# Operations a parameter and token: a forward pass; a forward and a backward pass.
-_FORWARD, _TRAIN = 2, 6
 
 
 @dataclass
@@ -31,41 +37,6 @@ class Forecast:
 
     rows: list[list[Any]]
     masks: list[tuple[str, list[tuple[str, bool]]]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a run takes, counted in floating-point operations and parameters: rough, for orders of magnitude.
-
-    Attributes:
-        training: seconds of optimizer steps, with rollouts and live references.
-        evaluation: seconds of sampling, scoring and measuring at the end.
-        references: seconds of the passes that fill the reference store, once per machine.
-        memory: bytes of weights, gradients and optimizer state, references included; no activations.
-        activations: bytes that one training pass keeps for its backward pass; None where the policy's config does not
-            say its sizes.
-        tokens: of that pass.
-    """
-
-    training: float
-    evaluation: float
-    references: float
-    memory: float
-    activations: float | None
-    tokens: int
-
-    @property
-    def total(self) -> float:
-        """Bytes in all, of activations as far as they are known."""
-        return self.memory + (self.activations or 0.0)
-
-    @property
-    def said(self) -> str:
-        """Memory as people read it."""
-        if self.activations is None:
-            return f"{memory_text(self.memory)}, without activations"
-        part = f"{memory_text(self.activations)} of it activations of a pass of {self.tokens} tokens"
-        return f"{memory_text(self.total)}, {part}"
 
 
 def forecast(experiment: Experiment) -> Forecast:
@@ -87,6 +58,9 @@ def forecast(experiment: Experiment) -> Forecast:
         rows.append(["made first, once per machine", ", ".join(unmade)])
         rows.append(["rows, mask, time, memory", "known once these are made, by the first run"])
         return Forecast(rows)
+    away = [one.path for one in opened(experiment) if absent(one)]
+    if away:
+        return Forecast(rows + _unopened(experiment, list(dict.fromkeys(away))))
     try:
         job = open_job(experiment, Silent(), looking=True)
     except HubUnreachable as error:
@@ -141,79 +115,71 @@ def _reference_rows(job: Job) -> list[list[Any]]:
 
 
 def _estimates(job: Job) -> list[list[Any]]:
-    parameters, found = parameter_count(job.experiment.policy, job.tokenizer), cost(job)
-    if parameters is None or found is None:
-        return []
-    rows = [
-        ["policy", f"{parameters / 1e6:.2f} M parameters"],
-        ["memory", found.said],
+    """What the run takes on this machine's device, counted."""
+    sizes = sizes_of(job.experiment, job)
+    return [] if sizes is None else _priced(job.experiment, sizes, rows_of(job))
+
+
+def _unopened(experiment: Experiment, names: list[str]) -> list[list[Any]]:
+    """Estimates of a run whose models are not on this machine, none of which is fetched."""
+    rows: list[list[Any]] = [["not on this machine, fetched by the run", ", ".join(names)]]
+    sizes, data = sizes_of(experiment), known_rows(experiment)
+    if sizes is None:
+        return [*rows, ["time, memory", "known once these are here: the Hub does not say their sizes now"]]
+    count = sizes.policy + sum(sizes.everyone) + sizes.scorer
+    rows.append(["to fetch, about", memory_text(2.0 * count)])
+    if data is None:
+        return [*rows, ["time, memory", f"known once {experiment.data.path} is here"]]
+    rows.append(["data, as known", f"{data.known}; {data.train} to train on, {data.held_out} held out"])
+    return rows + _priced(experiment, sizes, data)
+
+
+def _priced(experiment: Experiment, sizes: Sizes, rows: Rows) -> list[list[Any]]:
+    card = here(experiment.hardware.device_name)
+    found = price(experiment, sizes, rows, card)
+    said = [
+        ["policy", f"{sizes.policy / 1e6:.2f} M parameters"],
+        ["memory", memory_said(found)],
         ["training time, roughly", duration(found.training)],
     ]
     if found.evaluation:
-        rows.append(["evaluation time, roughly", duration(found.evaluation)])
+        said.append(["evaluation time, roughly", duration(found.evaluation)])
     if found.references:
-        rows.append(["time of reference passes, roughly", duration(found.references)])
-    return rows
+        said.append(["time of reference passes, roughly", duration(found.references)])
+    said.append(["a checkpoint", f"{memory_text(found.checkpoint)}, {experiment.hardware.keep_checkpoints} kept"])
+    return said + [[f"on {name}", text] for name, text in fitted(experiment, sizes, rows)]
 
 
-def cost(job: Job) -> Cost | None:
-    """Estimate what a run takes; None where a model's size is out of reach."""
-    experiment, device = job.experiment, job.device
-    scorer = [] if experiment.evaluation.scorer is None else [experiment.evaluation.scorer]
-    active = experiment.active_references if experiment.penalized else []
-    everyone = experiment.references if experiment.regularized else []
-    sizes: dict[int, int] = {}
-    for model in (experiment.policy, *everyone, *active, *scorer):
-        count = parameter_count(model, job.tokenizer)
-        if count is None:
-            return None
-        sizes[id(model)] = count
-    policy, references = sizes[id(experiment.policy)], sum(sizes[id(one)] for one in active)
-    speed = _SPEED["cuda" if device.startswith("cuda") else "cpu"]
-    each = module_of(experiment).mean_tokens(job)
-    tokens = job.total_steps * experiment.algorithm.batch_size * each
-    training, stored = _TRAIN * policy * tokens, 0.0
-    if experiment.algorithm.online:
-        training += _FORWARD * (policy + references) * tokens
-    if experiment.algorithm.reads_store:
-        stored = _FORWARD * references * (len(job.data.train) + len(job.data.held_out)) * each
-    measured = sum(sizes[id(one)] for one in (*everyone, *scorer))
-    evaluation = _FORWARD * (2 * policy + measured) * _evaluated_tokens(job)
-    if isinstance(experiment.algorithm, UntrainedSettings):
-        drawn_by = sum(sizes[id(one)] for one in active) if experiment.algorithm.sampler == "mixed" else policy
-        evaluation += _FORWARD * drawn_by * (experiment.algorithm.best_of - 1) * _evaluated_tokens(job)
-    trained = 0.02 if experiment.policy.lora else 1.0
-    resident = max(references if experiment.algorithm.online else 0, measured)
-    frozen = 4 if parameter_type(experiment.reference_type) == "float32" else 2
-    base, each_trained = job.precision.bytes_of(adapted=bool(experiment.policy.lora))
-    memory = policy * (base + each_trained * trained) + frozen * resident
-    together = speed * experiment.hardware.processes
-    tokens = int(min(experiment.algorithm.pass_tokens, experiment.algorithm.batch_size * each))
-    kept = _activations(experiment, tokens)
-    return Cost(training / together, evaluation / together, stored / speed, memory, kept, tokens)
+def fitted(experiment: Experiment, sizes: Sizes, rows: Rows) -> list[tuple[str, str]]:
+    """For this machine's device, and of larger policies for usual cards: whether the run fits, what would make it fit,
+    and its hours."""
+    own = here(experiment.hardware.device_name)
+    cards = dict.fromkeys([own, *(CARDS if sizes.policy >= LARGE else ())])
+    return [(card.name, _fit(arrangement(experiment, sizes, rows, card))) for card in cards]
 
 
-def _activations(experiment: Experiment, tokens: int) -> float | None:
-    policy = experiment.policy
-    shape = shape_of(policy.new if policy.new is not None else text_config(policy))
-    if shape is None:
-        return None
-    return activation_bytes(shape, tokens, experiment.precision != "float32", policy.gradient_checkpointing)
+def _fit(found: Arrangement) -> str:
+    time = duration(found.cost.training + found.cost.evaluation)
+    if not found.fits:
+        return f"does not fit ({memory_text(found.cost.total)}): a smaller policy, policy=lora, or a larger device"
+    how = f"fits with {' '.join(found.overrides)}" if found.overrides else "fits"
+    return f"{how}, {memory_text(found.cost.total)}, {time}"
+
+
+def memory_said(cost: Cost) -> str:
+    """Memory as people read it."""
+    if cost.activations is None:
+        return f"{memory_text(cost.total)}, without activations"
+    return (
+        f"{memory_text(cost.total)} at most: {memory_text(cost.memory)} of weights and optimizer, "
+        f"{memory_text(cost.activations)} for a pass of {cost.tokens} tokens, "
+        f"{memory_text(cost.measuring)} in the evaluation"
+    )
 
 
 def memory_text(count: float) -> str:
     """Bytes as people read them."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
-
-
-def _evaluated_tokens(job: Job) -> float:
-    """Tokens of all evaluated responses with their prompts, taking every response for as long as allowed."""
-    settings = job.experiment.evaluation
-    rows = getattr(job.data, settings.split)[:200]
-    if not rows:
-        return 0.0
-    prompt = sum(len(getattr(row, "ids", None) or row.prompt) for row in rows) / len(rows)
-    return settings.prompts * settings.samples_per_prompt * (prompt + settings.max_new_tokens)
 
 
 def _masks(job: Job) -> list[tuple[str, list[tuple[str, bool]]]]:

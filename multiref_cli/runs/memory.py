@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from multiref_cli.models.logprobs import ENTROPY_COPIES, LIVE_ELEMENTS
+
 # Numbers kept for a token and layer: of width intermediate_size (gate, up, its activation, their product), of width
 # hidden_size (norms, residuals, query, attention, output), and of the keys and values. Counted on Qwen2 with prompts
 # shared, in float32; plain rows keep two hidden_size less.
@@ -48,3 +50,13 @@ def activation_bytes(shape: Shape, tokens: int, half: bool, checkpointed: bool) 
     if not checkpointed:
         return shape.layers * layer
     return shape.layers * tokens * shape.hidden * (2 if half else 4) + layer
+
+
+def cache_bytes(shape: Shape, tokens: float, half: bool) -> float:
+    """Bytes of the keys and values of so many tokens while responses are sampled."""
+    return 2 * shape.layers * shape.keys * tokens * (2 if half else 4)
+
+
+def head_bytes(gpu: bool, tokens: int, vocabulary: int) -> float:
+    """Bytes over the vocabulary that the output head has alive at once, of a pass of so many tokens at most."""
+    return 4.0 * min(LIVE_ELEMENTS["cuda" if gpu else "cpu"], tokens * vocabulary * ENTROPY_COPIES)

@@ -8,7 +8,7 @@ from multiref_cli.config.canonical import canonical
 from multiref_cli.config.compose import compose
 from multiref_cli.config.folders import options
 from multiref_cli.errors import RequestError
-from multiref_cli.sweeps.estimate import counted
+from multiref_cli.sweeps.cost import counted
 from multiref_cli.sweeps.plan import make_plan
 from multiref_cli.sweeps.request import parse_request
 

@@ -1,0 +1,363 @@
+"""What a run takes, in time and memory, counted from sizes alone: of what is on this machine, or of what is known."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from multiref_cli.algorithms.base import Job, module_of
+from multiref_cli.config.algorithms import OnlineSettings, UntrainedSettings
+from multiref_cli.config.schema import Estimator, Experiment, Level, Model
+from multiref_cli.evaluation.evaluate import RESIDENT
+from multiref_cli.models.inspect import text_config
+from multiref_cli.models.known import absent, known_config, remote_parameters
+from multiref_cli.models.load import parameter_count
+from multiref_cli.models.precision import Precision, parameter_type
+from multiref_cli.runs.cards import Card
+from multiref_cli.runs.memory import Shape, activation_bytes, cache_bytes, head_bytes, shape_of
+
+# Operations a parameter and token: forward; forward and backward; the same with a frozen base, whose weights get no
+# gradient; the forward pass that gradient checkpointing repeats.
+FORWARD, TRAIN, TRAIN_ADAPTER, AGAIN = 2, 6, 4, 2
+# Share of a matrix product's speed that a whole pass reaches (tests/bench/trial_forecast.py measures it on a CPU).
+USE = 0.4
+# Runs of smaller policies are not priced on the cards of others.
+LARGE = 1e8
+# Seconds that a GPU takes to start one operation, and operations of a layer in a decoding step.
+_LAUNCH, _OPERATIONS = 5e-6, 38
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Of a data set: usable rows in training and held out, mean tokens of a prompt and of what is learned from a row.
+
+    Attributes:
+        train: training rows.
+        held_out: held-out rows.
+        prompt: tokens of a prompt.
+        row: tokens of a training row with all its responses, as its algorithm lays it out.
+        known: where the numbers are from, when the data are not on this machine.
+    """
+
+    train: int
+    held_out: int
+    prompt: float
+    row: float
+    known: str = ""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a Hub data set: rows, those of a held-out split of its own, mean tokens in Qwen2.5's tokenizer.
+
+    Attributes:
+        share: of the rows that are usable at `limit` tokens of a prompt.
+        responses: tokens of both responses of a pair, or of a demonstration.
+    """
+
+    train: int
+    held_out: int
+    prompt: float
+    responses: float
+    share: float
+    limit: int
+
+
+# Means of a sample of 1,200 rows of UltraFeedback, and of all of GSM8K.
+DATA = {
+    "trl-lib/ultrafeedback_binarized": Known(62_135, 0, 143.0, 513.0, 0.925, 512),
+    "openai/gsm8k": Known(7_473, 1_319, 109.0, 122.0, 1.0, 512),
+}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Parameters of the models that a run opens, and the shape of its policy where the config says it."""
+
+    policy: int
+    active: tuple[int, ...]
+    everyone: tuple[int, ...]
+    scorer: int
+    shape: Shape | None
+    vocabulary: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run takes, counted: rough, for orders of magnitude.
+
+    Attributes:
+        training: seconds of optimizer steps, with rollouts and live references.
+        evaluation: seconds of sampling, scoring and measuring at the end.
+        references: seconds of the passes that fill the reference store, once per machine.
+        memory: bytes of weights, gradients and optimizer state, live references included; no activations.
+        activations: bytes that one training pass keeps for its backward pass; None where nothing is trained, or the
+            policy's config does not say its sizes.
+        tokens: of that pass.
+        rollout: bytes of keys and values while responses are sampled for training.
+        measuring: bytes of the evaluation's models at its peak.
+        checkpoint: bytes of one checkpoint on disk.
+    """
+
+    training: float
+    evaluation: float
+    references: float
+    memory: float
+    activations: float | None
+    tokens: int
+    rollout: float = 0.0
+    measuring: float = 0.0
+    checkpoint: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """Bytes at the peak, of activations as far as they are known."""
+        return max(self.memory + max(self.activations or 0.0, self.rollout), self.measuring)
+
+
+def opened(experiment: Experiment) -> list[Model]:
+    """The models that a run opens: policy, references, scorer."""
+    scorer = experiment.evaluation.scorer
+    references = experiment.references if experiment.regularized else []
+    return [experiment.policy, *references, *([] if scorer is None else [scorer])]
+
+
+def sizes_of(experiment: Experiment, job: Job | None = None) -> Sizes | None:
+    """Sizes of an experiment's models; None where one of them is out of reach.
+
+    Args:
+        experiment: with local folders in place of `toy:` names.
+        job: gives a new model its vocabulary; None where models are not on this machine.
+    """
+    scorer = experiment.evaluation.scorer
+    active = experiment.active_references if experiment.penalized else []
+    everyone = experiment.references if experiment.regularized else []
+    found: dict[int, int] = {}
+    for model in [*opened(experiment), *active]:
+        count = _parameters(model, job)
+        if count is None:
+            return None
+        found[id(model)] = count
+    policy = experiment.policy
+    config = policy.new or known_config(policy) or ({} if absent(policy) else text_config(policy))
+    return Sizes(
+        policy=found[id(policy)],
+        active=tuple(found[id(one)] for one in active),
+        everyone=tuple(found[id(one)] for one in everyone),
+        scorer=0 if scorer is None else found[id(scorer)],
+        shape=shape_of(config),
+        vocabulary=job.vocabulary if job is not None else int(config.get("vocab_size", 0)),
+    )
+
+
+def _parameters(model: Model, job: Job | None) -> int | None:
+    if absent(model):
+        return remote_parameters(model)
+    return None if job is None else parameter_count(model, job.tokenizer)
+
+
+def rows_of(job: Job) -> Rows:
+    """Counts of the rows that are on this machine."""
+    some = getattr(job.data, job.experiment.evaluation.split, job.data.train)[:200] or job.data.train[:200]
+    prompt = sum(len(getattr(row, "ids", None) or row.prompt) for row in some) / max(1, len(some))
+    return Rows(len(job.data.train), len(job.data.held_out), prompt, module_of(job.experiment).mean_tokens(job))
+
+
+def known_rows(experiment: Experiment) -> Rows | None:
+    """Counts of a data set that is in the table; None of any other."""
+    data, settings = experiment.data, experiment.algorithm
+    found = DATA.get(data.path or "")
+    if found is None:
+        return None
+    usable = found.share if data.max_prompt_tokens == found.limit else 1.0
+    rows = min(found.train, data.max_rows or found.train) * usable
+    out = found.held_out if data.held_out_split else rows * data.held_out
+    prompts = 2 if settings.measures_pairs else 1
+    responses = min(found.responses, 2 * data.max_completion_tokens)
+    if settings.online:
+        responses = experiment.rollout.group_size * experiment.rollout.max_new_tokens
+    train = int(rows if data.held_out_split else rows - out)
+    where = f"{data.path} has {found.train} training rows of {found.prompt:.0f} tokens a prompt"
+    return Rows(train, int(out), found.prompt, prompts * found.prompt + responses, where)
+
+
+def total_steps(experiment: Experiment, rows: Rows) -> int:
+    """Optimizer steps of a run."""
+    if not experiment.algorithm.trains:
+        return 0
+    if experiment.steps is not None:
+        return experiment.steps
+    return max(1, -int(-(experiment.epochs or 1) * -(-rows.train // experiment.algorithm.batch_size) // 1))
+
+
+def price(experiment: Experiment, sizes: Sizes, rows: Rows, card: Card) -> Cost:
+    """Count what a run takes on a device.
+
+    Args:
+        experiment: what is run.
+        sizes: of its models.
+        rows: of its data.
+        card: each of `hardware.processes` processes has one.
+    """
+    policy, settings = experiment.policy, experiment.algorithm
+    precision, speed = Precision(experiment.precision), USE * card.operations * experiment.hardware.processes
+    steps = total_steps(experiment, rows)
+    tokens = steps * settings.batch_size * rows.row
+    each = TRAIN_ADAPTER if policy.lora else TRAIN
+    each += AGAIN if policy.gradient_checkpointing else 0
+    training, stored = each * sizes.policy * tokens / speed, 0.0
+    if settings.online:
+        training += FORWARD * sum(sizes.active) * tokens / speed + _sampling(experiment, sizes, steps, card)
+    if settings.reads_store:
+        stored = FORWARD * sum(sizes.active) * (rows.train + rows.held_out) * rows.row / speed
+    base, added = precision.bytes_of(adapted=bool(policy.lora))
+    share = adapter_share(experiment, sizes) if policy.lora else 1.0
+    trained = sizes.policy * (share if settings.trains else 0.0)
+    live = _live_bytes(experiment, sizes) if settings.online and experiment.penalized else 0.0
+    passed = int(min(settings.pass_tokens, settings.batch_size * rows.row))
+    half = experiment.precision != "float32"
+    kept = None
+    if sizes.shape is not None and settings.trains:
+        kept = activation_bytes(sizes.shape, passed, half, policy.gradient_checkpointing)
+        kept += head_bytes(card.gpu, passed, sizes.vocabulary) + 4 * passed * sizes.shape.hidden
+    sequences = settings.batch_size * experiment.rollout.group_size
+    together = min(experiment.rollout.batch_size, sequences)
+    length = rows.prompt + experiment.rollout.max_new_tokens
+    return Cost(
+        training=training,
+        evaluation=_evaluation(experiment, sizes, rows, card),
+        references=stored,
+        memory=sizes.policy * base + trained * added + live,
+        activations=kept,
+        tokens=passed,
+        rollout=cache_bytes(sizes.shape, together * length, half) if settings.online and sizes.shape else 0.0,
+        measuring=_measuring_bytes(experiment, sizes, base),
+        checkpoint=trained * (8 + (4 if precision.masters else base)),
+    )
+
+
+def adapter_share(experiment: Experiment, sizes: Sizes) -> float:
+    """Parameters of a LoRA adapter over those of its base, all linear maps of every layer taken."""
+    lora, shape = experiment.policy.lora, sizes.shape
+    if lora is None or shape is None:
+        return 0.02
+    maps = [(shape.hidden, shape.hidden)] * 2 + [(shape.hidden, shape.keys)] * 2
+    maps += [(shape.hidden, shape.intermediate)] * 3
+    if not isinstance(lora.target_modules, str):
+        maps = maps[: len(list(lora.target_modules))]
+    return shape.layers * lora.rank * sum(a + b for a, b in maps) / sizes.policy
+
+
+def _frozen_bytes(experiment: Experiment, models: Sequence[Model], sizes: Sequence[int]) -> list[float]:
+    """Bytes of some frozen models, each of its own type."""
+    types = [one.dtype or experiment.reference_type for one in models]
+    return [size * (4 if parameter_type(kind) == "float32" else 2) for size, kind in zip(sizes, types)]
+
+
+def _live_bytes(experiment: Experiment, sizes: Sizes) -> float:
+    """Of the references beside the policy: all on its device, or the largest of those that visit it."""
+    place = experiment.hardware.reference_device
+    each = _frozen_bytes(experiment, experiment.active_references, sizes.active)
+    if place is None or place == experiment.hardware.device_name:
+        return sum(each)
+    return max(each, default=0.0) if place.startswith("cpu") else 0.0
+
+
+def _measuring_bytes(experiment: Experiment, sizes: Sizes, base: float) -> float:
+    """The evaluation has policy and references at once, then the scorer alone beside the policy."""
+    scorer = experiment.evaluation.scorer
+    if not experiment.evaluation.prompts or not experiment.algorithm.writes:
+        return 0.0
+    each = _frozen_bytes(experiment, experiment.references, sizes.everyone)
+    together = len(each) <= RESIDENT or (experiment.regularized and experiment.penalty.level is Level.token)
+    references = sum(each) if together else max(each, default=0.0)
+    scoring = sum(_frozen_bytes(experiment, [scorer], [sizes.scorer])) if scorer is not None else 0.0
+    return sizes.policy * base + max(references, scoring)
+
+
+def _sampling(experiment: Experiment, sizes: Sizes, steps: int, card: Card) -> float:
+    """Seconds of all rollouts of a run."""
+    settings, rollout = experiment.algorithm, experiment.rollout
+    inner = settings.inner_iterations if isinstance(settings, OnlineSettings) else 1
+    each = settings.batch_size * rollout.group_size / experiment.hardware.processes
+    half = experiment.precision != "float32"
+    return (
+        -(-steps // inner)
+        * decoding(sizes.policy, sizes.shape, each, rollout.batch_size, card, half)
+        * (rollout.max_new_tokens)
+    )
+
+
+def decoding(parameters: int, shape: Shape | None, rows: float, batch: int, card: Card, half: bool) -> float:
+    """Seconds in which each of some rows gets one more token: weights are read once a batch, operations launched."""
+    batches, together = max(1.0, rows / batch), min(rows, batch)
+    read = parameters * (2 if half else 4) / card.bandwidth
+    launched = _LAUNCH * _OPERATIONS * (shape.layers if shape else 24) if card.gpu else 0.0
+    return batches * (max(read, launched) + FORWARD * parameters * together / (USE * card.operations))
+
+
+def _evaluation(experiment: Experiment, sizes: Sizes, rows: Rows, card: Card) -> float:
+    """Seconds of sampling held-out prompts, scoring and measuring them; every response as long as it may be."""
+    settings, speed = experiment.evaluation, USE * card.operations * experiment.hardware.processes
+    prompts = min(settings.prompts, rows.held_out if settings.split == "held_out" else rows.train)
+    if not prompts or not experiment.algorithm.writes:
+        return 0.0
+    sequences = prompts * settings.samples_per_prompt
+    each, half = sequences / experiment.hardware.processes, experiment.precision != "float32"
+    sampled = decoding(sizes.policy, sizes.shape, each, settings.batch_size, card, half) * settings.max_new_tokens
+    tokens = sequences * (rows.prompt + settings.max_new_tokens)
+    scored = FORWARD * (2 * sizes.policy + sum(sizes.everyone) + sizes.scorer) * tokens / speed
+    untrained = experiment.algorithm
+    if isinstance(untrained, UntrainedSettings):
+        drawn_by = sum(sizes.active) if untrained.sampler == "mixed" else sizes.policy
+        scored += FORWARD * drawn_by * (untrained.best_of - 1) * tokens / speed
+    return sampled + scored
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """How a run fits a device: overrides that make it smaller, what it then takes, whether that is enough."""
+
+    overrides: tuple[str, ...]
+    cost: Cost
+    fits: bool
+
+
+def arrangement(experiment: Experiment, sizes: Sizes, rows: Rows, card: Card) -> Arrangement:
+    """The least change with which a run fits a device, by memory counted with a tenth to spare.
+
+    In this order: passes of fewer tokens, references that visit the device one at a time where the estimator lets them,
+    gradient checkpointing, a float32 copy of bfloat16 parameters. What offline runs store takes no memory in training.
+    """
+    if card.gpu and not experiment.hardware.device_name.startswith("cuda"):
+        experiment = replace(experiment, hardware=replace(experiment.hardware, device="cuda", reference_device=None))
+    tried: list[tuple[str, ...]] = [()]
+    tokens = experiment.algorithm.pass_tokens
+    shorter = [f"algorithm.micro_tokens={size}" for size in (tokens // 2, tokens // 4) if size >= 1024]
+    checkpointed = "policy.gradient_checkpointing=true"
+    tried += [(one,) for one in shorter]
+    extra: list[tuple[str, ...]] = [(checkpointed,), (*shorter[:1], checkpointed)]
+    if may_visit(experiment) and card.gpu:
+        visiting = "hardware.reference_device=cpu"
+        tried += [(visiting,), *[(one, visiting) for one in shorter[:1]]]
+        extra += [(visiting, checkpointed), (*shorter[:1], visiting, checkpointed)]
+    if experiment.precision == "bf16_mixed" and not experiment.policy.lora:
+        extra += [(*one, "hardware.precision=bf16_master") for one in extra]
+    for overrides in (*tried, *extra):
+        cost = price(_with(experiment, overrides), sizes, rows, card)
+        if cost.total <= 0.9 * card.memory:
+            return Arrangement(overrides, cost, True)
+    return Arrangement((), price(experiment, sizes, rows, card), False)
+
+
+def may_visit(experiment: Experiment) -> bool:
+    """Whether references may wait in main memory: not where they are mixed, or compared, at every token."""
+    live = experiment.algorithm.online and experiment.penalized and not experiment.reads_samples
+    return live and experiment.estimator is not Estimator.exact and experiment.penalty.level is not Level.token
+
+
+def _with(experiment: Experiment, overrides: tuple[str, ...]) -> Experiment:
+    for override in overrides:
+        key, _, value = override.partition("=")
+        group, name = key.split(".")
+        given = int(value) if value.isdigit() else value == "true" if value in ("true", "false") else value
+        experiment = replace(experiment, **{group: replace(getattr(experiment, group), **{name: given})})
+    return experiment

@@ -1,0 +1,121 @@
+"""What a run takes, beside hand arithmetic, and priced for models that are not on this machine."""
+
+import socket
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from multiref_cli.config.compose import compose
+from multiref_cli.config.schema import Model
+from multiref_cli.models.known import CONFIGS, counted, remote_parameters
+from multiref_cli.runs.cards import CARDS, here
+from multiref_cli.runs.forecast import forecast
+from multiref_cli.runs.price import USE, Rows, arrangement, known_rows, price, sizes_of, total_steps
+
+H100 = next(card for card in CARDS if card.name.startswith("H100"))
+SMALL_CARD = replace(H100, memory=24e9)
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """Whatever asks the network fails the test."""
+
+    def refuse(*_):
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("Qwen/Qwen2.5-0.5B-Instruct", 494_032_768),
+        ("Qwen/Qwen2.5-Math-1.5B-Instruct", 1_543_714_304),
+        ("Qwen/Qwen2.5-7B-Instruct", 7_615_616_512),
+        ("Qwen/Qwen2.5-14B-Instruct", 14_770_033_664),
+        ("Skywork/Skywork-Reward-Llama-3.1-8B-v0.2", 7_504_928_768),
+    ],
+)
+def test_sizes_as_their_makers_state_them(name, parameters):
+    assert remote_parameters(Model(path=name)) == parameters
+
+
+@pytest.mark.parametrize("name", [n for n in CONFIGS if "Instruct" in n and "Math" not in n])
+def test_counting_equals_the_network_itself(name):
+    settings = dict(CONFIGS[name])
+    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+    with torch.device("meta"):
+        network = AutoModelForCausalLM.from_config(config)
+    assert counted(CONFIGS[name]) == sum(parameter.numel() for parameter in network.parameters())
+
+
+def paper(*overrides):
+    return compose(
+        ["experiment=offline_ultrafeedback", "hardware.device=cuda", "hardware.precision=bf16_mixed", *overrides]
+    )
+
+
+def test_an_offline_run_by_hand():
+    """DPO at 0.5B: 16 bytes a parameter, 6 operations a parameter and token, two references in the stored pass."""
+    experiment = paper("steps=100", "evaluation.prompts=0", "hardware.dtype=bfloat16")
+    rows = Rows(train=50_000, held_out=5_000, prompt=143.0, row=800.0)
+    cost = price(experiment, sizes_of(experiment), rows, H100)
+    speed = USE * H100.operations
+    assert cost.memory == 494_032_768 * 16
+    assert cost.training == pytest.approx(6 * 494_032_768 * 100 * 32 * 800 / speed)
+    assert cost.references == pytest.approx(2 * (494_032_768 + 1_543_714_304) * 55_000 * 800 / speed)
+    assert cost.checkpoint == 494_032_768 * 12 and cost.evaluation == 0
+    assert cost.total == cost.memory + cost.activations
+
+
+def test_live_references_count_where_they_are():
+    experiment = compose(["experiment=online_gsm8k", "hardware.device=cuda", "hardware.dtype=bfloat16"])
+    beside = price(experiment, sizes_of(experiment), known_rows(experiment), H100)
+    away = replace(experiment, hardware=replace(experiment.hardware, reference_device="cuda:1"))
+    assert beside.memory - price(away, sizes_of(away), known_rows(away), H100).memory == 2 * (
+        494_032_768 + 1_543_714_304
+    )
+
+
+def test_steps_are_those_of_the_run():
+    rows = Rows(train=1000, held_out=0, prompt=1, row=1)
+    assert total_steps(paper("algorithm.batch_pairs=32"), rows) == 32
+    assert total_steps(paper("epochs=0.5"), rows) == 16 and total_steps(paper("steps=7"), rows) == 7
+
+
+def test_what_does_not_fit_is_made_smaller_in_order():
+    """24 GB: shorter passes are enough at 0.5B; 7B in full fits nothing below the bytes of its optimizer."""
+    found = [
+        arrangement(one := paper(*more), sizes_of(one), known_rows(one), SMALL_CARD)
+        for more in (["evaluation.scorer=null"], ["policy=qwen_7b", "references=qwen_7b_14b", "evaluation.scorer=null"])
+    ]
+    assert found[0].fits and found[0].overrides == ("algorithm.micro_tokens=4096",)
+    assert found[0].cost.total <= 0.9 * SMALL_CARD.memory
+    assert not found[1].fits and found[1].overrides == ()
+
+
+def test_references_visit_only_where_the_estimator_lets_them():
+    one = compose(["experiment=online_gsm8k", "hardware.device=cuda", "policy=qwen_7b_lora", "references=qwen_7b_14b"])
+    card, overrides = replace(H100, memory=70e9), {}
+    for estimator in ("exact", "reward"):
+        own = replace(one, regularizer=replace(one.regularizer, estimator=type(one.estimator)[estimator]))
+        found = arrangement(own, sizes_of(own), known_rows(own), card)
+        overrides[estimator] = found.overrides
+    assert "hardware.reference_device=cpu" not in overrides["exact"]
+    assert "hardware.reference_device=cpu" in overrides["reward"]
+
+
+def test_a_run_of_models_that_are_not_here_is_priced(monkeypatch):
+    """The paper's runs: fetched models are named, and nothing is fetched or asked for."""
+    monkeypatch.setenv("HF_HUB_CACHE", "/nonexistent")
+    rows = dict(forecast(paper()).rows)
+    assert "Qwen/Qwen2.5-1.5B-Instruct" in rows["not on this machine, fetched by the run"]
+    assert rows["policy"] == "494.03 M parameters" and "62135" in rows["data, as known"]
+    assert rows["on H100, 80 GB"].startswith("fits") and "does not fit" not in rows["on H200, 141 GB"]
+
+
+def test_this_machine_is_measured():
+    card = here("cpu")
+    assert card.operations > 1e9 and card.bandwidth > 1e8 and card.memory > 1e9 and not card.gpu
