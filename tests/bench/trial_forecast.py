@@ -45,7 +45,7 @@ print(json.dumps({
 
 
 def another(folder, place):
-    """A model of the same sizes with other weights, so that each reference has a pass of its own; returns its folder."""
+    """A model of the same sizes with other weights, so that each reference has a pass of its own."""
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(folder, place)
