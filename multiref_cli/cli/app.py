@@ -177,6 +177,19 @@ def compare(
     compare((first, second), words or [], file=prompts, page=html, plain=plain)
 
 
+@app.command(context_settings=TOLD)
+def convert(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="YAML or JSON of TRL's DPO or GRPO trainer.")],
+    overrides: Overrides = None,
+    trainer: Annotated[Optional[str], typer.Option(help="dpo or grpo, where the file does not tell.")] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Processes that the file was launched with.")] = 1,
+) -> None:
+    """Print a config of TRL as one command, what differs here, and what has no counterpart."""
+    from multiref_cli.cli.convert import show
+
+    show(file, overrides or [], trainer=trainer, processes=processes)
+
+
 @app.command("runs")
 def list_runs(
     folder: Annotated[
