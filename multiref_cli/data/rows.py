@@ -265,14 +265,21 @@ def _read_folder(folder: Path, split: str, max_rows: int | None) -> Iterable[tup
 
 def _read_hub(path: str, split: str, revision: str | None, max_rows: int | None, name: str | None) -> Iterator[dict]:
     from datasets import load_dataset
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError
 
     try:
         data = load_dataset(path, name=name, split=split, revision=revision)
     except Exception as error:  # datasets raises anything, from connection errors to those of a data set's parser
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+        if isinstance(error.__cause__, GatedRepoError) or "gated" in reason:
+            page = f"{constants.ENDPOINT}/datasets/{path}"
+            raise RequestError(
+                f"data.path={path} is gated: accept its terms at {page} and log in with: hf auth login."
+            ) from error
         kind = HubUnreachable if isinstance(error, ConnectionError) else RequestError
         raise kind(
-            f"data.path={path} is no local file or folder, and the Hub gave no split {split!r} of it: {reason}"
+            f"data.path={path} is no local file or folder, and the Hub gave no split {split!r} of it: {reason}."
         ) from error
     return _each(data, max_rows)
 

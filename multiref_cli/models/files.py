@@ -46,19 +46,29 @@ def resolve(path: str, revision: str | None = None, weights: bool = True, code: 
     if path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise RequestError(f"{path} is not a folder; give a model folder or a Hub id owner/name.")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        HTTPError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     patterns = _SMALL_FILES + (_WEIGHTS if weights else []) + (["*.py"] if code else [])
     try:
         return Path(snapshot_download(path, revision=revision, allow_patterns=patterns))
+    except GatedRepoError as error:
+        raise RequestError(
+            f"{path} is gated: accept its terms at {hub_page(path)} and log in with: hf auth login."
+        ) from error
     except (HFValidationError, RepositoryNotFoundError) as error:
         raise RequestError(f"{path} is neither a folder nor a model on the Hub: check the name (or log in).") from error
     except RevisionNotFoundError as error:
         raise RequestError(f"{path} has no revision {revision} on the Hub: give a branch, tag or commit.") from error
-    except OSError as error:
+    except (OSError, HTTPError) as error:
         raise HubUnreachable(
-            f"{path} is not a folder, not in the local cache, and the Hub cannot be reached ({type(error).__name__}): "
-            "go online once, or give the path of a folder."
+            f"{path} is not a folder, not whole in the local cache, and the Hub cannot be reached or breaks off "
+            f"({type(error).__name__}): go online once and try again, or give the path of a folder."
         ) from error
 
 
@@ -74,6 +84,13 @@ def cached(path: str, revision: str | None = None) -> Path | None:
     named = set(_read_config(index).get("weight_map", {}).values()) if index.is_file() else set()
     whole = weights_problem(folder) is None and all((folder / name).is_file() for name in named)
     return folder if whole else None
+
+
+def hub_page(path: str) -> str:
+    """Where a repository's page is."""
+    from huggingface_hub import constants
+
+    return f"{constants.ENDPOINT}/{path}"
 
 
 def hub_id(path: str) -> bool:
