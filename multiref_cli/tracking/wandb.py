@@ -17,7 +17,9 @@ import yaml
 from multiref_cli.config.schema import Experiment, experiment_of
 from multiref_cli.files import parse_lines, read_json, read_lines
 
-# How long an online run may wait for the server before the mirror is given up; without this it is a minute and a half.
+# How long an online run may wait for the server at its start, and at its end, before the mirror is given up: without
+# this it is a minute and a half at the start, and at the end for as long as a server that hangs likes. In between the
+# server is only told, never waited for.
 _SECONDS = 30
 _SAMPLES = 64
 
@@ -47,6 +49,12 @@ class NoMirror:
 
     def finish(self) -> None:
         """Nothing to do."""
+
+
+def _patience(settings: Any) -> dict[str, Any]:
+    """The settings that end a wait at the end of a run, as far as this version of wandb has them."""
+    wanted = {"finish_timeout": _SECONDS, "finish_timeout_raises": True}
+    return {name: value for name, value in wanted.items() if name in getattr(settings, "model_fields", {})}
 
 
 def _harmless(method: Callable[["Mirror"], None]) -> Callable[["Mirror"], None]:
@@ -133,6 +141,7 @@ class Mirror:
                 x_disable_stats=True,
                 x_save_requirements=False,
                 init_timeout=_SECONDS,
+                **_patience(wandb.Settings),
             ),
         )
         # A resumed run says which step comes next; a new one says 0.
