@@ -279,7 +279,7 @@ def _read_hub(path: str, split: str, revision: str | None, max_rows: int | None,
             ) from error
         kind = HubUnreachable if isinstance(error, ConnectionError) else RequestError
         raise kind(
-            f"data.path={path} is no local file or folder, and the Hub gave no split {split!r} of it: {reason}."
+            f"data.path={path} is no local file or folder, and the Hub gave no split {split!r} of it: {reason}"
         ) from error
     return _each(data, max_rows)
 
