@@ -195,7 +195,9 @@ def _refuse_lost_pair(plain: DictConfig, choices: dict[str, Any]) -> None:
 def _wants_start(found: Experiment, overrides: Sequence[str]) -> bool:
     """Whether nobody named references, and those of the embedded world stand beside a policy of another world."""
     toys = [reference.path.startswith("toy:") for reference in found.references]
-    return bool(toys) and all(toys) and not found.policy.path.startswith("toy:") and not named(overrides, "references")
+    paths = [part.path for part, _ in merges.members(found.policy)] or [found.policy.path]
+    stranger = not all(path.startswith("toy:") for path in paths)
+    return bool(toys) and all(toys) and stranger and not named(overrides, "references")
 
 
 def _towards_start(found: Experiment, overrides: Sequence[str]) -> Experiment:

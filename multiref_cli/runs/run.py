@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
 from multiref_cli.algorithms.base import Job, Trainee, module_of
+from multiref_cli.config.algorithms import UntrainedSettings
 from multiref_cli.config.compose import compose_saved
 from multiref_cli.config.plain import digest, from_plain, to_plain
 from multiref_cli.config.schema import Experiment, Hardware, Model
@@ -199,6 +200,9 @@ def inputs(job: Job) -> dict[str, str]:
     for model, place in pairs:
         key = [model.path, model.revision, model.adapter, asked.world]
         found[f"model {model.path} ({digest(key)})"] = fingerprint(place)
+    if isinstance(local.algorithm, UntrainedSettings) and local.algorithm.selector is not None:
+        chooser = Model(path=local.algorithm.selector)
+        found[f"selector {cast(UntrainedSettings, asked.algorithm).selector}"] = fingerprint(chooser)
     return found
 
 

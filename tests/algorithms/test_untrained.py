@@ -69,6 +69,7 @@ def test_a_reward_model_chooses(place, tmp_path, multiref, still):
     assert multiref("train", *still, *chosen, "run.dir=run", "--plain") == 0
     notes = read_json(tmp_path / "run" / "results.json")["notes"]
     assert any("judge: the KL" in one and "solution" not in one for one in notes)
+    assert f"selector {place}/judge" in read_json(tmp_path / "run" / "manifest.json")["inputs"]
     scored = [*chosen, f"evaluation.scorer.path={place}/judge"]
     assert multiref("train", *still, *scored, "run.dir=other") == 2
 

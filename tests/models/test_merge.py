@@ -172,6 +172,13 @@ def test_what_is_refused_before_anything_is_opened(place, more, said):
         merged(place, *more)
 
 
+def test_a_merge_of_embedded_models_keeps_the_embedded_references():
+    toys = compose(["policy=merge", "policy.models=[toy:instruct,toy:judge]"])
+    assert [one.name for one in toys.references] == ["instruct", "instruct_large"]
+    others = compose(["policy=merge", "policy.models=[toy:instruct,a/b]", "data=jsonl", "data.path=a/b"])
+    assert [(one.name, one.kind, one.path) for one in others.references] == [("start", "merge", others.policy.path)]
+
+
 def test_configs_without_a_merge_keep_their_hash():
     found = compose([])
     assert "kind" not in found.content()["policy"] and "models" not in found.content()["references"][0]

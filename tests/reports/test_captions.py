@@ -68,6 +68,28 @@ def test_what_is_not_known_is_not_said() -> None:
     assert "averaged over α, significant: a0 below b (−0.1)" in judged(over, "gold")
 
 
+def test_rivals_are_ranked_by_what_the_files_say(found) -> None:
+    rows = rows_of(found)
+    row = next(one for one in rows if one.role == "grid" and one.metric == "gold")
+
+    def pair(second: str, difference: float, verdict: str, metric: str = "gold") -> Judged:
+        return Judged(row.job, metric, "rival", False, row.condition, second, difference, verdict)
+
+    made = [
+        pair("best of 4 \u2020", -0.3, "below"),
+        pair("a soup", 0.2, "above"),
+        pair("the mix itself", -0.01, "not significant"),
+        pair("best of 4", 0.5, "above", metric="reward_model"),
+        Judged(row.job, "gold", "regularizer", False, row.condition, "fkl", 0.1, "above"),
+    ]
+    text = captions.rivals(rows, made)
+    assert f"{row.job}, by gold: {row.condition} ({row.interval.mean:.3g}) is number 3 of 4" in text
+    assert "significantly above it: best of 4 \u2020; below it: a soup; not told apart: the mix itself." in text
+    assert "fkl" not in text and "by the score itself" in text and "reward_model" not in text
+    without = captions.rivals(rows, [pair("a soup", 0.2, "above")])
+    assert "is number 1 of 2; significantly above it: none" in without and "\u2020" not in without
+
+
 def test_estimators_are_told_by_score_and_by_the_one_distance(found) -> None:
     rows = rows_of(found)
     text = estimators(rows, [], "gold")
