@@ -4,6 +4,7 @@ import dataclasses
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from multiref_cli.cli import display
 from multiref_cli.cli.choosing import Chooser
@@ -38,43 +39,94 @@ def sweep(
         RunError: some points failed; the others are done and reported.
         KeyboardInterrupt: stopped; its text says how to go on.
     """
-    from multiref_cli.sweeps.launch import check_launcher, run_sweep
-    from multiref_cli.sweeps.pool import default_workers
+    from multiref_cli.sweeps.launch import check_launcher
 
     request = _request(overrides, resume)
     check_place(request.folder, "the sweep's folder")
     check_launcher(launcher, request.launcher)
     chooser = Chooser(dry_run, plain, read_choices(request.folder))
-    plan = make_plan(request, chooser)
-    workers = workers or default_workers(len(plan.points), plan.points[0].experiment.hardware.device, plan.processes)
-    ledger = Ledger(request.folder)
-    watcher = Watcher(ledger, plan)
-    _show(request, plan, ledger, watcher.snapshot(), workers, launcher, dry_run)
+    running = _Running(request, launcher, workers, plain)
+    plan = _searched(request, chooser, running, retry_failed) if request.search else make_plan(request, chooser)
+    if plan is None:
+        return
+    ledger, workers = Ledger(request.folder), running.workers_of(plan)
+    _show(request, plan, ledger, Watcher(ledger, plan).snapshot(), workers, launcher, dry_run)
     if dry_run:
         return _show_cost(plan, workers)
-    from multiref_cli.tracking.provenance import git_state, versions
-
-    facts = {"git": git_state(), "versions": versions(), "command": _command(request)}
-    ledger.write_plan(request, plan, facts, chooser.choices)
+    ledger.write_plan(request, plan, _facts(request), chooser.choices)
     if retry_failed:
         ledger.forget_failures((point.name, point.id) for point in plan.points)
-        watcher = Watcher(ledger, plan)
-    try:
-        with display.sweep_progress(plain) as progress:
+    running(ledger, plan)
+    _finish(ledger, Watcher(ledger, plan).snapshot())
 
-            def tick() -> None:
-                """Show what happened since the last look."""
-                snapshot = watcher.snapshot()
-                for event in watcher.events():
-                    important = "failed" in event["kind"] or "pass" in event["kind"]
-                    progress.event(event_line(event, snapshot.counts), important)
-                progress.update(snapshot)
 
-            run_sweep(ledger, plan, launcher, workers, request.launcher, tick)
-            tick()
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"interrupted; go on with: {_resume(request.folder)}") from None
-    _finish(ledger, watcher.snapshot())
+@dataclasses.dataclass(frozen=True)
+class _Running:
+    """How plans of a sweep are run, and shown meanwhile."""
+
+    request: Request
+    launcher: str
+    workers: int | None
+    plain: bool
+
+    def workers_of(self, plan: Plan) -> int:
+        """As asked for, or as many as this machine has room for."""
+        from multiref_cli.sweeps.pool import default_workers
+
+        device = plan.points[0].experiment.hardware.device
+        return self.workers or default_workers(len(plan.points), device, plan.processes)
+
+    def __call__(self, ledger: Ledger, plan: Plan) -> None:
+        """Run what is missing of a plan.
+
+        Raises:
+            KeyboardInterrupt: stopped; its text says how to go on.
+        """
+        from multiref_cli.sweeps.launch import run_sweep
+
+        watcher, options = Watcher(ledger, plan), dict(self.request.launcher)
+        try:
+            with display.sweep_progress(self.plain) as progress:
+
+                def tick() -> None:
+                    """Show what happened since the last look."""
+                    snapshot = watcher.snapshot()
+                    for event in watcher.events():
+                        important = "failed" in event["kind"] or "pass" in event["kind"]
+                        progress.event(event_line(event, snapshot.counts), important)
+                    progress.update(snapshot)
+
+                run_sweep(ledger, plan, self.launcher, self.workers_of(plan), options, tick)
+                tick()
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"interrupted; go on with: {_resume(self.request.folder)}") from None
+
+
+def _searched(request: Request, chooser: Chooser, running: _Running, retry_failed: bool) -> Plan | None:
+    """Tune every arm, and return the plan of what is reported; None of a dry run while there is no such plan."""
+    from multiref_cli.cli.searching import price, search_stage, show_arms, show_search
+    from multiref_cli.sweeps.plan import arrange
+    from multiref_cli.sweeps.search import open_tuning
+
+    tuning = open_tuning(request, chooser)
+    show_search(tuning, request.seeds)
+    if chooser.dry_run:
+        show_arms(tuning)
+        if tuning.left == 0:
+            return arrange(tuning.chosen(), request.seeds)
+        first = arrange([tuning.asked(arm, {}) for arm in tuning.arms], tuning.search.seeds)
+        price(tuning, request.seeds, running.workers_of(first))
+        return None
+    facts = _facts(request)
+    # What --resume goes on with, from the first trial on.
+    Ledger(request.folder).write_plan(request, Plan((), ()), facts, chooser.choices)
+    return search_stage(request, tuning, facts, retry_failed, running)
+
+
+def _facts(request: Request) -> dict[str, Any]:
+    from multiref_cli.tracking.provenance import git_state, versions
+
+    return {"git": git_state(), "versions": versions(), "command": _command(request)}
 
 
 def _request(overrides: list[str], resume: str | None) -> Request:
@@ -82,7 +134,8 @@ def _request(overrides: list[str], resume: str | None) -> Request:
         return parse_request(overrides)
     if overrides:
         raise RequestError(f"--resume goes on with the sweep as it was asked for; drop {overrides[0]}.")
-    asked = Ledger.open(Path(resume)).description().get("overrides")
+    description = Ledger.open(Path(resume)).description()
+    asked, resume = description.get("overrides"), description.get("search_of", resume)
     if asked is None:
         raise RequestError(
             f"{resume}/sweep.yaml is damaged (it does not say what was asked for): give the sweep's own command again, "

@@ -1,8 +1,17 @@
 """Measures of a policy's samples: pass@k, avg@k, and a win rate that length cannot buy (numpy only)."""
 
 import math
+from collections.abc import Collection
 
 import numpy as np
+
+
+def scorers_among(metrics: Collection[str]) -> list[str]:
+    """Of measured metrics those that say how good a policy is: what scored responses, the gold reward last; without
+    any, how held-out pairs rank."""
+    names = sorted(name.removeprefix("objective/") for name in metrics if name.startswith("objective/"))
+    names = names or [name for name in ("reward", "gold", "accuracy", "ranking_accuracy") if name in metrics]
+    return sorted(names, key=lambda name: ("gold" in name, name))
 
 
 def pass_at_k(correct: np.ndarray, samples: int, k: int) -> np.ndarray:

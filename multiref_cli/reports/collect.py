@@ -177,11 +177,13 @@ class Condition:
         runs: by seed, ascending.
         names: of the regularizers under which it was asked for; several, where they are the same run.
         suffix: what tells it from others that would be called the same, such as `learning_rate=0.001`.
+        tuned: keys that a search set for each condition by itself: conditions that differ in them are compared.
     """
 
     runs: list[Run]
     names: tuple[str, ...] = ()
     suffix: str = ""
+    tuned: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -264,17 +266,18 @@ class Condition:
     def setting(self) -> tuple[Any, ...]:
         """What two conditions share that differ in alpha or in the mean alone: such pairs are compared."""
         score = self.regularizer and self.regularizer.score
-        return (self.algorithm, self.level, self.estimator, self.beta, score, self.rest)
+        beta = None if "beta" in self.tuned else self.beta
+        return (self.algorithm, self.level, self.estimator, beta, score, self.rest)
 
     @cached_property
     def rest(self) -> str:
         """Hash of everything besides regularizer, alpha and beta."""
-        return digest(self.experiment.content("seed", "regularizer", "alpha", "beta"))
+        return digest(self._content)
 
     @cached_property
     def shared(self) -> str:
         """Hash of what the conditions of a job have in common: `rest`, the scale of the advantages aside."""
-        content = self.experiment.content("seed", "regularizer", "alpha", "beta")
+        content = self._content
         algorithm = {key: value for key, value in content["algorithm"].items() if key != "advantage_scale"}
         return digest(content | {"algorithm": algorithm})
 
@@ -283,6 +286,12 @@ class Condition:
         """Hash of what conditions of any algorithm share whose scores can be ranked: the same prompts and scorers."""
         content = self.experiment.content()
         return digest([self.experiment.world, *(content[key] for key in ("data", "evaluation", "reward"))])
+
+    @cached_property
+    def _content(self) -> dict[str, Any]:
+        """What a result depends on besides regularizer, alpha, beta and what was tuned."""
+        content = self.experiment.content("seed", "regularizer", "alpha", "beta")
+        return _without(content, self.tuned) if self.tuned else content
 
     def values(self, metric: str) -> dict[int, float]:
         """Seed -> the run's mean, for runs that have the metric."""
@@ -342,7 +351,9 @@ def read_run(folder: Path) -> Run:
     return Run(folder, experiment, results, manifest)
 
 
-def conditions(runs: Iterable[Run], asked: Mapping[str, Sequence[str]] | None = None) -> list[Condition]:
+def conditions(
+    runs: Iterable[Run], asked: Mapping[str, Sequence[str]] | None = None, tuned: tuple[str, ...] = ()
+) -> list[Condition]:
     """Group runs into conditions with labels that tell them apart, in the order in which they were first seen.
 
     A run that was read twice (from two sweeps that share it, repeated, or trained under two names of one thing) counts
@@ -351,6 +362,7 @@ def conditions(runs: Iterable[Run], asked: Mapping[str, Sequence[str]] | None = 
     Args:
         runs: finished runs.
         asked: condition's hash -> names of the regularizers under which a plan holds it.
+        tuned: keys that were tuned for each condition by itself.
     """
     groups: dict[str, dict[int, Run]] = {}
     names: dict[str, dict[str, None]] = {}
@@ -360,7 +372,10 @@ def conditions(runs: Iterable[Run], asked: Mapping[str, Sequence[str]] | None = 
         own = [run.experiment.penalty.title] if run.experiment.penalized else []
         more = (asked or {}).get(run.experiment.condition_hash, ())
         names.setdefault(key, {}).update(dict.fromkeys([*own, *more]))
-    found = [Condition([group[seed] for seed in sorted(group)], tuple(names[key])) for key, group in groups.items()]
+    found = [
+        Condition([group[seed] for seed in sorted(group)], tuple(names[key]), tuned=tuned)
+        for key, group in groups.items()
+    ]
     _tell_apart(found)
     return found
 
@@ -418,6 +433,18 @@ def _tell_apart(found: Sequence[Condition]) -> None:
             for condition, one in zip(same, settings):
                 named = [f"{key.rpartition('.')[2]}={one.get(key)}" for key in shown[:3]]
                 condition.suffix = " ".join(named)
+
+
+def _without(content: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """Nested settings without some dotted keys."""
+    found = dict(content)
+    for key in keys:
+        first, _, rest = key.partition(".")
+        if first in found:
+            inner = found.pop(first)
+            if rest and isinstance(inner, dict):
+                found[first] = _without(inner, [rest])
+    return found
 
 
 def flat(value: object, prefix: str = "") -> dict[str, Any]:

@@ -287,7 +287,8 @@ def _setting_title(lines: list[Series], setting: tuple) -> str:
     charged = head.experiment.penalty.score
     score = charged if isinstance(charged, str) else _SCORES.get(charged, f"score order {charged:g}")
     estimator = "" if head.estimator == "–" else f", {head.estimator}"
-    return f"{score}, {head.level}{estimator}, β = {head.beta:g}"
+    beta = "tuned" if "beta" in head.tuned else f"= {head.beta:g}"
+    return f"{score}, {head.level}{estimator}, β {beta}"
 
 
 def _frontier_line(axes: Axes, line: Series, reference: str, metric: str, index: int) -> None:

@@ -133,9 +133,11 @@ def _setting(found: Sequence[Condition]) -> str:
     seeds = sorted({run.seed for condition in found for run in condition.runs})
     n = first.first.metrics.get("length", {}).get("n", "?")
     steps = f"{experiment.steps} steps" if experiment.steps else f"{experiment.epochs:g} epochs"
+    rates = {condition.experiment.optimizer.learning_rate for condition in found}
+    rate = f"learning rate {rates.pop():g}" if len(rates) == 1 else "a learning rate of each condition's own"
     text = (
-        f"Policy `{experiment.policy.path}`, data `{experiment.data.path}`, {steps}, learning rate "
-        f"{experiment.optimizer.learning_rate:g}. {len(found)} conditions, {len(seeds)} "
+        f"Policy `{experiment.policy.path}`, data `{experiment.data.path}`, {steps}, "
+        f"{rate}. {len(found)} conditions, {len(seeds)} "
         f"seed{'s' * (len(seeds) != 1)} ({', '.join(map(str, seeds))}); each run is scored on n = {n} held-out prompts "
         f"× {experiment.evaluation.samples_per_prompt} samples at temperature "
         f"{experiment.evaluation.temperature:g}. The same seed sees the same prompts in the same order in every "

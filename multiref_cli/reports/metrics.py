@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from multiref_cli.evaluation.measures import scorers_among
 from multiref_cli.reports.collect import CENTERED, KL_WEIGHTED, STANDARDIZED, Condition
 
 _NAMES = {
@@ -43,13 +44,6 @@ def scorers(found: Sequence[Condition]) -> list[str]:
     has another one under others.
     """
     return scorers_among(_measured(found))
-
-
-def scorers_among(names: Sequence[str]) -> list[str]:
-    """Those of some metrics that conditions are compared on, see `scorers`."""
-    scored = [name.removeprefix("objective/") for name in names if name.startswith("objective/")]
-    scored = scored or [name for name in ("reward", "gold", "accuracy", "ranking_accuracy") if name in names]
-    return sorted(scored, key=lambda name: ("gold" in name, name))
 
 
 def scores(found: Sequence[Condition]) -> list[str]:

@@ -29,8 +29,10 @@ from multiref_cli.reports.provenance import add_provenance
 from multiref_cli.reports.published import Row, compare_with, conclusions, read_rows, rows_of, verdict, write_rows
 from multiref_cli.reports.rivals import add_rivals, rivals_of
 from multiref_cli.reports.scores import SCORES, write_scores
+from multiref_cli.reports.search import add_search
 from multiref_cli.reports.worlds import add_worlds, write_claims
 from multiref_cli.sweeps.ledger import Ledger, expand_folders
+from multiref_cli.sweeps.search import tuned_keys
 
 
 def write_report(
@@ -119,7 +121,8 @@ def _conditions(runs: Sequence[Run], sweeps: Sequence[Path]) -> list[Condition]:
     for sweep in sweeps:
         for point in Ledger(sweep).planned():
             asked.setdefault(point["condition_id"], []).extend(point.get("names", ()))
-    return conditions(runs, asked)
+    tuned = tuple(dict.fromkeys(key for sweep in sweeps for key in tuned_keys(sweep)))
+    return conditions(runs, asked, tuned)
 
 
 def _add_warnings(page: Page, made: Material, damaged: Sequence[str]) -> None:
@@ -161,6 +164,11 @@ def _add_choices(page: Page, made: Material) -> None:
         add_choices(page, folder)
 
 
+def _add_searches(page: Page, made: Material) -> None:
+    for sweep in made.sweeps:
+        add_search(page, sweep)
+
+
 def _add_files(page: Page, made: Material) -> None:
     """Links to what lies beside the page and to every run."""
     page.section("Files")
@@ -193,6 +201,7 @@ SECTIONS: tuple[Callable[[Page, Material], None], ...] = (
     _add_rivals,
     _add_jobs,
     _add_choices,
+    _add_searches,
     _add_files,
     _add_provenance,
 )

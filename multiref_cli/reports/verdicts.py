@@ -92,7 +92,7 @@ def series(found: Sequence[Condition]) -> list[Series]:
 
 def series_label(condition: Condition, found: Sequence[Condition]) -> str:
     """The label of a condition without its alpha; beta is named where several are compared."""
-    betas = {other.beta for other in found if other.regularized and other.beta > 0}
+    betas = {other.beta for other in found if other.regularized and other.beta > 0 and "beta" not in other.tuned}
     return condition.called(alpha=False, beta=len(betas) > 1)
 
 
@@ -177,7 +177,7 @@ def _baselines(condition: Condition, found: Sequence[Condition]) -> list[Conditi
 def _one_difference(first: Condition, second: Condition) -> str | None:
     """The one thing in which two conditions differ (alpha aside): regularizer, estimator, scale of the advantages; None
     where there are more, or others."""
-    if first.beta != second.beta:
+    if first.beta != second.beta and "beta" not in first.tuned:
         return None
     if first.rest != second.rest:
         alike = [(one.shared, one.level, one.estimator, _objective(one)) for one in (first, second)]

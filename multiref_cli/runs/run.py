@@ -36,6 +36,7 @@ from multiref_cli.tracking.places import command
 from multiref_cli.tracking.progress import Heartbeat, Progress, Silent
 from multiref_cli.tracking.provenance import provenance
 from multiref_cli.tracking.run_dir import RunDir, refuse_existing
+from multiref_cli.tracking.rungs import Pruned, write_pruned
 from multiref_cli.tracking.wandb import open_mirror
 from multiref_cli.training.checkpoint import discard_checkpoints
 from multiref_cli.training.loop import Loop
@@ -274,6 +275,10 @@ def _guarded(job: Job, run: RunDir, progress: Progress, report: WriteReport | No
         _execute(job, run, heartbeat)
         discard_checkpoints(run.path / "checkpoints")
         _write_report(run, report)
+    except Pruned as stop:  # a trial of a search that is not worth its end: what was asked for, no failure
+        write_pruned(run.path, stop.missed)
+        discard_checkpoints(run.path / "checkpoints")
+        _write_end(run, "stopped", heartbeat, str(stop))
     except KeyboardInterrupt as stop:
         message = str(stop) or f"interrupted; go on with: {again}"
         _write_end(run, "stopped", heartbeat, message)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from multiref_cli.errors import RequestError, RunError
-from multiref_cli.sweeps.ledger import Ledger
+from multiref_cli.sweeps.ledger import ENDED, Ledger
 from multiref_cli.sweeps.pool import GRACE_SECONDS
 from multiref_cli.sweeps.worker import Work, work_off
 
@@ -130,7 +130,7 @@ def _watch(
             time.sleep(TICK_SECONDS)
             tick()
             left = [job for job in jobs if not is_over(job)]
-            while unfinished and ledger.state(unfinished[-1].name, unfinished[-1].id) in ("done", "failed"):
+            while unfinished and ledger.state(unfinished[-1].name, unfinished[-1].id) in ENDED:
                 unfinished.pop()  # each is looked at until it is finished, not all of them at every tick
             if not unfinished:
                 jobs = left

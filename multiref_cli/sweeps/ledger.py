@@ -32,9 +32,12 @@ from multiref_cli.sweeps.plan import Plan
 from multiref_cli.sweeps.request import Request
 from multiref_cli.tracking.places import holds_something, make_place
 from multiref_cli.tracking.run_dir import CHOICES, RunDir
+from multiref_cli.tracking.rungs import PRUNED
 
 # A holder on another machine that has not touched its claim for so long is dead (its own machine is asked by lock).
 STALE_SECONDS = 120.0
+# States of a point with which a launch has nothing left to do.
+ENDED = ("done", "failed", "pruned")
 
 
 @dataclass(frozen=True)
@@ -153,9 +156,11 @@ class Ledger:
         return self.path / "logs" / f"{name}.log"
 
     def state(self, name: str, identity: str) -> str:
-        """queued, running, done, failed or stopped; a run that finished with another config counts as queued."""
+        """One of `RunDir`'s states, or pruned; a run that finished with another config counts as queued."""
         run = RunDir(self.folder(name))
         state = run.status().get("state", "queued")
+        if state == "stopped" and (run.path / PRUNED).is_file():
+            return "pruned"
         return "queued" if state == "done" and not run.is_done(identity) else state
 
     def run_folders(self) -> list[Path]:

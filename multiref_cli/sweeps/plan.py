@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -39,6 +39,15 @@ class Point:
     def line(self) -> dict[str, Any]:
         """What plan.jsonl holds of the point; its config is in the run folder."""
         return asdict(replace(self, experiment=None))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A condition that is asked for: its plainest experiment, its overrides without a seed, its regularizer's names."""
+
+    experiment: Experiment
+    overrides: tuple[str, ...]
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,7 +105,13 @@ def make_plan(request: Request, choose: Callable[[Experiment], Any] | None = Non
     Raises:
         RequestError: an override or a combination of values is wrong; one sentence naming the point.
     """
-    composer = _Composer()
+    asked, left_out = ask(request, choose)
+    return replace(arrange(asked, request.seeds), left_out=left_out)
+
+
+def ask(request: Request, choose: Callable[[Experiment], Any] | None = None) -> tuple[list[Asked], tuple[str, ...]]:
+    """The conditions of a request, each once, and what is left out of it; arguments and errors as of `make_plan`."""
+    composer = Composer()
     conditions: dict[str, tuple[Experiment, tuple[str, ...]]] = {}
     names: dict[str, dict[str, None]] = {}
     left_out: dict[str, None] = {}
@@ -114,19 +129,23 @@ def make_plan(request: Request, choose: Callable[[Experiment], Any] | None = Non
             if one.penalized:
                 names.setdefault(plain.result_hash, {})[one.penalty.title] = None
     _check_parts(experiment for experiment, _ in conditions.values())
-    needed = {identity: _passes(experiment) for identity, (experiment, _) in conditions.items()}
-    points = [
-        _point(
-            replace(experiment, seed=seed),
-            overrides,
-            tuple(one.id for one in needed[identity]),
-            tuple(names.get(identity, ())),
-        )
-        for seed in request.seeds
+    asked = [
+        Asked(experiment, overrides, tuple(names.get(identity, ())))
         for identity, (experiment, overrides) in conditions.items()
-        if experiment.algorithm.trains or seed == request.seeds[0]  # an evaluation has a seed of its own
     ]
-    return Plan(tuple(points), _merged(one for passes in needed.values() for one in passes), tuple(left_out))
+    return asked, tuple(left_out)
+
+
+def arrange(asked: Sequence[Asked], seeds: Sequence[int]) -> Plan:
+    """The plan of some conditions: one seed of each before the next seed, and the passes that they need."""
+    needed = [_passes(one.experiment) for one in asked]
+    points = [
+        _point(replace(one.experiment, seed=seed), one.overrides, tuple(p.id for p in passes), one.names)
+        for seed in seeds
+        for one, passes in zip(asked, needed)
+        if one.experiment.algorithm.trains or seed == seeds[0]  # an evaluation has a seed of its own
+    ]
+    return Plan(tuple(points), _merged(one for passes in needed for one in passes))
 
 
 def _check_parts(experiments: Iterable[Experiment]) -> None:
@@ -149,7 +168,7 @@ def condition_overrides(request: Request) -> list[tuple[str, ...]]:
     return list(found)
 
 
-class _Composer:
+class Composer:
     """Composes each choice of groups once and sets numbers afterwards: 300 points would cost Hydra half a minute."""
 
     def __init__(self) -> None:

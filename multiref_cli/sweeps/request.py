@@ -13,9 +13,11 @@ import yaml
 from multiref_cli.config.compose import expand_axes
 from multiref_cli.config.folders import conf_directory, options, own_conf_directory
 from multiref_cli.errors import RequestError
+from multiref_cli.sweeps.space import Search, parse_search
 from multiref_cli.tracking.places import check_name
 
-_FILE_KEYS = ("common", "grids", "seeds", "baselines", "rivals", "launcher")
+_FILE_KEYS = ("common", "grids", "seeds", "baselines", "rivals", "launcher", "search")
+_OWN_KEYS = ("sweep", "seeds", "seed", "baselines", "rivals", "run.name", "run.dir", "search")
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,10 @@ class Rivals:
 
 @dataclass(frozen=True)
 class Request:
-    """A sweep as asked for. Each grid is a list of overrides with axes; `common` overrides belong to every grid."""
+    """A sweep as asked for. Each grid is a list of overrides with axes; `common` overrides belong to every grid.
+
+    `search` tunes every condition of the grids before it is compared.
+    """
 
     common: tuple[str, ...]
     grids: tuple[tuple[str, ...], ...]
@@ -38,6 +43,7 @@ class Request:
     overrides: tuple[str, ...]
     launcher: dict[str, Any] = field(default_factory=dict)
     rivals: Rivals | None = None
+    search: Search | None = None
 
 
 def parse_request(overrides: Sequence[str]) -> Request:
@@ -45,8 +51,9 @@ def parse_request(overrides: Sequence[str]) -> Request:
 
     These keys belong to the sweep itself: `sweep=NAME` (a file of conf/sweep/), `seeds=3` (seeds 0 to 2; or
     `seeds=5,6,9`), `baselines=false`, `rivals=true` with `rivals.best_of=N` and `rivals.selector=PATH` (see
-    sweeps.rivals), and `launcher.KEY=VALUE` for the engine; `run.name` and `run.dir` name the
-    sweep's folder. Every other override replaces the same key of the sweep file, in all its grids.
+    sweeps.rivals), `search.KEY=VALUE` (see `space.Search`; `search=null` drops a file's), and `launcher.KEY=VALUE` for
+    the engine; `run.name` and `run.dir` name the sweep's folder.
+    Every other override replaces the same key of the sweep file, in all its grids.
 
     Args:
         overrides: as on the command line.
@@ -58,8 +65,7 @@ def parse_request(overrides: Sequence[str]) -> Request:
     rest: list[str] = []
     for text in overrides:
         key, _, value = text.partition("=")
-        whole = key in ("sweep", "seeds", "seed", "baselines", "rivals", "run.name", "run.dir")
-        if whole or key.startswith(("launcher.", "rivals.")):
+        if key in _OWN_KEYS or key.startswith(("launcher.", "rivals.", "search.")):
             own[key] = value
         else:
             rest.append(text)
@@ -71,15 +77,17 @@ def parse_request(overrides: Sequence[str]) -> Request:
     common = [text for text in shlex.split(file.get("common", "")) if key_of(text) not in replaced] + rest
     grids = [[t for t in shlex.split(grid) if key_of(t) not in replaced] for grid in file.get("grids") or [""]]
     launcher = {**file.get("launcher", {}), **{k.partition(".")[2]: v for k, v in own.items() if "launcher." in k}}
+    seeds = _seeds(own, file.get("seeds", 1))
     return Request(
         common=tuple(common),
         grids=tuple(dict.fromkeys(tuple(grid) for grid in grids)),
-        seeds=_seeds(own, file.get("seeds", 1)),
+        seeds=seeds,
         baselines=_boolean("baselines", own.get("baselines", file.get("baselines", True))),
         folder=_folder(own, rest),
         overrides=tuple(overrides),
         rivals=_rivals(own, file.get("rivals", False)),
         launcher={key: yaml.safe_load(value) if isinstance(value, str) else value for key, value in launcher.items()},
+        search=_search(own, file, seeds),
     )
 
 
@@ -117,6 +125,15 @@ def _seeds(own: dict[str, str], default: object) -> tuple[int, ...]:
     if not numbers or min(numbers) < 0:
         raise RequestError(f"{key} is {text!r}; at least one seed is needed, and seeds are 0 or more.")
     return tuple(dict.fromkeys(numbers))
+
+
+def _search(own: dict[str, str], file: dict[str, Any], seeds: tuple[int, ...]) -> Search | None:
+    given = {key.partition(".")[2]: value for key, value in own.items() if key.startswith("search.")}
+    if own.get("search", "null") != "null":
+        raise RequestError(f"search is {own['search']!r}; give its keys, such as search.space.beta=[0.01,3,log].")
+    if "search" in own and given:
+        raise RequestError("search=null drops the search of a sweep file; give it, or search.KEY=VALUE, not both.")
+    return parse_search(None if "search" in own else file.get("search"), given, seeds)
 
 
 def _boolean(key: str, value: object) -> bool:
@@ -161,5 +178,6 @@ def _folder(own: dict[str, str], rest: Sequence[str]) -> Path:
     stem = "-".join(part.replace("/", "_") for part in parts)
     if own.get("sweep") and not rest:
         return Path("runs") / stem
-    identity = json.dumps([own.get("sweep"), sorted(fixed), sorted(axes)])
+    tuned = sorted(key for key in own if key.startswith("search."))
+    identity = json.dumps([own.get("sweep"), sorted(fixed), sorted(axes), *tuned])
     return Path("runs") / f"{stem}-{hashlib.sha256(identity.encode()).hexdigest()[:6]}"

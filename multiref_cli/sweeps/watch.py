@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from multiref_cli.sweeps.ledger import Ledger
+from multiref_cli.sweeps.ledger import ENDED, Ledger
 from multiref_cli.sweeps.plan import Plan, Point
 from multiref_cli.tracking.progress import duration
 from multiref_cli.tracking.run_dir import RunDir
@@ -42,7 +42,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A sweep at one moment; `counts` has done, running, queued, stopped and failed."""
+    """A sweep at one moment; `counts` has done, running, queued, stopped, failed and pruned."""
 
     counts: dict[str, int]
     running: list[Running]
@@ -79,7 +79,7 @@ class Watcher:
                 state = "stopped"
             status = {} if state == "done" else RunDir(self.ledger.folder(point.name)).status()
             self._shares[point.name] = status.get("step", 0) / max(status.get("total", 0), 1)
-            if state in ("done", "failed"):
+            if state in ENDED:
                 self._shares[point.name] = 1.0
             if state == "running":
                 running.append(self._running(point.name, status))
@@ -87,7 +87,7 @@ class Watcher:
                 reason, log = status.get("message", ""), self.ledger.log_path(point.name)
                 self._failures.append(Failure(point.name, reason, log))
             self._states[point.name] = state
-        counts = dict.fromkeys(("done", "running", "queued", "stopped", "failed"), 0)
+        counts = dict.fromkeys(("done", "running", "queued", "stopped", "failed", "pruned"), 0)
         counts.update(Counter(self._states.values()))
         return Snapshot(counts, running, self._failures, self._seconds_left(math.fsum(self._shares.values())))
 
@@ -149,12 +149,14 @@ def event_line(event: dict[str, Any], counts: dict[str, int]) -> str:
     kind, name = event["kind"], event["name"]
     if kind in ("done", "pass_done"):
         text = f"{'done' if kind == 'done' else 'made'} {name} in {duration(event['seconds'])}"
+    elif kind == "pruned":
+        text = f"pruned {name} after {duration(event['seconds'])}"
     elif kind in ("failed", "pass_failed"):
         text = f"FAILED {name}: {event['message']}" + (f" (log: {event['log']})" if "log" in event else "")
     elif kind == "pass":
         text = f"making {name}"
     else:
         text = f"{kind} {name}" + (f" at step {event['step']}" if event.get("step") else "")
-    if kind in ("done", "failed"):
+    if kind in ENDED:
         text += f" [{counts['done']} of {sum(counts.values())} done, {counts['failed']} failed]"
     return f"{at} {text}"

@@ -14,7 +14,7 @@ from typing import Any
 from multiref_cli.config.schema import Experiment
 from multiref_cli.errors import RunError
 from multiref_cli.files import read_object, sentence_of, writing
-from multiref_cli.sweeps.ledger import Holder, Ledger, mark, read_status, write_marker
+from multiref_cli.sweeps.ledger import ENDED, Holder, Ledger, mark, read_status, write_marker
 from multiref_cli.sweeps.plan import Pass, Plan, Point
 
 # A point whose worker was killed, or that ran out of memory, is tried once more within a launch.
@@ -40,9 +40,9 @@ class Work:
     environment: dict[str, str] = field(default_factory=dict)
 
     def open_points(self) -> int:
-        """How many points are neither done nor failed."""
+        """How many points are neither done nor failed nor pruned."""
         ledger = Ledger(self.folder)
-        return sum(ledger.state(point.name, point.id) not in ("done", "failed") for point in self.plan.points)
+        return sum(ledger.state(point.name, point.id) not in ENDED for point in self.plan.points)
 
 
 def work_off(work: Work) -> None:
@@ -100,7 +100,7 @@ class Passes:
 
 
 def _is_finished(ledger: Ledger, point: Point) -> bool:
-    return ledger.state(point.name, point.id) in ("done", "failed")
+    return ledger.state(point.name, point.id) in ENDED
 
 
 def pass_marker(ledger: Ledger, one: Pass) -> Path:
@@ -139,7 +139,7 @@ def _try_point(work: Work, ledger: Ledger, passes: Passes, point: Point) -> bool
         return False
     with ledger.claim(point.name, work.launch) as holder:
         # Another launcher may have finished the point between the look and the claim.
-        if holder is None or ledger.state(point.name, point.id) in ("done", "failed"):
+        if holder is None or ledger.state(point.name, point.id) in ENDED:
             return False
         failed = next((outcome for outcome in needed if outcome and outcome["problem"]), None)
         if failed is not None:
@@ -178,10 +178,11 @@ def _run(work: Work, ledger: Ledger, point: Point, holder: Holder) -> None:
         _refuse_memory(error, holder)
         _fail(ledger, point, _reason(error))
         return
-    if ledger.state(point.name, point.id) != "done":
+    state = ledger.state(point.name, point.id)
+    if state not in ("done", "pruned"):
         _fail(ledger, point, "it ended without results for this config")
         return
-    ledger.event("done", point.name, seconds=time.monotonic() - started)
+    ledger.event(state, point.name, seconds=time.monotonic() - started)
 
 
 def _fail(ledger: Ledger, point: Point, reason: str) -> None:

@@ -19,6 +19,7 @@ from multiref_cli.tracking.metrics import Averages
 from multiref_cli.tracking.places import command
 from multiref_cli.tracking.progress import Progress
 from multiref_cli.tracking.run_dir import RunDir
+from multiref_cli.tracking.rungs import Missed, Pruned, read_rungs
 from multiref_cli.training.checkpoint import check_same, checkpoints, load_checkpoint, save_checkpoint
 from multiref_cli.training.optimizer import Optimizers
 
@@ -54,6 +55,7 @@ class Loop:
         self.run, self.trainee, self.optimizers, self.hardware = run, trainee, optimizers, hardware
         self.model, self.objective, self.identity = trainee.model, trainee.objective, dict(identity)
         self.precision, self.parallel = precision, parallel
+        self.rungs = read_rungs(run.path)
         self.step, self.saved = 0, 0.0
 
     def fit(self, progress: Progress) -> None:
@@ -61,6 +63,7 @@ class Loop:
 
         Raises:
             RunError: the loss or the gradient is not finite.
+            Pruned: a trial of a search did not reach a rung.
             Stopped: Ctrl-C or SIGTERM; a checkpoint was written.
         """
         total = self.optimizers.total
@@ -78,7 +81,9 @@ class Loop:
                 if self.parallel.main and (self.step % self.hardware.log_every == 0 or self.step == total):
                     self.run.log({"step": self.step, **metrics})
                 progress.advance("train", self.step, total, **metrics)
-                stop, due = self.parallel.once(lambda: (stop_requested(), self._is_due()))
+                stop, due, missed = self.parallel.once(lambda: (stop_requested(), self._is_due(), self._missed()))
+                if missed is not None:
+                    raise Pruned(missed)
                 if stop or due or self.step == total:
                     self._save()
                     self.saved = time.monotonic()
@@ -109,6 +114,12 @@ class Loop:
             self.run.log_samples([{"step": self.step, **sample} for sample in batch.samples])
         timing = {"time/train": time.perf_counter() - ready, "tokens_per_second": batch.tokens / seconds}
         return {"loss": loss, **averages.means(), **batch.metrics, **update, **timing}
+
+    def _missed(self) -> Missed | None:
+        """The rung of a search that this step is, where it is not reached."""
+        if self.rungs is None or self.step == self.optimizers.total:
+            return None
+        return self.rungs.missed(self.run.metrics(), self.step, self.optimizers.total)
 
     def _is_due(self) -> bool:
         """Whether a checkpoint is to be written after this step, though nobody asked to stop."""

@@ -160,3 +160,45 @@ def _after(steps: int, folder: Path, process: subprocess.Popen) -> None:
             return
         time.sleep(0.02)
     pytest.fail(f"no {steps} steps: {process.poll()}")
+
+
+def test_a_search_comes_before_what_is_compared(place, multiref, offline, capfd, in_process):
+    given = [text for text in offline if not text.startswith(("beta=", "optimizer."))]
+    given += ["regularizer=rkl,fkl", "alpha=0.4", "baselines=false", "seeds=2", "run.dir=sweep"]
+    tuned = ["search.space.beta=[0.1,1,log]", "search.space.optimizer.learning_rate=[1e-4,1e-2,log]"]
+    tuned += ["search.tuning=evaluation.split=train", "search.trials=3", "search.batch=2", "search.sampler=random"]
+    assert multiref("sweep", *given, *tuned, "--dry-run") == 0
+    out = capfd.readouterr().out
+    assert "3 trials an arm, 2 at a time, by random: 6 runs" in out and "2 arms at their own best x 2 seeds" in out
+    assert "one trial: dpo-rkl-a0.4" in out and "search and report, counted" in out and not Path("sweep").exists()
+    assert multiref("sweep", *given, *tuned) == 0, capfd.readouterr().err
+    out = capfd.readouterr().out
+    assert "[6 of 6 done" in out and "[4 of 4 done" in out and "each arm's best trial" in out
+    trials = read_lines(Path("sweep/search/trials.jsonl"))
+    assert [one["state"] for one in trials] == ["done"] * 6
+    text = Path("sweep/report/report.md").read_text()
+    assert "## How each arm was tuned" in text
+    # Arms of different beta and learning rate are one job, and compared.
+    assert "| rkl α=0.4 β=" in text and text.count("## Setting") == 1 and "Differences of toy_gold paired" in text
+    before = {path: path.stat().st_mtime_ns for path in Path("sweep").rglob("results.json")}
+    assert multiref("sweep", "--resume", "sweep/search") == 0
+    assert "nothing is left" in capfd.readouterr().out
+    assert (
+        before == {path: path.stat().st_mtime_ns for path in Path("sweep").rglob("results.json")} and len(before) == 10
+    )
+
+
+def test_a_trial_ends_at_its_rung(place, multiref, offline):
+    from multiref_cli.sweeps.ledger import Ledger
+    from multiref_cli.tracking.rungs import Rungs, read_pruned, write_rungs
+
+    for name, least in (("held", -1e9), ("stopped", 1e9)):
+        write_rungs(Path("search") / name, Rungs("accuracy", ((0.5, least),)))
+        assert multiref("train", *offline, f"run.dir=search/{name}") == 0
+    ledger = Ledger(Path("search"))
+    assert len(read_lines(Path("search/held/metrics.jsonl"))) == 5
+    assert len(read_lines(Path("search/stopped/metrics.jsonl"))) == 3 and ledger.state("stopped", "") == "pruned"
+    told, rows = read_pruned(Path("search/stopped")), read_lines(Path("search/stopped/metrics.jsonl"))
+    # The last quarter of three steps is the third alone.
+    assert told is not None and told["step"] == 3 and told["value"] == rows[2]["accuracy"]
+    assert "pruned after step 3 of 5" in read_json(Path("search/stopped/status.json"))["message"]
