@@ -188,13 +188,14 @@ def test_a_search_comes_before_what_is_compared(place, multiref, offline, capfd,
     )
 
 
-def test_a_trial_ends_at_its_rung(place, multiref, offline):
-    from multiref_cli.sweeps.ledger import Ledger
+def test_a_trial_ends_at_its_rung(place, offline):
+    from multiref_cli.config.compose import compose
     from multiref_cli.tracking.rungs import Rungs, read_pruned, write_rungs
 
+    experiment = compose(offline)
     for name, least in (("held", -1e9), ("stopped", 1e9)):
         write_rungs(Path("search") / name, Rungs("accuracy", ((0.5, least),)))
-        assert multiref("train", *offline, f"run.dir=search/{name}") == 0
+        launch.train_point(experiment, Path("search") / name, False, tuple(offline))
     ledger = Ledger(Path("search"))
     assert len(read_lines(Path("search/held/metrics.jsonl"))) == 5
     assert len(read_lines(Path("search/stopped/metrics.jsonl"))) == 3 and ledger.state("stopped", "") == "pruned"
