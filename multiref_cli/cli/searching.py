@@ -7,7 +7,7 @@ from multiref_cli.cli import display
 from multiref_cli.tracking.progress import duration
 
 if TYPE_CHECKING:
-    from multiref_cli.sweeps.estimate import Needs
+    from multiref_cli.sweeps.cost import Needs
     from multiref_cli.sweeps.ledger import Ledger
     from multiref_cli.sweeps.plan import Plan
     from multiref_cli.sweeps.request import Request
@@ -50,7 +50,8 @@ def show_arms(tuning: "Tuning") -> None:
 def price(tuning: "Tuning", seeds: Sequence[int], workers: int) -> None:
     """Print what one trial and the whole search take, counted; every trial as at the middle of its ranges."""
     from multiref_cli.runs.forecast import forecast, memory_text
-    from multiref_cli.sweeps.estimate import MAKING, counted
+    from multiref_cli.sweeps.cost import counted
+    from multiref_cli.sweeps.estimate import MAKING
     from multiref_cli.sweeps.plan import arrange
 
     middle = [{axis.key: axis.at(0.5) for axis in arm.axes} for arm in tuning.arms]
