@@ -42,7 +42,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A sweep at one moment; `counts` has done, running, queued, stopped, failed and pruned."""
+    """A sweep at one moment; `counts` has done, running, queued, stopped and failed, and pruned where there are any."""
 
     counts: dict[str, int]
     running: list[Running]
@@ -87,7 +87,7 @@ class Watcher:
                 reason, log = status.get("message", ""), self.ledger.log_path(point.name)
                 self._failures.append(Failure(point.name, reason, log))
             self._states[point.name] = state
-        counts = dict.fromkeys(("done", "running", "queued", "stopped", "failed", "pruned"), 0)
+        counts = dict.fromkeys(("done", "running", "queued", "stopped", "failed"), 0)
         counts.update(Counter(self._states.values()))
         return Snapshot(counts, running, self._failures, self._seconds_left(math.fsum(self._shares.values())))
 
