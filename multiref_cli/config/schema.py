@@ -12,7 +12,7 @@ from typing import Any, Optional
 from omegaconf import MISSING
 
 from multiref_cli.config.algorithms import ALGORITHMS, Algorithm, DistillSettings
-from multiref_cli.config.plain import changed, digest, from_plain, to_plain, without_later
+from multiref_cli.config.plain import LATER, changed, digest, from_plain, to_plain, without_later
 from multiref_cli.config.ranges import COUNT, COUNT_OR_0, SEED, number, within
 from multiref_cli.config.regularizer import Ctro, DivergenceTerm, Estimator, Level, Mix, Regularizer, States, Term
 from multiref_cli.config.weights import RULES, Routes, routes_of, weights_of
@@ -112,7 +112,7 @@ class Data:
     prompt_template: Optional[str] = None
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     date: str = "2024-07-26"
-    max_prompt_tokens: int = number(COUNT, 512)
+    max_prompt_tokens: Optional[int] = number(COUNT, 512)
     max_completion_tokens: int = number(COUNT, 512)
     bad_rows: BadRows = BadRows.drop
     options: dict[str, Any] = field(default_factory=dict)
@@ -187,6 +187,7 @@ class Evaluation:
     scorer: Optional[Scorer] = None
     gold: bool = True
     win_rate: bool = True
+    greedy: bool = field(default=False, metadata=LATER)
     bootstrap: int = number("[1, 1e6]", 2000)
 
 
@@ -545,6 +546,8 @@ class Experiment:
         if self.rival is None:
             kept.pop("rival", None)
         kept["algorithm"] = without_later(self.algorithm, kept["algorithm"])
+        if "evaluation" in kept:
+            kept["evaluation"] = without_later(self.evaluation, kept["evaluation"])
         kept["hardware"] = {key: self.plain["hardware"][key] for key in _HARDWARE_WITH_EFFECT}
         for part in ("policy", "references", "evaluation"):
             if part in kept:

@@ -1,16 +1,22 @@
 """From a data set to rows of token ids: what pairs, prompts and demonstrations share."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
-from multiref_cli.config.schema import Data
+import numpy as np
+
+from multiref_cli.config.schema import BadRows, Data
 from multiref_cli.data.chat import control_token, conversation_ids, prompt_text, text_ids, without_end
 from multiref_cli.data.rows import BadRow, Split, load_split
 from multiref_cli.data.template import OF_THE_ROW, Message, Response, left_out
 from multiref_cli.types import Tokenizer
 
 T = TypeVar("T")
+# A limit of prompts that is chosen from the data: the share of them that fits, and its step in tokens.
+_SHARE, _STEP = 0.995, 64
 
 
 def load_encoded(
@@ -42,7 +48,31 @@ def load_encoded(
 
     split = load_split(data, encoded, prompt_key)
     split.report.truncated = truncated
-    return split
+    return split if data.max_prompt_tokens is not None else _with_limit(split, data)
+
+
+def _with_limit(split: Split[T], data: Data) -> Split[T]:
+    """The rows whose prompt fits in a limit chosen from the training rows; the others are dropped and counted."""
+    sides = [np.array([_prompt_length(row) for row in rows]) for rows in (split.train, split.held_out)]
+    share = 1.0 if data.bad_rows is BadRows.refuse else _SHARE
+    limit = _STEP * math.ceil(np.quantile(sides[0], share, method="inverted_cdf") / _STEP)
+    report = split.report
+    for rows, lengths in zip((split.train, split.held_out), sides):
+        long = np.flatnonzero(lengths > limit).tolist()
+        report.problems += [(rows[i].row, f"prompt over {limit} tokens: {lengths[i]}") for i in long]  # type: ignore[attr-defined]
+        report.kept -= len(long)
+    report.problems.sort()
+    report.prompt_limit = limit
+    train, held_out = (
+        rows.chosen(np.flatnonzero(lengths <= limit).tolist())
+        for rows, lengths in zip((split.train, split.held_out), sides)
+    )
+    return replace(split, train=train, held_out=held_out)
+
+
+def _prompt_length(row: object) -> int:
+    ids: Sequence[int] = getattr(row, "ids", None) or row.prompt  # type: ignore[attr-defined]
+    return len(ids)
 
 
 def bounded_prompt(tokenizer: Tokenizer, messages: Sequence[Message], data: Data) -> tuple[int, ...]:
@@ -82,7 +112,7 @@ def bounded_conversation(
 
 
 def _bounded(ids: Sequence[int], data: Data) -> tuple[int, ...]:
-    if len(ids) > data.max_prompt_tokens:
+    if data.max_prompt_tokens is not None and len(ids) > data.max_prompt_tokens:
         raise BadRow(f"prompt over {data.max_prompt_tokens} tokens: {len(ids)}")
     if not ids:
         raise BadRow("empty prompt")

@@ -65,6 +65,7 @@ class RowReport:
         columns: of the first row.
         ties: pairs that were kept though both responses have the same score.
         reversed: pairs whose rejected response has the higher score.
+        prompt_limit: tokens of the longest prompt that is kept, where it was chosen from the data.
     """
 
     total: int = 0
@@ -76,6 +77,7 @@ class RowReport:
     columns: list[str] = field(default_factory=list)
     ties: int = 0
     reversed: int = 0
+    prompt_limit: int | None = None
 
     @property
     def counts(self) -> dict[str, int]:
@@ -85,6 +87,8 @@ class RowReport:
     def summary(self) -> str:
         """One sentence: rows read and kept, why the others were dropped, and where the first ones are."""
         parts = [f"{self.kept} of {self.total} rows kept"]
+        if self.prompt_limit is not None:
+            parts.append(f"prompts of up to {self.prompt_limit} tokens, chosen from the data")
         for reason, count in self.counts.items():
             lines = [line for line, why in self.problems if why.split(":")[0] == reason]
             shown = ", ".join(map(str, lines[:5])) + (", ..." if len(lines) > 5 else "")

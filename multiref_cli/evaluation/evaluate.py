@@ -1,7 +1,7 @@
 """Evaluation: sample held-out prompts from a policy, score the responses, measure its distance to the references."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -103,7 +103,7 @@ class Evaluator:
         }
         scores = self._score(completions, progress)
         means = {name: table.mean(1) for name, table in scores.items()}
-        values |= means | self._attempts(scores)
+        values |= means | self._attempts(scores) | self._greedy(engine, progress)
         values |= self._distances(policy, engine, completions, progress)
         values |= self._objectives(values, means)
         values |= self._win_rates(scores, completions, progress)
@@ -133,6 +133,18 @@ class Evaluator:
             progress.advance(f"evaluate: {name}", 0, len(samples))
             scores[name] = self._scored(name, samples).reshape(len(completions), -1)
         return scores
+
+    def _greedy(self, engine: Engine, progress: Progress) -> dict[str, np.ndarray]:
+        """greedy/<scorer>: the score of the one response to each prompt that is decoded without sampling."""
+        if not self.settings.greedy or not self.scorers:
+            return {}
+        progress.advance("evaluate: decode without sampling", 0, len(self.prompts))
+        sampling = replace(self.sampling(), temperature=0.0, top_p=1.0)
+        own = self.parallel.share(self.prompts)
+        seeds = self.parallel.share(self.seeds())
+        drawn = engine.generate([p.ids for p in own], 1, sampling, seeds) if own else []
+        scores = self._score(self.parallel.woven(drawn), progress)
+        return {f"greedy/{name}": table[:, 0] for name, table in scores.items()}
 
     def _attempts(self, scores: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """pass@k for k = 2, 4, ... and S, and avg@S of a reward that says from which score a response is right."""

@@ -76,7 +76,7 @@ class Scoring:
 
     tokenizer: Tokenizer
     vocabulary: int
-    truncation: tuple[int, int] | None = None
+    truncation: tuple[int | None, int] | None = None
     micro_tokens: int = 8192
 
     @cached_property

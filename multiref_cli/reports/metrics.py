@@ -17,6 +17,7 @@ _NAMES = {
 _BEGINNINGS = {
     "objective/": "J, ",
     "kl/": "KL to ",
+    "greedy/": "decoded without sampling, ",
     "win_rate/": "win rate, ",
     "win_rate_lc/": "length-controlled win rate, ",
 }
@@ -55,7 +56,7 @@ def scores(found: Sequence[Condition]) -> list[str]:
     names = scorers(found)
     start = found[0].experiment.start
     wanted = [*names, *(f"{name}{STANDARDIZED}" for name in centered(found))]
-    wanted += [name for name in _measured(found) if name.startswith("pass@")]
+    wanted += [name for name in _measured(found) if name.startswith(("greedy/", "pass@"))]
     wanted += [f"{kind}/{name}/{start}" for kind in ("win_rate", "win_rate_lc") for name in centered(found)]
     return _those_of(found, [*wanted, *_groups(found), "length"])
 

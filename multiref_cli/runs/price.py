@@ -49,22 +49,20 @@ class Known:
     """What is known of a Hub data set: rows, those of a held-out split of its own, mean tokens in Qwen2.5's tokenizer.
 
     Attributes:
-        share: of the rows that are usable at `limit` tokens of a prompt.
+        prompts: limit of a prompt in tokens (None: chosen from the data) -> share of rows that fit, their mean prompt.
         responses: tokens of both responses of a pair, or of a demonstration.
     """
 
     train: int
     held_out: int
-    prompt: float
+    prompts: dict[int | None, tuple[float, float]]
     responses: float
-    share: float
-    limit: int
 
 
 # Means of a sample of 1,200 rows of UltraFeedback, and of all of GSM8K.
 DATA = {
-    "trl-lib/ultrafeedback_binarized": Known(62_135, 0, 143.0, 513.0, 0.925, 512),
-    "openai/gsm8k": Known(7_473, 1_319, 109.0, 122.0, 1.0, 512),
+    "trl-lib/ultrafeedback_binarized": Known(62_135, 0, {None: (0.995, 187.0), 512: (0.925, 143.0)}, 508.0),
+    "openai/gsm8k": Known(7_473, 1_319, {None: (1.0, 109.0)}, 122.0),
 }
 
 
@@ -167,7 +165,7 @@ def known_rows(experiment: Experiment) -> Rows | None:
     found = DATA.get(data.path or "")
     if found is None:
         return None
-    usable = found.share if data.max_prompt_tokens == found.limit else 1.0
+    usable, prompt = found.prompts.get(data.max_prompt_tokens, found.prompts[None])
     rows = min(found.train, data.max_rows or found.train) * usable
     out = found.held_out if data.held_out_split else rows * data.held_out
     prompts = 2 if settings.measures_pairs else 1
@@ -175,8 +173,8 @@ def known_rows(experiment: Experiment) -> Rows | None:
     if settings.online:
         responses = experiment.rollout.group_size * experiment.rollout.max_new_tokens
     train = int(rows if data.held_out_split else rows - out)
-    where = f"{data.path} has {found.train} training rows of {found.prompt:.0f} tokens a prompt"
-    return Rows(train, int(out), found.prompt, prompts * found.prompt + responses, where)
+    where = f"{data.path} has {found.train} training rows of {prompt:.0f} tokens a prompt"
+    return Rows(train, int(out), prompt, prompts * prompt + responses, where)
 
 
 def total_steps(experiment: Experiment, rows: Rows) -> int:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from multiref_cli.config.schema import BadRows
 from multiref_cli.data.preferences import load_preferences
 from multiref_cli.errors import RequestError
 
@@ -184,3 +185,24 @@ def test_helpful_dialogues_load(shared, config, words):
     for pair in split.train:
         assert pair.messages[-1]["role"] == "user"
         assert "\n\nHuman:" not in pair.chosen_text and "\n\nAssistant:" not in pair.messages[-1]["content"]
+
+
+def limits(write, config, chatml, lengths, **more):
+    """Pairs whose prompts have so many letters, read with a limit that is chosen from them."""
+    rows = [{"prompt": "x" * n, "chosen": "a", "rejected": "b"} for n in lengths]
+    return load_preferences(config(write(rows), max_prompt_tokens=None, held_out=0.0, **more), chatml)
+
+
+def test_a_limit_of_prompts_is_chosen_from_the_data(write, config, chatml):
+    """Of 400 prompts two are far longer than the others: the limit is the least multiple of 64 that 99.5 % fit in."""
+    split = limits(write, config, chatml, [*range(1, 399), 2000, 3000])
+    limit, fits = split.report.prompt_limit, max(len(row.prompt) for row in split.train)
+    assert limit % 64 == 0 and limit - 64 < fits <= limit
+    assert len(split.train) == 398 == split.report.kept and len(split.report.problems) == 2
+    assert f"prompts of up to {limit} tokens, chosen from the data" in split.report.summary()
+    assert f"2 dropped: prompt over {limit} tokens (rows 399, 400)" in split.report.summary()
+
+
+def test_nothing_is_dropped_by_a_chosen_limit_where_bad_rows_are_refused(write, config, chatml):
+    split = limits(write, config, chatml, [1, 2, 3000], bad_rows=BadRows.refuse)
+    assert len(split.train) == 3 and split.report.prompt_limit > 3000

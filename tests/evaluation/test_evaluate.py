@@ -7,6 +7,7 @@ import torch
 from multiref_cli.config.compose import compose
 from multiref_cli.config.schema import Model
 from multiref_cli.models.load import load_causal_lm
+from multiref_cli.rollouts.engine import Completion
 from multiref_cli.rollouts.transformers_engine import TransformersEngine
 from multiref_cli.runs.job import prepare
 from multiref_cli.runs.measure import build_evaluator
@@ -85,3 +86,28 @@ def test_an_engine_with_other_numbers_is_not_believed(setting):
 
     again, _ = evaluator.evaluate(policy, Other(), Silent())
     assert again["kl/mixed"]["mean"] == pytest.approx(found["kl/mixed"]["mean"], abs=1e-5)
+
+
+def test_greedy_scores_stand_beside_sampled_ones(setting):
+    """The score of the response that is decoded by hand, most probable token by token; samples and KL as without it."""
+    evaluator, policy, engine = setting("regularizer=rkl", "evaluation.greedy=true")
+    plain, _, _ = setting("regularizer=rkl")
+    scores = {name: scorer for name, scorer in evaluator.scorers.items()}
+    assert scores
+    found, _ = evaluator.evaluate(policy, engine, Silent())
+    without, _ = plain.evaluate(policy, engine, Silent())
+    assert {name: found[name] for name in without} == without
+    assert sorted(set(found) - set(without)) == sorted(f"greedy/{name}" for name in scores)
+    texts = []
+    for prompt in evaluator.prompts:
+        ids = list(prompt.ids)
+        for _ in range(evaluator.settings.max_new_tokens):
+            with torch.no_grad():
+                logits = policy(input_ids=torch.tensor([ids])).logits[0, -1, : evaluator.vocabulary]
+            ids.append(int(logits.argmax()))
+            if ids[-1] in evaluator.end_ids:
+                break
+        texts.append(ids[len(prompt.ids) :])
+    groups = [[Completion(text, [], text[-1] in evaluator.end_ids)] for text in texts]
+    for name, scorer in scores.items():
+        assert found[f"greedy/{name}"]["mean"] == pytest.approx(np.mean(scorer(evaluator.samples(groups))))
