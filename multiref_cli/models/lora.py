@@ -3,9 +3,38 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from multiref_cli.types import LanguageModel
+
+
+def plain_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear map, or one with LoRA adapters that are added to it and nothing more."""
+    if type(module) is nn.Linear:
+        return bool(module.weight.is_floating_point())
+    base = getattr(module, "base_layer", None)
+    variants = getattr(module, "lora_variant", {}) or getattr(module, "use_dora", {})
+    unusual = any(variants.values()) if all(isinstance(v, bool) for v in variants.values()) else bool(variants)
+    biased = any(one.bias is not None for one in getattr(module, "lora_B", {}).values())
+    whole = not getattr(module, "merged", False) and not getattr(module, "fan_in_fan_out", False)
+    return type(base) is nn.Linear and hasattr(module, "lora_A") and whole and not unusual and not biased
+
+
+def linear_parts(module: Any) -> tuple[nn.Linear, list[tuple[Tensor, Tensor, float]]]:
+    """A linear map and its active adapters: y = base(x) + sum of scale * (x @ A.T) @ B.T.
+
+    Args:
+        module: what `plain_linear` says yes to.
+
+    Returns:
+        The base, and for each adapter A (r, in), B (out, r) and its scale.
+    """
+    if type(module) is nn.Linear:
+        return module, []
+    names = [] if module.disable_adapters else [n for n in module.active_adapters if n in module.lora_A]
+    return module.base_layer, [
+        (module.lora_A[name].weight, module.lora_B[name].weight, float(module.scaling[name])) for name in names
+    ]
 
 
 def merged(model: LanguageModel, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:

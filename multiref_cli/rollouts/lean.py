@@ -5,12 +5,15 @@ group: a query attends to two memories, the group's prompt and its own completio
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from multiref_cli.models.decoder import unwrap
+from multiref_cli.models.lora import linear_parts, plain_linear
 from multiref_cli.models.precision import product_type
 from multiref_cli.types import LanguageModel
 
@@ -21,27 +24,34 @@ _FUSE_BELOW = 100_000_000
 
 def supports(model: LanguageModel) -> bool:
     """Whether this decoder computes exactly what the model computes (its family, rotary type, and attention)."""
+    model = unwrap(model)
     if type(model).__name__ not in _FAMILIES or not hasattr(model.config, "rope_parameters"):
         return False
     config = model.config
     layer_types = getattr(config, "layer_types", None) or []
-    linears = [m for m in model.modules() if hasattr(m, "in_features")]
+    adapted = [m for m in model.modules() if hasattr(m, "base_layer")]
+    inside = {id(part) for m in adapted for part in m.modules() if part is not m}
+    linears = [m for m in model.modules() if hasattr(m, "in_features") and id(m) not in inside]
     return (
         config.hidden_act == "silu"
         and config.rope_parameters.get("rope_type", "default") in ("default", "linear", "llama3", "yarn")
         and all(kind == "full_attention" for kind in layer_types)
-        and all(type(m) is nn.Linear and m.weight.is_floating_point() for m in linears)
+        and type(model.model.embed_tokens) is nn.Embedding
+        and type(model.lm_head) is nn.Linear
+        and all(plain_linear(m) for m in linears)
     )
 
 
 class Weights:
     """The model's tensors by name, read once per generation; projections fused where the model is small.
 
-    Under autocast they are copies in its type: every token reads all of them, and half as many bytes are read.
+    Under autocast they are copies in its type: every token reads all of them, and half as many bytes are read. LoRA
+    adapters are added to float32 projections; bfloat16 would round most of an adapter away, so there they stay apart.
     """
 
     def __init__(self, model: LanguageModel):
         """Reads a model that `supports` accepts."""
+        model = unwrap(model)
         kind = product_type(model.model.embed_tokens.weight)
         config, body = model.config, model.model
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
@@ -74,20 +84,44 @@ class _Layer:
         self.query_norm, self.key_norm = (None if one is None else one.weight.to(kind) for one in norms)
 
 
-def _cast(linear: nn.Linear, kind: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias in a type."""
-    return linear.weight.to(kind), None if linear.bias is None else linear.bias.to(kind)
+@dataclass(frozen=True)
+class _Map:
+    """A linear map x W + b, and what adapters add to it: pairs (A, B) with x A B."""
+
+    weight: Tensor
+    bias: Tensor | None
+    low: tuple[tuple[Tensor, Tensor], ...] = ()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = F.linear(x, self.weight, self.bias)
+        for a, b in self.low:
+            y = y + F.linear(F.linear(x, a), b)
+        return y
 
 
-def _group(linears: list[nn.Linear], fuse: bool, kind: torch.dtype) -> list[tuple[Tensor, Tensor | None]]:
-    if not fuse:
-        return [_cast(linear, kind) for linear in linears]
-    bias = None if linears[0].bias is None else torch.cat([linear.bias for linear in linears]).to(kind)
-    return [(torch.cat([linear.weight for linear in linears]).to(kind), bias)]
+def _cast(module: nn.Module, kind: torch.dtype) -> _Map:
+    """A linear map in a type; its adapters added to float32 weights, else beside them."""
+    linear, adapters = linear_parts(module)
+    bias = None if linear.bias is None else linear.bias.to(kind)
+    low = [(a.to(kind), (scale * b).to(kind)) for a, b, scale in adapters]
+    if not low or kind not in (torch.float32, torch.float64):
+        return _Map(linear.weight.to(kind), bias, tuple(low))
+    whole = linear.weight.to(kind)
+    for a, b in low:
+        whole = torch.addmm(whole, b, a)
+    return _Map(whole, bias)
 
 
-def _project(x: Tensor, group: list[tuple[Tensor, Tensor | None]]) -> Tensor:
-    parts = [F.linear(x, weight, bias) for weight, bias in group]
+def _group(modules: list[nn.Module], fuse: bool, kind: torch.dtype) -> list[_Map]:
+    maps = [_cast(module, kind) for module in modules]
+    if not fuse or any(one.low for one in maps):
+        return maps
+    bias = None if maps[0].bias is None else torch.cat([one.bias for one in maps if one.bias is not None])
+    return [_Map(torch.cat([one.weight for one in maps]), bias)]
+
+
+def _project(x: Tensor, group: list[_Map]) -> Tensor:
+    parts = [one(x) for one in group]
     return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
@@ -243,9 +277,9 @@ class LeanSession:
         return x if self.slots is None else x[self.slots]
 
     def _after_attention(self, layer: _Layer, x: Tensor, mixed: Tensor) -> Tensor:
-        x = x + F.linear(mixed, *layer.output)
+        x = x + layer.output(mixed)
         gate, up = _project(_norm(x, layer.middle_norm, self.weights.epsilon), layer.gates).chunk(2, -1)
-        return x + F.linear(F.silu(gate) * up, *layer.down)
+        return x + layer.down(F.silu(gate) * up)
 
     def _head(self, x: Tensor) -> Tensor:
         return F.linear(_norm(x, self.weights.norm, self.weights.epsilon), self.weights.head)

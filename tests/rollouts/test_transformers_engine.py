@@ -201,17 +201,55 @@ def test_unfused_projections_agree(qwen2, monkeypatch):
     assert [c.ids for c in apart[0]] == [c.ids for c in fused[0]]
 
 
-def test_lean_decoder_declines_what_it_does_not_compute(qwen2, make_model):
-    """An adapter inside a projection, or another family, goes through the model's own forward."""
+def adapted_model(make_model, **settings):
+    """A Qwen2 with an adapter whose weights are not zero."""
     peft = pytest.importorskip("peft")
-    adapted = peft.get_peft_model(
-        make_model("qwen2"), peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    return peft.get_peft_model(
+        make_model("qwen2"), peft.LoraConfig(r=2, init_lora_weights=False, task_type="CAUSAL_LM", **settings)
     )
-    assert lean.supports(qwen2) and not lean.supports(make_model("mistral"))
-    assert not lean.supports(adapted) and not lean.supports(adapted.get_base_model())
-    one = TransformersEngine(adapted, 0).generate([[5, 6, 7]], 2, Sampling(max_new_tokens=6), [4])[0][0]
-    ids, _ = reference_decode(adapted, [5, 6, 7], 4, 0, Sampling(max_new_tokens=6))
+
+
+def test_lean_decoder_declines_what_it_does_not_compute(qwen2, make_model):
+    """Another family, or an adapter that is not only added to a projection, goes through the model's own forward."""
+    dora = adapted_model(make_model, target_modules=["q_proj"], use_dora=True)
+    assert lean.supports(qwen2) and not lean.supports(make_model("mistral")) and not lean.supports(dora)
+    assert not lean.supports(adapted_model(make_model, target_modules=["q_proj", "embed_tokens"]))
+    one = TransformersEngine(dora, 0).generate([[5, 6, 7]], 2, Sampling(max_new_tokens=6), [4])[0][0]
+    ids, _ = reference_decode(dora, [5, 6, 7], 4, 0, Sampling(max_new_tokens=6))
     assert one.ids == ids
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj"]])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_adapters_are_decoded_by_the_lean_decoder(make_model, targets, dtype):
+    """Same samples as the adapted model's own forward; the adapter switched off gives the base's."""
+    model = adapted_model(make_model, target_modules=targets, lora_dropout=0.1).to(dtype)
+    engine, sampling = TransformersEngine(model, 0), Sampling(max_new_tokens=12)
+    assert engine.lean
+    one = engine.generate([[5, 6, 7], [8, 9]], 2, sampling, [4, 5])[0][0]
+    plain = TransformersEngine(model, 0, lean_decoder=False).generate([[5, 6, 7], [8, 9]], 2, sampling, [4, 5])[0][0]
+    if dtype == torch.float32:
+        assert one.ids == plain.ids
+        assert one.logps == pytest.approx(plain.logps, abs=1e-5)
+    else:  # rounding may turn a sample at its first token where two are about as probable
+        same = [a == b for a, b in zip(one.ids, plain.ids)].index(False) if one.ids != plain.ids else len(one.ids)
+        assert same >= 1 and one.logps[:same] == pytest.approx(plain.logps[:same], abs=0.2)
+    with model.disable_adapter():
+        bare = engine.generate([[5, 6, 7]], 1, sampling, [4])[0][0]
+    base = TransformersEngine(make_model("qwen2").to(dtype), 0).generate([[5, 6, 7]], 1, sampling, [4])[0][0]
+    assert bare.ids == base.ids and bare.ids != one.ids
+
+
+def test_small_adapters_are_not_rounded_away_in_bfloat16(make_model):
+    """An adapter of a thousandth of the weights: the decoder's distribution follows it, as a merged one would not."""
+    model = adapted_model(make_model, target_modules="all-linear").to(torch.bfloat16)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            weight.data.mul_(1e-2)
+    (layer, *_) = lean.Weights(model).layers
+    assert layer.output.low and torch.equal(
+        layer.output.weight, model.base_model.model.model.layers[0].self_attn.o_proj.weight
+    )
 
 
 def test_wrong_requests_are_refused_in_a_sentence(qwen2):
