@@ -190,6 +190,23 @@ def convert(
     show(file, overrides or [], trainer=trainer, processes=processes)
 
 
+@app.command()
+def push(
+    folder: Annotated[str, typer.Argument(metavar="RUN", help="A finished run.", autocompletion=complete_folder)],
+    repository: Annotated[str, typer.Argument(metavar="REPO", help="owner/name on the Hub.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Upload; without it only say what would be.")] = False,
+    private: Annotated[
+        bool, typer.Option("--private", help="Where the repository is new: for its owner alone.")
+    ] = False,
+    revision: Annotated[Optional[str], typer.Option(metavar="BRANCH", help="Made if it is not there.")] = None,
+    adapter: Annotated[bool, typer.Option("--adapter", help="Of a LoRA run the adapter alone.")] = False,
+) -> None:
+    """Upload a run's policy, tokenizer and model card to the Hub; dry until --yes."""
+    from multiref_cli.cli.push import push
+
+    push(folder, repository, yes=yes, private=private, revision=revision, adapter=adapter)
+
+
 @app.command("runs")
 def list_runs(
     folder: Annotated[
