@@ -1,5 +1,6 @@
 """Everything drawn on a terminal; the only module that imports rich. Piped or with --plain: one plain line an event."""
 
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -8,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
+
+from multiref_cli.tracking.progress import remaining
 
 if TYPE_CHECKING:
     from multiref_cli.sweeps.watch import Snapshot
@@ -115,7 +118,8 @@ class PlainProgress:
     """One line an event; a phase prints at its start, at most every few seconds, and at its end."""
 
     def __init__(self, every_seconds: float = 5.0) -> None:
-        self.every_seconds, self._printed, self._phase = every_seconds, 0.0, ""
+        self.every_seconds, self._printed = every_seconds, 0.0
+        self._phase, self._done, self._total = "", 0, 0
 
     def note(self, text: str) -> None:
         """Print the line."""
@@ -124,25 +128,34 @@ class PlainProgress:
     def advance(self, phase: str, done: int, total: int, **figures: float) -> None:
         """Print `phase done/total figures`, not too often."""
         now = time.monotonic()
-        if phase == self._phase and done < total and now - self._printed < self.every_seconds:
+        if phase != self._phase:
+            self.finish()
+        elif done < total and now - self._printed < self.every_seconds:
             return
-        self._phase, self._printed = phase, now
+        self._phase, self._printed, self._done, self._total = phase, now, done, total
         shown = [f"{name} {figure(float(figures[name]))}" for name in _SHOWN if name in figures]
-        print(" ".join([f"{phase} {done}/{total}", *shown]), flush=True)
+        print(" ".join([phase if total <= 1 else f"{phase} {done}/{total}", *shown]), flush=True)
+
+    def finish(self) -> None:
+        """Print that the last phase is over, where its last line did not say so: a phase ends where the next begins."""
+        if self._done < self._total and self._total > 1:
+            print(f"{self._phase} {self._total}/{self._total}", flush=True)
+        self._done = self._total
 
 
 class LiveProgress:
-    """Bars and the newest figures, redrawn in place."""
+    """Bars and the newest figures, redrawn in place; a phase that has not said how far it is pulses."""
 
     def __init__(self) -> None:
         self.bars = Progress(
-            TextColumn("{task.description:24}"),
+            TextColumn("{task.description:26}"),
             BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[count]:>11}"),
+            _Times(),
             console=_console,
         )
         self._tasks: dict[str, TaskID] = {}
+        self._totals: dict[TaskID, int] = {}
         self._figures: dict[str, float] = {}
 
     def note(self, text: str) -> None:
@@ -152,11 +165,18 @@ class LiveProgress:
     def advance(self, phase: str, done: int, total: int, **figures: float) -> None:
         """Move the bar of a phase and show its newest figures."""
         if phase not in self._tasks:
-            for task in self.bars.tasks:  # a phase ends where the next one begins
-                self.bars.update(task.id, completed=task.total)
-            self._tasks[phase] = self.bars.add_task(phase, total=total)
-        self.bars.update(self._tasks[phase], completed=done, total=total)
+            self.finish()
+            self._tasks[phase] = self.bars.add_task(phase, total=None, count="")
+        task = self._tasks[phase]
+        self._totals[task] = total
+        count = f"{done}/{total}" if done else f"{total}" * (total > 1)
+        self.bars.update(task, completed=done, total=total if done else None, count=count)
         self._figures = {name: figures[name] for name in _SHOWN if name in figures} or self._figures
+
+    def finish(self) -> None:
+        """Fill the bars: a phase ends where the next one begins, the last one where all is done."""
+        for task, total in self._totals.items():
+            self.bars.update(task, completed=total, total=total, count=f"{total}/{total}" * (total > 1))
 
     def __rich__(self) -> Group:
         """The panel as rich draws it."""
@@ -165,17 +185,50 @@ class LiveProgress:
         return Group(self.bars, Panel(shown, title="latest", title_align="left")) if self._figures else Group(self.bars)
 
 
+class _Count(ProgressColumn):
+    """How many of how many, where that is known."""
+
+    def render(self, task: Task) -> Text:
+        """As `3/10`."""
+        return Text("" if task.total is None else f"{int(task.completed)}/{int(task.total)}")
+
+
+class _Times(ProgressColumn):
+    """How long a phase has taken, and how long it has still to go."""
+
+    def render(self, task: Task) -> Text:
+        """As `0:42, 19 min 36 s left`."""
+        spent = clock(task.finished_time if task.finished_time is not None else task.elapsed or 0)
+        left = None if task.finished else task.time_remaining
+        return Text(spent if left is None else f"{spent}, {remaining(left)}", style="dim")
+
+
+def _is_live(plain: bool) -> bool:
+    """Whether lines can be drawn again: not when piped, and not on a terminal that cannot move its cursor."""
+    return not plain and sys.stdout.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown", "")
+
+
 @contextmanager
-def progress(plain: bool) -> Iterator[PlainProgress | LiveProgress]:
-    """A live panel on a terminal, plain lines when piped or asked for."""
-    if plain or not sys.stdout.isatty():
-        yield PlainProgress()
+def progress(plain: bool, title: str = "") -> Iterator[PlainProgress | LiveProgress]:
+    """A live panel on a terminal, plain lines when piped or asked for.
+
+    Args:
+        plain: lines, whatever the terminal can do.
+        title: what is worked on, printed first.
+    """
+    if title:
+        line(title)
+    if not _is_live(plain):
+        lines = PlainProgress()
+        yield lines
+        lines.finish()
         return
     from rich.live import Live
 
     live = LiveProgress()
     with Live(live, console=_console, refresh_per_second=4):
         yield live
+        live.finish()
 
 
 class PlainSweep:
@@ -210,16 +263,18 @@ class LiveSweep:
         if self._snapshot is None:
             return Group()
         now = self._snapshot
-        bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        left = f", about {clock(now.seconds_left)} left" if now.seconds_left is not None else ""
+        bar = Progress(TextColumn("{task.description}"), BarColumn(), _Count())
+        left = f", about {remaining(now.seconds_left)}" if now.seconds_left is not None else ""
         counts = ", ".join(f"{count} {state}" for state, count in now.counts.items() if count)
         bar.add_task(f"{counts}{left}", total=now.total, completed=now.counts["done"])
+        for title, seconds in now.making:
+            bar.add_task(f"making {title}, {clock(seconds)}", total=None)
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for header in ("point", "step", "phase", "metric", "steps/s", "left"):
+        for header in ("point", "step", "phase", "metric", "steps/s", ""):
             table.add_column(header, justify="left" if header in ("point", "phase") else "right")
         for row in now.running[: self.most_running]:
             speed = f"{row.steps_per_second:.3g}" if row.steps_per_second else ""
-            left = clock(row.seconds_left) if row.seconds_left is not None else ""
+            left = remaining(row.seconds_left) if row.seconds_left is not None else ""
             cells = (row.name, f"{row.step}/{row.total}", row.phase, row.metric, speed, left)
             table.add_row(*[Text(cell) for cell in cells])
         hidden = len(now.running) - self.most_running
@@ -238,7 +293,7 @@ def clock(seconds: float) -> str:
 @contextmanager
 def sweep_progress(plain: bool) -> Iterator[PlainSweep | LiveSweep]:
     """A live table on a terminal, one plain line an event when piped or asked for."""
-    if plain or not sys.stdout.isatty():
+    if not _is_live(plain):
         yield PlainSweep()
         return
     from rich.live import Live

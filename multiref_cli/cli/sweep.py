@@ -43,6 +43,7 @@ def sweep(
 
     request = _request(overrides, resume)
     check_place(request.folder, "the sweep's folder")
+    display.line(f"sweep in {request.folder}")
     check_launcher(launcher, request.launcher)
     chooser = Chooser(dry_run, plain, read_choices(request.folder))
     running = _Running(request, launcher, workers, plain)
@@ -169,7 +170,6 @@ def _show(
         seeds > 1 and any(not p.experiment.algorithm.trains for p in plan.points)
     )
     rows = [
-        ["folder", str(request.folder)],
         ["conditions", f"{len(plan.conditions)}: {conditions}"],
         ["points", f"{len(plan.points)}, {seeds} seed{'s' * (seeds > 1)} each{untrained}"],
         ["done, failed, begun", f"{now.counts['done']}, {now.counts['failed']}, {now.counts['stopped']}"],
@@ -268,7 +268,8 @@ def _finish(ledger: Ledger, snapshot: Snapshot) -> None:
 
     folder = ledger.path
     if snapshot.counts["done"]:
-        display.line(f"report: {write_report([folder])}")
+        page = write_report([folder], show=lambda headers, rows: display.table("results", headers, rows))
+        display.line(f"report: {page}")
     seconds = sum(event.get("seconds", 0) for event in ledger.events()[0] if event["kind"] == "done")
     display.line(f"{snapshot.counts['done']} of {snapshot.total} points done, {duration(seconds)} of work")
     if snapshot.failures:

@@ -10,15 +10,17 @@ from multiref_cli.cli.choosing import Chooser
 from multiref_cli.config.compose import compose
 from multiref_cli.config.schema import Experiment
 from multiref_cli.tracking.places import check_place
+from multiref_cli.tracking.progress import OPENING
 
 
 def train(overrides: list[str], *, dry_run: bool, resume: str | None, plain: bool) -> None:
     """Run a config, go on with a run folder, or print the plan."""
     if resume is not None:
-        from multiref_cli.reports.report import write_run_report
-        from multiref_cli.runs.run import resume as resume_run
+        with display.progress(plain, f"going on with {resume}") as progress:
+            progress.advance(OPENING, 0, 1)
+            from multiref_cli.reports.report import write_run_report
+            from multiref_cli.runs.run import resume as resume_run
 
-        with display.progress(plain) as progress:
             folder = resume_run(Path(resume), progress, write_run_report, overrides=overrides)
         return finished(folder)
     experiment = compose(overrides)
@@ -28,10 +30,11 @@ def train(overrides: list[str], *, dry_run: bool, resume: str | None, plain: boo
         experiment = replace(experiment, alpha=chooser(experiment))
     if dry_run:
         return _show_plan(experiment)
-    from multiref_cli.reports.report import write_run_report
-    from multiref_cli.runs.run import train as train_run
+    with display.progress(plain, f"{experiment.condition}, seed {experiment.seed}, in {experiment.folder}") as progress:
+        progress.advance(OPENING, 0, 1)  # importing torch and opening models may take a minute: something is seen first
+        from multiref_cli.reports.report import write_run_report
+        from multiref_cli.runs.run import train as train_run
 
-    with display.progress(plain) as progress:
         folder = train_run(
             experiment, overrides=overrides, progress=progress, report=write_run_report, choices=chooser.choices
         )

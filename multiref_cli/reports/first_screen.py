@@ -60,18 +60,19 @@ class Job:
         return names[0] if names else None
 
 
-def add_overview(page: Page, jobs: Sequence[Job]) -> None:
-    """Add the first screen of the jobs that have scores."""
+def add_overview(page: Page, jobs: Sequence[Job]) -> tuple[list[str], list[list[str]]]:
+    """Add the first screen of the jobs that have scores; returns headers and rows of its table for a terminal."""
     ranked = [(job, arms(job)) for job in jobs]
     ranked = [(job, own) for job, own in ranked if own]
     page.text(question([job for job, _ in ranked] or jobs))
     if not ranked:
-        return
+        return [], []
     page.text("\n\n".join(answers(ranked)))
     each = max(1, SHORT // len(ranked))
     shown = [(job, chosen(own, each)) for job, own in ranked[:SHORT]]
     _add_figure(page, shown)
-    _add_table(page, shown, len(ranked), sum(len(own) for _, own in ranked))
+    headers, rows = _add_table(page, shown, len(ranked), sum(len(own) for _, own in ranked))
+    return headers, [[str(c).strip("*") for c in row] for row in rows]
 
 
 def _add_figure(page: Page, shown: Sequence[tuple[Job, Sequence[Arm]]]) -> None:
@@ -234,7 +235,9 @@ def _panel(axes: Axes, found: Sequence[Arm]) -> None:
         axes.set_xlim(*limits)
 
 
-def _add_table(page: Page, shown: Sequence[tuple[Job, Sequence[Arm]]], jobs: int, count: int) -> None:
+def _add_table(
+    page: Page, shown: Sequence[tuple[Job, Sequence[Arm]]], jobs: int, count: int
+) -> tuple[list[str], list[list[Any]]]:
     several = len(shown) > 1
     metrics = list(dict.fromkeys(heading(job.metric or "") for job, _ in shown))
     score = metrics[0] if len(metrics) == 1 else "score"
@@ -253,6 +256,7 @@ def _add_table(page: Page, shown: Sequence[tuple[Job, Sequence[Arm]]], jobs: int
     caption += f" {left} more rows under results." if left else ""
     caption += f" {jobs - len(shown)} more jobs below." if jobs > len(shown) else ""
     page.table(headers, rows, caption, name="overview")
+    return headers, rows
 
 
 def add_outcome(page: Page, condition: Condition, drawn: Figure | None) -> None:

@@ -40,6 +40,7 @@ def write_report(
     out: Path | None = None,
     against: Path | None = None,
     tell: Callable[[str], object] = lambda sentence: None,
+    show: Callable[[Sequence[str], Sequence[Sequence[str]]], object] = lambda headers, rows: None,
 ) -> Path:
     """Write the report of runs and sweeps; several are merged into one comparison.
 
@@ -48,6 +49,7 @@ def write_report(
         out: where to write; by default report/ in the folder, of several report-A-B beside the first.
         against: CSV of committed results (see published.py); the report says whether the reproduction holds.
         tell: takes that sentence too.
+        show: takes headers and rows of the first screen's table, at most ten.
 
     Returns:
         The path of index.html. Beside it lies summary.csv, one row a condition and metric, in the form that is
@@ -77,7 +79,9 @@ def write_report(
     write_rows(rows_of(made.found), target / "summary.csv")
     write_scores(made.found, target / SCORES)
     page = Page(" and ".join(_name(folder) for folder in folders), target)
-    add_overview(page, made.jobs)
+    headers, rows = add_overview(page, made.jobs)
+    if rows:
+        show(headers, rows)
     page.text(summary_line(made.found) + " Every number comes from the run folders; nothing was trained for it.")
     _add_warnings(page, made, damaged)
     if against is not None and committed is not None:

@@ -33,7 +33,7 @@ from multiref_cli.runs.measure import Outcome, measure, measure_folder
 from multiref_cli.runs.processes import connect, of_rank, speaking_for, started
 from multiref_cli.seeding import seed_everything
 from multiref_cli.tracking.places import command
-from multiref_cli.tracking.progress import Heartbeat, Progress, Silent
+from multiref_cli.tracking.progress import OPENING, Heartbeat, Progress, Silent
 from multiref_cli.tracking.provenance import provenance
 from multiref_cli.tracking.run_dir import RunDir, refuse_existing
 from multiref_cli.tracking.rungs import Pruned, write_pruned
@@ -353,6 +353,7 @@ def _train_and_measure(job: Job, run: RunDir, parallel: Parallel, progress: Prog
 def _trained(job: Job, run: RunDir, parallel: Parallel, progress: Progress) -> Trainee:
     """Train; the optimizer's state is gone when it returns, before an evaluation loads its models."""
     seed_everything(job.experiment.seed)
+    progress.advance(OPENING, 0, 1)
     trainee = module_of(job.experiment).assemble(job, progress)
     experiment, precision = job.experiment, job.precision
     optimizers = Optimizers(trainee.model, experiment.optimizer, job.total_steps, precision.masters)

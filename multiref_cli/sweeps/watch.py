@@ -42,12 +42,16 @@ class Failure:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A sweep at one moment; `counts` has done, running, queued, stopped and failed, and pruned where there are any."""
+    """A sweep at one moment; `counts` has done, running, queued, stopped and failed, and pruned where there are any.
+
+    `making` are the passes at work that points wait for, each with its seconds so far.
+    """
 
     counts: dict[str, int]
     running: list[Running]
     failures: list[Failure]
     seconds_left: float | None
+    making: tuple[tuple[str, float], ...] = ()
 
     @property
     def total(self) -> int:
@@ -66,6 +70,7 @@ class Watcher:
         self._states: dict[str, str] = {}
         self._shares: dict[str, float] = {}
         self._failures: list[Failure] = []
+        self._making: dict[str, float] = {}
         self._first_seen: dict[str, tuple[float, int]] = {}
         self._started = time.monotonic()
         self._work_at_start: float | None = None
@@ -89,11 +94,18 @@ class Watcher:
             self._states[point.name] = state
         counts = dict.fromkeys(("done", "running", "queued", "stopped", "failed"), 0)
         counts.update(Counter(self._states.values()))
-        return Snapshot(counts, running, self._failures, self._seconds_left(math.fsum(self._shares.values())))
+        left, now = self._seconds_left(math.fsum(self._shares.values())), time.time()
+        making = tuple((title, max(0.0, now - since)) for title, since in self._making.items())
+        return Snapshot(counts, running, self._failures, left, making)
 
     def _moved(self) -> Iterable[Point]:
         """Points whose state may be another than at the last look, in the order of the plan."""
         found, self._read = self.ledger.events(self._read)
+        for event in found:
+            if event["kind"] == "pass":
+                self._making[event["name"]] = event["at"]
+            elif event["kind"] in ("pass_done", "pass_failed"):
+                self._making.pop(event["name"], None)
         if not self._states:
             return self.plan.points
         names = {event["name"] for event in found} | {n for n, state in self._states.items() if state == "running"}

@@ -5,6 +5,9 @@ from typing import Protocol
 
 from multiref_cli.files import writing
 
+# The first phase of every command that works with models.
+OPENING = "open models and data"
+
 
 class Progress(Protocol):
     """What training, the reference store and evaluation report to."""
@@ -58,3 +61,9 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def remaining(seconds: float) -> str:
+    """A time that is still to go: `42 s left`, `19 min 36 s left`, `2 h 05 min left`."""
+    whole = max(0, round(seconds))
+    return f"{duration(whole) if whole >= 60 else f'{whole} s'} left"

@@ -21,6 +21,7 @@ from multiref_cli.tracking.progress import Progress
 from multiref_cli.tracking.run_dir import RunDir
 from multiref_cli.tracking.rungs import Missed, Pruned, read_rungs
 from multiref_cli.training.checkpoint import check_same, checkpoints, load_checkpoint, save_checkpoint
+from multiref_cli.training.health import Health
 from multiref_cli.training.optimizer import Optimizers
 
 
@@ -56,7 +57,7 @@ class Loop:
         self.model, self.objective, self.identity = trainee.model, trainee.objective, dict(identity)
         self.precision, self.parallel = precision, parallel
         self.rungs = read_rungs(run.path)
-        self.step, self.saved = 0, 0.0
+        self.step, self.saved, self.health = 0, 0.0, Health()
 
     def fit(self, progress: Progress) -> None:
         """Train from the last checkpoint (or the start) to the last step.
@@ -80,6 +81,8 @@ class Loop:
                 metrics = self._one_step()
                 if self.parallel.main and (self.step % self.hardware.log_every == 0 or self.step == total):
                     self.run.log({"step": self.step, **metrics})
+                    for sentence in self.health.step(metrics):
+                        progress.note(sentence)
                 progress.advance("train", self.step, total, **metrics)
                 stop, due, missed = self.parallel.once(lambda: (stop_requested(), self._is_due(), self._missed()))
                 if missed is not None:
@@ -91,6 +94,7 @@ class Loop:
                     hint = f"go on with: {command('train', '--resume', self.run.path)}"
                     raise Stopped(f"stopped after step {self.step} of {total}; {hint}")
         self.model.eval()
+        self.trainee.notes.extend(self.health.notes())
 
     def _one_step(self) -> dict[str, float]:
         started = time.perf_counter()
@@ -168,6 +172,7 @@ class Loop:
             )
         if self.parallel.main:
             self.run.forget_after(self.step)
+            self.health.read(self.run.metrics())
         if state is None:
             return
         check_same(state["identity"], self.identity)
