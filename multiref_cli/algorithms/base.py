@@ -18,6 +18,7 @@ from multiref_cli.models.load import load_causal_lm, new_causal_lm
 from multiref_cli.models.precision import Precision
 from multiref_cli.parallel import ALONE, Parallel
 from multiref_cli.references.base import Reference, references_of
+from multiref_cli.references.served import Serving
 from multiref_cli.references.store import ReferenceStore, Scoring
 from multiref_cli.references.tokens import first_difference
 from multiref_cli.rollouts.engine import Engine
@@ -84,7 +85,8 @@ class Job:
         experiment = self.experiment
         wanted = experiment.active_references if active else experiment.references
         kind, rendering = experiment.reference_type, rendering_of(experiment.data)
-        return references_of(wanted, self.reference_device, kind, together, rendering)
+        serving = Serving(self.tokenizer, experiment.hardware.cache_folder / "served")
+        return references_of(wanted, self.reference_device, kind, together, rendering, serving)
 
     def foreign_tokenizer(self, reference: Reference) -> Any:
         """The reference's tokenizer where the policy's ids mean something else to it, else None."""

@@ -177,7 +177,13 @@ class Online:
         return reduce(values, mask, self.settings.loss_reduction, micro.step), averages
 
     def state_dict(self) -> dict[str, Any]:
-        """The window in use (rollouts, scores, old log-probs) and references that move; every process asks for it."""
+        """The window in use (rollouts, scores, old log-probs) and references that move; every process asks for it.
+
+        Raises:
+            RunError: a server serves another model than when training began or went on: nothing is kept of that.
+        """
+        if self.parts.references is not None:
+            self.parallel.once(self.parts.references.confirm)
         if self.window is not None:
             own = [(places, self.window.old_logps[places]) for places, *_ in self.parallel.share(self._packs)]
             for places, logps in self.parallel.woven(own):
@@ -216,6 +222,8 @@ class Online:
         samples = [self._sample(prompt, one) for prompt, one in flat]
         completions = [[one.ids for one in group] for group in groups]
         metrics, rewards = rollout_metrics(samples, completions), torch.zeros(len(rows), len(groups[0])).double()
+        self._packs = self._passes(rows, completions)
+        self._expect(samples)
         if self.parts.reward is not None:
             judge = self.parts.reward
             judged = self.parallel.once(lambda: judge(samples))
@@ -223,7 +231,6 @@ class Online:
             metrics |= reward_metrics(judged, rewards)
             if (failed := self.charged.failed(rewards)) is not None:
                 metrics["failed_fraction"] = float(failed.double().mean())
-        self._packs = self._passes(rows, completions)
         logps = padded([one.logps for _, one in flat])
         drawn = None if self.parts.engine.exact_logps else logps.clone()
         scores, total = self._score(samples, logps.shape), rewards
@@ -283,6 +290,12 @@ class Online:
         text = str(self.parts.tokenizer.decode(ids, skip_special_tokens=True))
         told = (prompt.answer, prompt.extra, one.finished, prompt.row, self.parts.opening)
         return Sample(prompt.messages, text, *told, prompt.conversational)
+
+    def _expect(self, samples: list[Sample]) -> None:
+        """Servers begin with their share while rewards are computed here."""
+        if self.parts.references is not None:
+            for places, packed, _ in self.parallel.share(self._packs):
+                self.parts.references.expect(packed, [samples[i] for i in places])
 
     def _score(self, samples: list[Sample], shape: torch.Size) -> ReferenceScores | None:
         """What the references say of every response, put together from the passes; None where the loss asks them."""

@@ -58,7 +58,7 @@ def live_references(job: Job, progress: Progress) -> LiveReferences:
     members = job.references(together=True)
     for number, member in enumerate(members):
         progress.advance("load references", number, len(members))
-        _ = member.model
+        _ = member.model if member.spec.server is None else member.fingerprint()
     return LiveReferences(job.experiment, members, [job.foreign_tokenizer(member) for member in members])
 
 

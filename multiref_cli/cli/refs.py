@@ -105,6 +105,11 @@ def mix(overrides: list[str]) -> None:
     names = [reference.name for reference in experiment.references]
     if len(names) != 2:
         raise RequestError(f"refs mix weighs two references against each other, this config has {len(names)}.")
+    if experiment.served:
+        raise RequestError(
+            f"refs mix draws from the mixed references token by token, and {experiment.served[0]} is served: a server "
+            "says one log-probability a token; `multiref train` and `multiref refs build` take it."
+        )
     check(experiment)
     folder = _mix_folder(experiment, names)
 

@@ -6,12 +6,13 @@ from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
+from urllib.parse import urlsplit
 
 from multiref_cli.config.algorithms import DistillSettings, DpoSettings, OnlineSettings, UntrainedSettings
 from multiref_cli.config.merges import check_merge, members
 from multiref_cli.config.ranges import check_number, check_numbers
 from multiref_cli.config.regularizer import Arwc, Estimator, Level, Regularizer, States
-from multiref_cli.config.schema import PRECISIONS
+from multiref_cli.config.schema import PRECISIONS, SERVED
 from multiref_cli.config.terms import OTHERS, START
 from multiref_cli.config.weights import AUTO, routes_of, weights_of
 from multiref_cli.errors import RequestError
@@ -44,6 +45,7 @@ def check(experiment: "Experiment") -> None:
         _check_references(experiment)
         _check_regularizer(experiment)
         _check_moves(experiment)
+        _check_served(experiment)
     if isinstance(experiment.algorithm, DpoSettings):
         _check_preferences(experiment.algorithm, experiment.beta)
     if isinstance(experiment.algorithm, OnlineSettings):
@@ -274,7 +276,7 @@ def _check_paths(experiment: "Experiment") -> None:
     if isinstance(experiment.algorithm, UntrainedSettings):
         paths["algorithm.selector"] = experiment.algorithm.selector
     for key, path in paths.items():
-        if path is None or path.startswith("toy:"):
+        if path is None or path.startswith(("toy:", SERVED)):
             continue
         local = (
             path.startswith((".", "/", "~")) or path.endswith((".jsonl", ".json", ".parquet")) or path.count("/") > 1
@@ -294,6 +296,49 @@ def _check_references(experiment: "Experiment") -> None:
     _require(not reserved, "a reference cannot be called 'mixed': that is the mixed reference's name in the metrics")
     if routes_of(experiment.alpha, names, experiment.penalty.signed) is None:
         weights_of(experiment.alpha, len(names), experiment.penalty.signed)
+
+
+def _check_served(experiment: "Experiment") -> None:
+    """A server says one number a token, at temperature 1: exact for whole responses, and all that it can be asked."""
+    for one in experiment.references:
+        if one.server is None:
+            continue
+        url, name = urlsplit(one.server), f"references: {one.name}"
+        _require(
+            url.scheme in ("http", "https") and bool(url.hostname),
+            f"{name}.server is {one.server!r}; give the URL of a server, such as http://localhost:8000",
+        )
+        _require(url.username is None, f"{name}.server holds a key; name its environment variable: api_key_env=NAME")
+        held = [key for key in ("revision", "dtype", "adapter", "kind", "update") if getattr(one, key) is not None]
+        held += ["trust_remote_code"] * one.trust_remote_code
+        _require(not held, f"{name}.{held[:1]} is the server's own affair; leave it out beside server")
+    if not experiment.served or not experiment.regularized:
+        return
+    _require(
+        experiment.penalty.level is Level.sequence,
+        f"reference {experiment.served[0]} is served: a server says one log-probability a token, and level=token sums "
+        "over the vocabulary; use regularizer.level=sequence, which is exact for every mean",
+    )
+    active, algorithm = [one.name for one in experiment.active_references if one.server], experiment.algorithm
+    if not active:
+        return
+    asked, mixed = experiment.estimator, isinstance(algorithm, UntrainedSettings) and algorithm.sampler == "mixed"
+    _require(
+        asked is None or not asked.beside,
+        f"reference {active[0]} is served: a server says one log-probability a token, and estimator="
+        f"{asked.name if asked else ''} asks for more; use regularizer.estimator=reward, which is exact for whole "
+        "responses",
+    )
+    _require(
+        not mixed,
+        f"reference {active[0]} is served: a server says one log-probability a token, and algorithm.sampler=mixed "
+        "draws from the mixed reference token by token; use algorithm.sampler=policy",
+    )
+    _require(
+        not algorithm.online or experiment.rollout.temperature == 1 or experiment.reads_samples,
+        f"reference {active[0]} is served: a server says log-probabilities at temperature 1, and rollout.temperature "
+        f"is {experiment.rollout.temperature:g}; use rollout.temperature=1",
+    )
 
 
 def check_orders(r: Regularizer) -> None:

@@ -18,6 +18,7 @@ from multiref_cli.config.algorithms import ALGORITHMS
 from multiref_cli.config.check import check, check_orders
 from multiref_cli.config.folders import conf_directory, groups, options, own_conf_directory
 from multiref_cli.config.schema import (
+    SERVED,
     Ctro,
     Evaluation,
     Experiment,
@@ -164,6 +165,7 @@ def _typed_experiment(plain: DictConfig) -> Experiment:
     if name not in ALGORITHMS:
         raise RequestError(f"algorithm.name is {name!r}; allowed: {', '.join(ALGORITHMS)}.")
     _complete_merges(plain)
+    _name_served(plain)
     return typed(plain, Experiment(algorithm=ALGORITHMS[name]()), gone=GONE_KEYS)
 
 
@@ -183,6 +185,31 @@ def _completed(model: Any) -> Any:
     except OmegaConfBaseException as error:
         raise RequestError(_sentence(error, known_keys())) from error
     return OmegaConf.create(merges.completed({key: value for key, value in given.items() if value != "???"}))
+
+
+def _name_served(plain: DictConfig) -> None:
+    """Give references that a server answers for a path, made of their model's name.
+
+    Raises:
+        RequestError: a model without a server, or the other way round.
+    """
+    references = plain.get("references")
+    with open_dict(plain):
+        for one in references if isinstance(references, ListConfig) else ():
+            server, model = (one.get(key) if isinstance(one, DictConfig) else None for key in ("server", "model"))
+            if server is None and model is None:
+                continue
+            if server is None or model is None:
+                raise RequestError(
+                    f"references: {one.get('name')} has a {'model' if server is None else 'server'} alone; a served "
+                    "reference is written {name: NAME, server: URL, model: NAME_ON_THE_SERVER}."
+                )
+            if one.get("path") not in (None, f"{SERVED}{model}"):
+                raise RequestError(
+                    f"references: {one.get('name')} has a path and a server; give one of them (the tokens of a served "
+                    "model: tokenizer)."
+                )
+            one.path = f"{SERVED}{model}"
 
 
 def _refuse_lost_pair(plain: DictConfig, choices: dict[str, Any]) -> None:

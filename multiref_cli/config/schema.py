@@ -54,6 +54,10 @@ class Model:
     base: Optional[Part] = None
 
 
+# Stands before the name of a served model where a path could stand.
+SERVED = "served:"
+
+
 @dataclass(frozen=True)
 class Update:
     """How a reference moves: `reset`, it becomes the policy every so many optimizer steps; or `ema`, it becomes
@@ -76,8 +80,19 @@ class Update:
 
 @dataclass(frozen=True)
 class ReferenceSpec(Model):
+    """A reference: a model with a path, or one that a server answers for, whose path is then made of its name."""
+
     name: str = MISSING
     update: Optional[Update] = None
+    server: Optional[str] = None
+    model: Optional[str] = None
+    api_key_env: Optional[str] = None
+    concurrency: int = number("[1, 4096]", 16)
+    timeout_seconds: float = number("(0, 1e6]", 300.0)
+
+
+# What the path of a served reference says already, and how its server is asked: neither changes a result.
+_SERVER_KEYS = ("server", "model", "api_key_env", "concurrency", "timeout_seconds")
 
 
 @dataclass(frozen=True)
@@ -335,6 +350,11 @@ class Experiment:
         """The references with a weight; the others are never loaded."""
         return [self.references[i] for i in self._active]
 
+    @property
+    def served(self) -> list[str]:
+        """Names of the references that a server answers for."""
+        return [one.name for one in self.references if one.server is not None]
+
     @cached_property
     def active_weights(self) -> list[float]:
         """One weight an active reference."""
@@ -409,12 +429,14 @@ class Experiment:
     def estimator(self) -> Estimator | None:
         """The online estimator, as given or the usual one; None where nothing is estimated.
 
-        A reference with a tokenizer of its own scores whole responses only: the penalty is then usually in the reward.
+        A reference with a tokenizer of its own, or behind a server, scores whole responses only: the penalty is then
+        usually in the reward.
         """
         if not (self.algorithm.online and self.regularized):
             return None
-        foreign = any(one.tokenizer not in (None, self.policy.tokenizer) for one in self.active_references)
-        usual = Estimator.reward if foreign else self.penalty.usual_estimator
+        own, active = (None, self.policy.tokenizer), self.active_references
+        whole = any(one.tokenizer not in own or one.server is not None for one in active)
+        usual = Estimator.reward if whole else self.penalty.usual_estimator
         return self.penalty.estimator or usual
 
     @property
@@ -552,6 +574,9 @@ class Experiment:
         for part in ("policy", "references", "evaluation"):
             if part in kept:
                 kept[part] = _without_idle(kept[part])
+        if "references" in kept:
+            found = kept["references"]
+            kept["references"] = [{k: v for k, v in one.items() if k not in _SERVER_KEYS} for one in found]
         if self.regularizer is not None and "regularizer" in kept:
             # as they are used, whether named or left to their defaults; None where nothing reads them
             used: dict[str, Any] = {"estimator": None, "to_go": None}

@@ -154,9 +154,10 @@ def _reference_list(value: str) -> str:
             f"references={value} is no list of references; write references='[{{name: a, path: X}}, ...]'."
         )
     for one in references:
-        if "path" not in one and "kind" not in one:
+        if not {"path", "kind", "server", "model"} & set(one):
             raise RequestError(f"references={value}: every reference needs a path, one has {', '.join(map(str, one))}.")
-        one.setdefault("name", PurePath(str(one["path"])).name if "path" in one else str(one["kind"]))
+        name = one.get("path", one.get("model"))
+        one.setdefault("name", PurePath(str(name)).name if name is not None else str(one.get("kind")))
     return _value(references)
 
 

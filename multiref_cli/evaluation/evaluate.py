@@ -207,7 +207,7 @@ class Evaluator:
             if reference.name not in tokens:
                 progress.advance(f"evaluate: kl/{reference.name}", 0, len(sequences))
                 foreign = self.foreign.get(reference.name)
-                tokens[reference.name] = self._tokens(reference.model, sequences, foreign)
+                tokens[reference.name] = self._tokens_of(reference, sequences, foreign)
                 if len(self.references) > RESIDENT:
                     reference.release()
         sums = torch.stack([_sums(tokens[reference.name]) for reference in self.references])
@@ -241,14 +241,25 @@ class Evaluator:
         per_token = log_mixed(self.experiment.terms_of_all, logps, normalizers)[0]
         return _sums(list(per_token.split([len(one) for one in log_f])))
 
+    def _tokens_of(self, reference: Reference, sequences: list[Sequence], foreign: Tokenizer | None) -> list[Tensor]:
+        """`_tokens` of a reference."""
+        if reference.spec.server is None:
+            return self._tokens(reference.model, sequences, foreign)
+        found = self._each(self._ids(sequences, foreign), "cpu", reference.token_logps)
+        self.parallel.once(reference.confirm)
+        return found
+
+    def _ids(self, sequences: list[Sequence], foreign: Tokenizer | None) -> list[tuple[Any, Any]]:
+        """(prompt, response) in the policy's tokens, or in those of a reference with others."""
+        if foreign is None:
+            return [(one.prompt, one.completion) for one in sequences]
+        return [rescored_ids(one, self.tokenizer, foreign) for one in sequences]
+
     def _tokens(
         self, model: LanguageModel, sequences: list[Sequence], foreign: Tokenizer | None = None
     ) -> list[Tensor]:
         """log-probabilities of every response's tokens, under the model's own tokenizer where that is another one."""
-        ids: list[tuple[Any, Any]] = [(one.prompt, one.completion) for one in sequences]
-        if foreign is not None:
-            ids = [rescored_ids(one, self.tokenizer, foreign) for one in sequences]
-        vocabulary = self.vocabulary if foreign is None else None
+        ids, vocabulary = self._ids(sequences, foreign), self.vocabulary if foreign is None else None
         return self._each(ids, _device(model), lambda packed: token_logps(model, packed, vocabulary=vocabulary).logps)
 
     @torch.no_grad()

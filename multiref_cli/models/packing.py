@@ -124,6 +124,19 @@ def pack(
     )
 
 
+def sequences_of(rows: Packed) -> list[tuple[list[int], list[int]]]:
+    """What `pack` laid out: prompt and completion of each of the B sequences; both empty for an empty completion."""
+    found, start, width = [], 0, rows.input_ids.shape[1]
+    for count in rows.mask.sum(1).tolist():
+        if count:
+            row, last = divmod(int(rows.predictor[start]), width)
+            found.append((rows.input_ids[row, : last + 1].tolist(), rows.targets[start : start + count].tolist()))
+        else:
+            found.append(([], []))
+        start += count
+    return found
+
+
 def _shared_prefix_mask(segment: Tensor) -> Tensor:
     """(R, L) segment numbers (0 prompt, 1.. responses, -1 padding) -> (R, 1, L, L) bool; no row is empty."""
     same = segment[:, :, None] == segment[:, None, :]

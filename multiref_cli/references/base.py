@@ -11,6 +11,7 @@ from multiref_cli.data.template import Rendering
 from multiref_cli.models.packing import Packed
 from multiref_cli.references.adapters import Opener, shared_openers
 from multiref_cli.references.local import LocalReference
+from multiref_cli.references.served import ServedReference, Serving
 from multiref_cli.rollouts.engine import Completion, Sampling
 from multiref_cli.types import Device
 
@@ -21,7 +22,7 @@ class Reference(Protocol):
     Attributes:
         name: in metrics, tables and figures.
         spec: its part of the config.
-        dtype: parameter type that it is read in.
+        dtype: parameter type that it is read in; `served` where that is a server's affair.
     """
 
     name: str
@@ -38,6 +39,12 @@ class Reference(Protocol):
     @property
     def model(self) -> Any:
         """What full-vocabulary work asks (`token_divergence`, `score_references`); None for one that only scores."""
+
+    def expect(self, rows: Packed) -> None:
+        """Told of rows that `token_logps` will be asked for: a server can begin."""
+
+    def confirm(self) -> None:
+        """Whether it still is what it was when `fingerprint` was asked first; raises RunError where it is not."""
 
     def token_logps(self, rows: Packed, temperature: float = 1.0, vocabulary: int | None = None) -> Tensor:
         """(B, T) log-probabilities in nats of the completion tokens of rows on any device, 0 where masked."""
@@ -66,6 +73,7 @@ def references_of(
     dtype: str = "float32",
     together: bool = False,
     rendering: Rendering | None = None,
+    serving: Serving | None = None,
 ) -> list[Reference]:
     """K references in the order of their specs.
 
@@ -76,10 +84,17 @@ def references_of(
         together: they will be in memory side by side: adapters of one base then share it. One by one, an adapter is
             merged into its base.
         rendering: what their chat templates are told.
+        serving: what those that a server answers for need; None where there are none.
     """
     openers: list[Opener | None] = [None] * len(specs)
     if together:  # one that moves has weights of its own
         still = [index for index, spec in enumerate(specs) if spec.update is None]
         for index, opener in zip(still, shared_openers([specs[index] for index in still], device, dtype)):
             openers[index] = opener
-    return [LocalReference(spec, device, dtype, opener, rendering) for spec, opener in zip(specs, openers)]
+    found: list[Reference] = []
+    for spec, opener in zip(specs, openers):
+        if spec.server is not None and serving is not None:
+            found.append(ServedReference(spec, serving, rendering))
+        else:
+            found.append(LocalReference(spec, device, dtype, opener, rendering))
+    return found

@@ -108,7 +108,19 @@ class LiveReferences:
     def share_prompts(self) -> bool:
         """Whether all that read the policy's tokens give the same results where responses share their prompt's row."""
         own = [member.model for member, tokenizer in zip(self.members, self.foreign) if tokenizer is None]
-        return all(honours_shared_prompts(one.model if isinstance(one, Adapted) else one) for one in own)
+        models = [one.model if isinstance(one, Adapted) else one for one in own if one is not None]
+        return all(map(honours_shared_prompts, models))
+
+    def expect(self, packed: Packed, samples: Sequence[Sample]) -> None:
+        """Told of responses that `score` will be asked for: servers begin; arguments as there."""
+        for member, foreign in zip(self.members, self.foreign):
+            if member.spec.server is not None:
+                member.expect(packed if foreign is None else _retokenized(foreign, samples))
+
+    def confirm(self) -> None:
+        """Whether servers still serve what they did; raises RunError where one does not."""
+        for member in self.members:
+            member.confirm()
 
     @torch.no_grad()
     def score(
@@ -122,7 +134,7 @@ class LiveReferences:
             vocabulary: ids shared by the policy and the references with its tokenizer.
             terms: the R summands of their penalty.
         """
-        if self.visiting or any(self.foreign):
+        if self.visiting or any(self.foreign) or any(member.spec.server is not None for member in self.members):
             sums = torch.stack(
                 [self._sums(*one, packed, samples, vocabulary) for one in zip(self.members, self.foreign)]
             )

@@ -72,6 +72,12 @@ class LocalReference:
         """The module that holds the weights."""
         return self.model.model if isinstance(self.model, Adapted) else self.model
 
+    def expect(self, rows: Packed) -> None:
+        """Nothing is done ahead: it computes when it is asked."""
+
+    def confirm(self) -> None:
+        """It is in memory since it was opened."""
+
     @torch.no_grad()
     def token_logps(self, rows: Packed, temperature: float = 1.0, vocabulary: int | None = None) -> Tensor:
         """(B, T) log-probabilities of the completion tokens, on the model's device."""

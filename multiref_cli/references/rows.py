@@ -22,6 +22,27 @@ PART_TOKENS = 2**16
 _ARRAYS = ("prompts", "prompt_offsets", "prompt_of", "completions", "offsets")
 
 
+def _nothing(rows: Packed) -> None:
+    """Nothing is done ahead."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a pass computes of rows, and who is asked.
+
+    Attributes:
+        models: that are asked, on one device; all must take shared prompts for prompts to be shared. Empty: a server.
+        compute: rows -> (B, T) tensors.
+        expect: told of rows some time before `compute` gets them.
+        confirm: called by the main process before a part is kept; raises where it must not be.
+    """
+
+    models: Sequence[Any]
+    compute: Callable[[Packed], Sequence[torch.Tensor]]
+    expect: Callable[[Packed], None] = _nothing
+    confirm: Callable[[], None] = lambda: None
+
+
 @dataclass(frozen=True)
 class ScoredRows:
     """N responses of P different prompts.
@@ -64,8 +85,7 @@ class ScoredRows:
     @torch.no_grad()
     def compute(
         self,
-        models: Sequence[Any],
-        compute: Callable[[Packed], Sequence[torch.Tensor]],
+        work: Work,
         micro_tokens: int,
         report: Callable[[int, int, float], None],
         numbers: Sequence[int] | None = None,
@@ -75,8 +95,7 @@ class ScoredRows:
         """One pass over the responses, prompts shared where that pays, batches of similar length.
 
         Args:
-            models: the models that `compute` asks; all must take shared prompts for prompts to be shared.
-            compute: rows -> (B, T) tensors.
+            work: what is computed, and who is asked.
             micro_tokens: padded tokens per pass.
             report: told tokens done, tokens in all, tokens per second.
             numbers: responses to do; None is all.
@@ -85,11 +104,11 @@ class ScoredRows:
             parallel: the processes that share the pass; all of them have the whole result.
 
         Returns:
-            For each tensor of `compute` one flat float32 array at the places of `completions`, 0 where not done.
+            For each tensor of `work.compute` one flat float32 array at the places of `completions`, 0 where not done.
         """
         groups = self._groups(range(len(self.prompt_of)) if numbers is None else numbers)
-        inner = [model.model if isinstance(model, Adapted) else model for model in models]
-        widths = [sharing_width(model) for model in inner]
+        inner = [model.model if isinstance(model, Adapted) else model for model in work.models]
+        widths = [sharing_width(model) for model in inner] or [None]
         if None in widths or not sharing_pays(*self._lengths(groups), widths[0]):
             groups = [[i] for group in groups for i in group]
         rows = [row_length(prompt, responses, True) for prompt, responses in zip(*self._lengths(groups))]
@@ -98,18 +117,26 @@ class ScoredRows:
         parts = kept(hashlib.sha256(str([pieces, groups]).encode()).hexdigest()) if kept and len(pieces) > 1 else None
         found = list(parts.finished())[: len(pieces)] if parts and parallel.main else []
         first = parallel.once(lambda: len(found))
-        device, done, start = next(inner[0].parameters()).device, 0, time.monotonic()
+        device, done = next(inner[0].parameters()).device if inner else torch.device("cpu"), 0
+        start, asked = time.monotonic(), first
         total, before, results = sum(rows), 0, np.zeros((0, 0), np.float32)
         for number, piece in enumerate(pieces):
             end, own = done + sum(rows[i] for batch in piece for i in batch), []
             if number < first:
                 values, before = found[number] if parallel.main else None, end
             else:
+                while not inner and asked < min(
+                    number + 2, len(pieces)
+                ):  # a server goes on while the next piece is waited for
+                    for batch in parallel.share(pieces[asked]):
+                        work.expect(self._packed([groups[i] for i in batch]))
+                    asked += 1
                 for batch in parallel.share(piece):
-                    own.append(self._computed([groups[i] for i in batch], compute, device))
+                    own.append(self._computed([groups[i] for i in batch], work.compute, device))
                     done = min(end, done + parallel.size * sum(rows[i] for i in batch))  # the others are as far
                     report(done, total, (done - before) / max(time.monotonic() - start, 1e-9))
                 values = np.concatenate(parallel.woven(own), 1)
+                parallel.once(work.confirm)
                 if parts and parallel.main and number + 1 < len(pieces):
                     parts.write(number, values)
             if values is not None:
@@ -125,10 +152,13 @@ class ScoredRows:
         device: torch.device,
     ) -> np.ndarray:
         """(R, n) what `compute` says of the n tokens of some responses, group by group."""
-        completions = [[self.completion(i) for i in group] for group in groups]
-        packed = pack([self.prompt(group[0]) for group in groups], completions, 0, True)
+        packed = self._packed(groups)
         tensors = compute(packed.to(device))
         return np.stack([tensor.float().cpu()[packed.mask].numpy() for tensor in tensors])
+
+    def _packed(self, groups: Sequence[Sequence[int]]) -> Packed:
+        completions = [[self.completion(i) for i in group] for group in groups]
+        return pack([self.prompt(group[0]) for group in groups], completions, 0, True)
 
     def _places(self, batches: Sequence[Sequence[Sequence[int]]]) -> np.ndarray:
         """Where the tokens of some responses lie in the flat arrays."""

@@ -30,7 +30,7 @@ from multiref_cli.parallel import ALONE, Parallel
 from multiref_cli.references.base import Reference
 from multiref_cli.references.entries import Entry, EntryFolder, address_key
 from multiref_cli.references.parts import Parts
-from multiref_cli.references.rows import ScoredRows, scored_rows
+from multiref_cli.references.rows import ScoredRows, Work, scored_rows
 from multiref_cli.references.tokens import (
     first_difference,
     rescored_ids,
@@ -224,6 +224,7 @@ class ReferenceStore:
             start, vocabulary = time.monotonic(), self._scoring.vocabulary if self._scoring else None
             ids, own = self.parallel.share([list(prompt) for prompt in prompts]), self.parallel.share(list(seeds))
             drawn = reference.generate(ids, group_size, sampling, own, batch_size, vocabulary) if ids else []
+            self.parallel.once(reference.confirm)
             arrays = _sample_arrays([one for group in self.parallel.woven(drawn) for one in group])
             self._write(address, arrays, _origin([reference]), start)
 
@@ -284,7 +285,7 @@ class ReferenceStore:
             self.entries.write(address, arrays, origin, time.monotonic() - start)
 
     def _compute(
-        self, models: Items[Any], rows: ScoredRows, compute: Callable[[Packed], list[Any]], missing: Items[str], report
+        self, work: Work, rows: ScoredRows, missing: Items[str], report: Callable[[int, int, float], None]
     ) -> list[np.ndarray]:
         """One pass that writes some missing entries, shared by all processes; what a killed one had done is kept."""
         scoring, what = self.scoring, _sha256(sorted(missing))
@@ -293,7 +294,7 @@ class ReferenceStore:
             """Parts of the pass for just these entries."""
             return self.entries.parts(min(missing), _sha256([what, division]))
 
-        return rows.compute(models, compute, scoring.micro_tokens, report, kept=kept, parallel=self.parallel)
+        return rows.compute(work, scoring.micro_tokens, report, kept=kept, parallel=self.parallel)
 
     def _build_logps(
         self,
@@ -303,14 +304,16 @@ class ReferenceStore:
         missing: Items[str],
         progress: Progress,
     ) -> None:
-        start = time.monotonic()
-        _check_size(reference, address["vocabulary"])
+        start, model = time.monotonic(), reference.model
+        if model is not None:
+            _check_size(reference, address["vocabulary"])
 
         def compute(packed: Packed) -> list[Any]:
             return [reference.token_logps(packed, vocabulary=address["vocabulary"])]
 
         report = _reporter(progress, f"reference {reference.name}")
-        (values,) = self._compute([reference.model], rows, compute, missing, report)
+        work = Work([] if model is None else [model], compute, reference.expect, reference.confirm)
+        (values,) = self._compute(work, rows, missing, report)
         reference.release()
         _refuse_infinite(values, rows, reference.name)
         self._write(address, {**rows.arrays(), "values": values}, _origin([reference]), start)
@@ -334,7 +337,7 @@ class ReferenceStore:
             return normalizers(models, packed, mixes, vocabulary=scoring.vocabulary)
 
         report = _reporter(progress, "normalizers of " + " + ".join(r.name for r in members))
-        found = self._compute(models, rows, compute, list(wanted), report)
+        found = self._compute(Work(models, compute), rows, list(wanted), report)
         for reference in members:
             reference.release()
         for (address, mix), values in zip(wanted.values(), found):
@@ -400,12 +403,18 @@ def _reporter(progress: Progress, phase: str) -> Callable[[int, int, float], Non
 
 def _origin(references: Items[Reference]) -> dict[str, Any]:
     names = ("name", "path", "revision", "adapter", "dtype", "trust_remote_code")
-    members = [{name: getattr(r.spec, name) for name in names} for r in references]
+    members = [{name: getattr(r.spec, name) for name in (*names, *_served(r))} for r in references]
     for member in members:  # a relative folder would mean another one from elsewhere
         for name in ("path", "adapter"):
             if member[name] and Path(member[name]).is_dir():
                 member[name] = str(Path(member[name]).resolve())
-    return {"references": members, "transformers": version("transformers")}
+    made_with = ", ".join(sorted({"served" if _served(r) else version("transformers") for r in references}))
+    return {"references": members, "transformers": made_with}
+
+
+def _served(reference: Reference) -> tuple[str, ...]:
+    """What else is noted of one that a server answers for; never how to be let in there."""
+    return () if reference.spec.server is None else ("server", "model")
 
 
 def _split(arrays: Mapping[str, np.ndarray], name: str) -> list[np.ndarray]:

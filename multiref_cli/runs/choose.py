@@ -305,6 +305,11 @@ def _sampled(job: Job, evaluator: Evaluator, order: float, progress: Progress) -
             f"alpha=auto cannot weigh these {len(references)} references: one response has all the weight, so far "
             "apart are they; give numbers (multiref refs mix compares two at a time)."
         )
+    if job.experiment.served:
+        raise RequestError(
+            f"alpha=auto would sample the mixed reference token by token, so far apart are these references, and "
+            f"{job.experiment.served[0]} is served, which cannot be mixed so: give numbers."
+        )
     models = references[0].model, references[1].model
     points, values = lattice(2, SAMPLED_POINTS), []
     for done, weights in enumerate(points):

@@ -16,6 +16,7 @@ from multiref_cli.evaluation.answers import Answer, Compared, Comparison, Piece
 from multiref_cli.models.files import hub_id
 from multiref_cli.models.packing import pack
 from multiref_cli.references.base import Reference, references_of
+from multiref_cli.references.served import Serving
 from multiref_cli.references.tokens import first_difference, response_ids
 from multiref_cli.rollouts.engine import Sampling
 from multiref_cli.runs.job import check_parts
@@ -88,7 +89,7 @@ def compare(
     for title, one in zip(titles, given):
         (model,) = references_of([ReferenceSpec(name=title, path=one.path)], device, dtype, rendering=one.rendering)
         sides.append(_Side(title, model, one.data, model.tokenizer))
-    references = _references(given, titles, device, dtype)
+    references = _references(given, sides, hardware)
     for side in sides:
         side.asked = [_asked(side, number, row) for number, row in enumerate(prompts, 1)]
     written = [_written(side, sampling, seed, fit, progress) for side in sides]
@@ -158,19 +159,23 @@ def _titles(names: Sequence[str]) -> list[str]:
     return long if len(set(long)) == 2 else [f"{name} ({i})" for i, name in enumerate(long, 1)]
 
 
-def _references(given: Sequence[_Given], titles: Sequence[str], device: str, dtype: str) -> list[Reference]:
+def _references(given: Sequence[_Given], sides: Sequence[_Side], hardware: Hardware) -> list[Reference]:
     """The references of both runs, the same one once; of two that share a name the second has its run's beside it."""
     found: dict[str, Reference] = {}
     places: list[object] = []
-    for title, one in zip(titles, given):
-        experiment = one.experiment
+    titles, device, dtype = [side.name for side in sides], hardware.device_name, hardware.dtype_name()
+    for title, side, one in zip(titles, sides, given):
+        experiment, serving = one.experiment, Serving(side.tokenizer, hardware.cache_folder / "served")
         for spec in experiment.active_references if experiment is not None and experiment.regularized else ():
             place = replace(spec, name="")
             if place in places:
                 continue
             places.append(place)
             name = spec.name if spec.name not in {*found, *titles} else f"{spec.name} of {title}"
-            (found[name],) = references_of([replace(spec, name=name)], device, dtype, rendering=one.rendering)
+            spec = replace(spec, name=name)
+            (found[name],) = references_of([spec], device, dtype, rendering=one.rendering, serving=serving)
+            if spec.server is not None:
+                found[name].fingerprint()  # before anybody answers: is it there, with these tokens
     return list(found.values())
 
 

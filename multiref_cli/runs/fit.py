@@ -74,9 +74,9 @@ def _opened(experiment: Experiment) -> list[ReferenceSpec]:
     """The references that a run opens: an evaluation measures the distance to those of weight 0 too."""
     if not experiment.regularized:
         return []
-    if experiment.evaluation.prompts > 0:
-        return experiment.references
-    return experiment.active_references if experiment.penalized else []
+    active = experiment.active_references if experiment.penalized else []
+    found = experiment.references if experiment.evaluation.prompts > 0 else active
+    return [one for one in found if one.server is None]
 
 
 def check_heads(experiment: Experiment, vocabulary: int, foreign: set[str]) -> None:
@@ -107,7 +107,8 @@ def shortest_limit(experiment: Experiment, foreign: set[str]) -> tuple[int, str]
     """The fewest positions of the models that read the policy's tokens, and which model that is; None: no limit."""
     models: list[tuple[str, Model]] = [("the policy", experiment.policy)]
     if experiment.penalized:
-        models += [(f"reference {r.name}", r) for r in experiment.active_references if r.name not in foreign]
+        apart = foreign | set(experiment.served)  # a server knows its own limit
+        models += [(f"reference {r.name}", r) for r in experiment.active_references if r.name not in apart]
     limits = [(limit, name) for name, model in models if (limit := _limit(model)) is not None]
     return min(limits, key=lambda found: found[0], default=None)
 

@@ -107,6 +107,10 @@ def _reference_rows(job: Job) -> list[list[Any]]:
         ["references", f"{mixed}, at level {penalty.level.name}"],
         ["penalty", f"{penalty.description}{how}, beta {experiment.beta:g}"],
     ]
+    for one in experiment.references:
+        if one.server is not None:
+            text = f"{one.model} at {one.server}, {one.concurrency} questions at once; not asked by a dry run"
+            rows.append([f"server of {one.name}", text])
     if experiment.penalized:
         rows.append(["objective at rest", "; ".join([objective(experiment), *deviations(experiment)])])
     if experiment.algorithm.reads_store:

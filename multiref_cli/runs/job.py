@@ -17,6 +17,7 @@ from multiref_cli.data.rows import Split
 from multiref_cli.data.template import reads, rendering_of
 from multiref_cli.errors import RequestError
 from multiref_cli.models.load import load_tokenizer, parameter_count, require_peft
+from multiref_cli.references.served import tokenizer_of
 from multiref_cli.references.tokens import check_compatible, first_difference
 from multiref_cli.rewards.combine import build_reward, probe
 from multiref_cli.rewards.sample import Sample
@@ -59,7 +60,7 @@ def prepare(asked: Experiment, local: Experiment) -> Job:
     vocabulary = max(tokenizer.get_vocab().values()) + 1
     tokenizers: dict[str, Tokenizer] = {}
     if local.regularized:
-        tokenizers = {r.name: load_tokenizer(r, rendering) for r in local.references}
+        tokenizers = {r.name: tokenizer_of(r, tokenizer, rendering) for r in local.references}
         vocabulary = check_compatible(tokenizer, tokenizers, local.penalty.level)
     _refuse_unread_arguments(local, [tokenizer, *tokenizers.values()])
     readers = [Reader(name, one) for name, one in tokenizers.items() if first_difference(tokenizer, one) is not None]

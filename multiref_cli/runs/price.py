@@ -112,10 +112,14 @@ class Cost:
 
 
 def opened(experiment: Experiment) -> list[Model]:
-    """The models that a run opens: policy, references, scorer."""
+    """The models that a run opens: policy, references (but for those that a server answers for), scorer."""
     scorer = experiment.evaluation.scorer
     references = experiment.references if experiment.regularized else []
-    return [experiment.policy, *references, *([] if scorer is None else [scorer])]
+    return [
+        experiment.policy,
+        *(one for one in references if one.server is None),
+        *([] if scorer is None else [scorer]),
+    ]
 
 
 def sizes_of(experiment: Experiment, job: Job | None = None) -> Sizes | None:
@@ -129,7 +133,7 @@ def sizes_of(experiment: Experiment, job: Job | None = None) -> Sizes | None:
     active = experiment.active_references if experiment.penalized else []
     everyone = experiment.references if experiment.regularized else []
     found: dict[int, int] = {}
-    for model in [*opened(experiment), *active]:
+    for model in [*opened(experiment), *(one for one in active if one.server is None)]:
         count = _parameters(model, job)
         if count is None:
             return None
@@ -138,8 +142,8 @@ def sizes_of(experiment: Experiment, job: Job | None = None) -> Sizes | None:
     config = policy.new or known_config(policy) or ({} if absent(policy) else text_config(policy))
     return Sizes(
         policy=found[id(policy)],
-        active=tuple(found[id(one)] for one in active),
-        everyone=tuple(found[id(one)] for one in everyone),
+        active=tuple(found.get(id(one), 0) for one in active),
+        everyone=tuple(found.get(id(one), 0) for one in everyone),
         scorer=0 if scorer is None else found[id(scorer)],
         shape=shape_of(config),
         vocabulary=job.vocabulary if job is not None else int(config.get("vocab_size", 0)),

@@ -133,7 +133,8 @@ def resume(
     Args:
         folder: of the run.
         progress, report, accept: as of `train`.
-        overrides: of hardware, for this time: another device, another number of processes.
+        overrides: of hardware, for this time: another device, another number of processes; of references, where a
+            server is now.
 
     Raises:
         RequestError: no run folder, the run is done, its data, policy or references are others now, or an override of
@@ -145,7 +146,7 @@ def resume(
     experiment = compose_saved(run.path / "config.yaml")
     if overrides:
         asked, experiment = experiment, compose_saved(run.path / "config.yaml", list(overrides))
-        where = all(override.lstrip("+~").startswith("hardware") for override in overrides)
+        where = all(override.lstrip("+~").startswith(("hardware", "references.")) for override in overrides)
         if not where or asked.hash != experiment.hash:
             raise RequestError(
                 f"--resume goes on with the run as it was configured, on other hardware at most: drop {overrides[0]}."
@@ -195,12 +196,14 @@ def inputs(job: Job) -> dict[str, str]:
     """What a run is made from: a name for each part, the same wherever its files lie, and the sha256 of its content."""
     data, asked, local = job.asked.data, job.asked, job.experiment
     found = {f"data {data.path or data.name} ({digest([to_plain(data), asked.world])})": job.data.sha256}
-    pairs: list[tuple[Model, Model]] = [(asked.policy, local.policy)] if asked.policy.new is None else []
+    pairs: list[tuple[Model, str]] = []
+    if asked.policy.new is None:
+        pairs.append((asked.policy, fingerprint(local.policy)))
     if asked.penalized:
-        pairs += list(zip(asked.active_references, local.active_references))
-    for model, place in pairs:
+        pairs += [(one, member.fingerprint()) for one, member in zip(asked.active_references, job.references())]
+    for model, checksum in pairs:
         key = [model.path, model.revision, model.adapter, asked.world]
-        found[f"model {model.path} ({digest(key)})"] = fingerprint(place)
+        found[f"model {model.path} ({digest(key)})"] = checksum
     if isinstance(local.algorithm, UntrainedSettings) and local.algorithm.selector is not None:
         chooser = Model(path=local.algorithm.selector)
         found[f"selector {cast(UntrainedSettings, asked.algorithm).selector}"] = fingerprint(chooser)
@@ -226,10 +229,10 @@ def manifest(job: Job) -> dict[str, Any]:
 def _models(job: Job) -> dict[str, Any]:
     """Fingerprints of the policy's start and of the references that take part."""
     experiment = job.experiment
-    references = experiment.active_references if experiment.penalized else []
+    references = job.references() if experiment.penalized else []
     return {
         "policy": fingerprint(experiment.policy) if experiment.policy.new is None else "new",
-        "references": {r.name: fingerprint(r) for r in references},
+        "references": {r.name: r.fingerprint() for r in references},
     }
 
 

@@ -297,12 +297,12 @@ def _merged(passes: Iterable[Pass]) -> tuple[Pass, ...]:
 
 
 def _reference_pass(experiment: Experiment, title: str, references: list[int], needs: tuple[str, ...]) -> Pass:
-    plain = experiment.plain
+    plain, named = experiment.plain, experiment.content()["references"]
     key: list[Any] = [plain[name] for name in ("algorithm", "policy", "data", "evaluation", "reward", "rollout")]
     key += [
         title,
         experiment.world,
-        [plain["references"][index] for index in references],
+        [named[index] for index in references],
         plain["regularizer"]["states"],
     ]
     return Pass(digest(key), title, None, needs, experiment)

@@ -219,7 +219,7 @@ def _token_problem(experiment: Experiment) -> str | None:
 
     own = load_tokenizer(_here(experiment.policy, experiment))
     for one in experiment.references:
-        if one.kind not in (None, MERGE):
+        if one.server is not None:
             return f"{one.name} is on a server"
         if one.kind is None and first_difference(own, load_tokenizer(_here(one, experiment))) is not None:
             return f"{one.name} has another tokenizer than the policy"
@@ -230,6 +230,8 @@ def _merge_problem(experiment: Experiment) -> str | None:
     """Why references and start are no weights of one network; the sentence of the first two that differ."""
     from multiref_cli.models.merge import check_alike
 
+    if experiment.served:
+        return f"the weights of {experiment.served[0]} are on a server"
     models = [_here(one, experiment) for one in experiment.references]
     if experiment.policy.new is None:
         models.append(_here(experiment.policy, experiment))
