@@ -227,7 +227,10 @@ def refs_weights(shop: Workshop, words: list[str]) -> None:
 
 
 def theory(shop: Workshop, words: list[str]) -> None:
-    small = [size for word in words for size in STUDIES[word.removeprefix("study=")]] or ["study.parts=[clipped]"]
+    if "--dry-run" in words:
+        return shop.run("theory", *words)
+    chosen = [study for word in words if word.startswith("study=") for study in word[6:].split(",")]
+    small = [size for study in chosen for size in STUDIES[study]] or ["study.parts=[clipped]"]
     shop.run("theory", *words, *small, "run.dir=out")
     assert read_json(Path("out/status.json"))["state"] == "done" and Path("out/report/index.html").is_file()
 

@@ -9,13 +9,15 @@ from typing import Annotated, Any, Optional
 import typer
 
 from multiref_cli import __version__
-from multiref_cli.cli.overrides import asked, complete_folder, complete_override, complete_topic
+from multiref_cli.cli import usage
+from multiref_cli.cli.overrides import asked, complete_folder, complete_topic
+from multiref_cli.cli.usage import TOLD
 from multiref_cli.errors import RequestError, RunError
 
 app = typer.Typer(
     name="multiref",
     help="RLHF regularized towards several frozen reference models: train, sweep, evaluate, report.",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=usage.CONTEXT,
     pretty_exceptions_enable=False,
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -29,16 +31,11 @@ world_app = typer.Typer(
 )
 app.add_typer(world_app, name="world")
 
-# An option that a command does not have comes among its overrides, where `asked` says what is meant.
-TOLD = {"ignore_unknown_options": True}
-Overrides = Annotated[
-    Optional[list[str]],
-    typer.Argument(
-        help="Hydra overrides: regularizer=fkl alpha=0.3 seed=1 experiment=offline_toy …",
-        autocompletion=complete_override,
-        callback=asked,
-    ),
-]
+Experiment = Annotated[Optional[list[str]], usage.EXPERIMENT]
+Axes = Annotated[Optional[list[str]], usage.AXES]
+Measures = Annotated[Optional[list[str]], usage.MEASURES]
+Mixes = Annotated[Optional[list[str]], usage.MIXES]
+Studies = Annotated[Optional[list[str]], usage.STUDIES]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would run, and stop.")]
 Plain = Annotated[bool, typer.Option("--plain", help="Plain lines instead of a live panel (the default when piped).")]
 
@@ -58,9 +55,9 @@ def root(
     """RLHF regularized towards several frozen reference models: train, sweep, evaluate, report."""
 
 
-@app.command(context_settings=TOLD)
+@app.command(context_settings=TOLD, epilog=usage.TRAIN)
 def train(
-    overrides: Overrides = None,
+    overrides: Experiment = None,
     dry_run: DryRun = False,
     resume: Annotated[
         Optional[str],
@@ -74,9 +71,9 @@ def train(
     train(overrides or [], dry_run=dry_run, resume=resume, plain=plain)
 
 
-@app.command(context_settings=TOLD)
+@app.command(context_settings=TOLD, epilog=usage.SWEEP)
 def sweep(
-    overrides: Overrides = None,
+    overrides: Axes = None,
     dry_run: DryRun = False,
     resume: Annotated[
         Optional[str], typer.Option(metavar="SWEEP", help="Go on with a sweep folder.", autocompletion=complete_folder)
@@ -100,13 +97,13 @@ def sweep(
     )
 
 
-@app.command("eval", context_settings=TOLD)
+@app.command("eval", context_settings=TOLD, epilog=usage.EVAL)
 def evaluate(
     folder: Annotated[
         str,
         typer.Argument(metavar="RUN|SWEEP", help="A finished run, or a sweep folder.", autocompletion=complete_folder),
     ],
-    overrides: Overrides = None,
+    overrides: Measures = None,
     plain: Plain = False,
 ) -> None:
     """Score finished runs again (another reward model, data set or sampling) and rewrite the report."""
@@ -115,7 +112,7 @@ def evaluate(
     evaluate(folder, overrides or [], plain=plain)
 
 
-@app.command()
+@app.command(epilog=usage.REPORT)
 def report(
     folders: Annotated[
         Optional[list[str]],
@@ -138,12 +135,12 @@ def report(
     report(folders or [], out=out, against=against, check=check)
 
 
-@app.command(context_settings=TOLD)
-def theory(overrides: Overrides = None) -> None:
+@app.command(context_settings=TOLD, epilog=usage.THEORY)
+def theory(overrides: Studies = None, dry_run: DryRun = False) -> None:
     """The finite-space laboratory: the paper's theorems, run."""
     from multiref_cli.cli.theory import theory
 
-    theory(overrides or [])
+    theory(overrides or [], dry_run=dry_run)
 
 
 @app.command(context_settings=TOLD)
@@ -180,7 +177,7 @@ def compare(
 @app.command(context_settings=TOLD)
 def convert(
     file: Annotated[str, typer.Argument(metavar="FILE", help="YAML or JSON of TRL's DPO or GRPO trainer.")],
-    overrides: Overrides = None,
+    overrides: Experiment = None,
     trainer: Annotated[Optional[str], typer.Option(help="dpo or grpo, where the file does not tell.")] = None,
     processes: Annotated[int, typer.Option(min=1, help="Processes that the file was launched with.")] = 1,
 ) -> None:
@@ -247,8 +244,8 @@ def help_topic(
     show(topic, [*commands, *(one.name or "" for one in app.registered_groups)])
 
 
-@refs_app.command("build", context_settings=TOLD)
-def refs_build(overrides: Overrides = None) -> None:
+@refs_app.command("build", context_settings=TOLD, epilog=usage.BUILD)
+def refs_build(overrides: Experiment = None) -> None:
     """Compute and store what runs of a config read: log-probabilities, normalizers, samples."""
     from multiref_cli.cli.refs import build
 
@@ -285,8 +282,8 @@ def refs_prune(
     prune(older_than=older_than, everything=everything, dry_run=dry_run)
 
 
-@refs_app.command("mix", context_settings=TOLD)
-def refs_mix(overrides: Overrides = None) -> None:
+@refs_app.command("mix", context_settings=TOLD, epilog=usage.MIX)
+def refs_mix(overrides: Mixes = None) -> None:
     """Sample the mixed references themselves, without training, and score them: alpha=0.1,0.5,0.9."""
     from multiref_cli.cli.refs import mix
 
@@ -295,7 +292,7 @@ def refs_mix(overrides: Overrides = None) -> None:
 
 @refs_app.command("export", context_settings=TOLD)
 def refs_export(
-    overrides: Overrides = None,
+    overrides: Experiment = None,
     form: Annotated[str, typer.Option("--format", help="Whose columns: trl.")] = "trl",
     out: Annotated[Optional[str], typer.Option(metavar="FOLDER", help="Where to write; made.")] = None,
     parquet: Annotated[bool, typer.Option("--parquet", help="Parquet in place of JSON lines.")] = False,
@@ -306,8 +303,8 @@ def refs_export(
     export(overrides or [], form=form, out=out, parquet=parquet)
 
 
-@refs_app.command("weights", context_settings=TOLD)
-def refs_weights(overrides: Overrides = None) -> None:
+@refs_app.command("weights", context_settings=TOLD, epilog=usage.WEIGHTS)
+def refs_weights(overrides: Experiment = None) -> None:
     """Show what alpha=auto and alpha=balanced choose for a config, and between what."""
     from multiref_cli.cli.refs import weights
 

@@ -1,6 +1,7 @@
 """What people type behind a command: completion of `group=option`, and what no parser of keys would explain."""
 
 import os
+import re
 from collections.abc import Sequence
 
 import typer
@@ -33,6 +34,23 @@ def complete_override(incomplete: str) -> list[str]:
     if len(found) == 1 and found[0] in groups():
         return [f"{found[0]}={name}" for name in options(found[0])]
     return [f"{name}=" for name in found]
+
+
+def complete_study(incomplete: str) -> list[str]:
+    """Completions of one setting of the laboratory: its keys, and the options of `study=`, several with commas."""
+    from multiref_cli.config.folders import conf_directory, options
+
+    known = options("theory/study")
+    key, equals, start = incomplete.partition("=")
+    split = _split_group()
+    if split is not None or equals:
+        before, comma, last = (start if equals else incomplete).rpartition(",")
+        prefix = (f"{key}=" if equals else "") + before + comma
+        return [f"{prefix}{name}" for name in known if name.startswith(last)] if (split or key) == "study" else []
+    text = (conf_directory() / "theory" / "config.yaml").read_text(encoding="utf-8")
+    keys = [*re.findall(r"^(\w+): \S", text, re.M), "regularizer", "run.dir", "run.name"]
+    found = [name for name in ("study", *keys) if name.startswith(key)]
+    return [f"study={name}" for name in known] if found == ["study"] else [f"{name}=" for name in found]
 
 
 def _split_group() -> str | None:

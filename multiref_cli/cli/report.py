@@ -32,8 +32,11 @@ def report(folders: list[str], *, out: str | None, against: str | None = None, c
         return
     if out is not None:
         check_place(Path(out), "--out")
+    from multiref_cli.cli.theory import refuse_laboratory
     from multiref_cli.reports.report import write_report
 
+    for folder in folders:
+        refuse_laboratory(Path(folder))
     paths, committed, said = [Path(folder) for folder in folders], Path(against) if against else None, list[str]()
     page = write_report(paths, Path(out) if out else None, committed, said.append)
     for line in (f"report: {page}", *said):

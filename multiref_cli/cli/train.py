@@ -16,6 +16,9 @@ from multiref_cli.tracking.progress import OPENING
 def train(overrides: list[str], *, dry_run: bool, resume: str | None, plain: bool) -> None:
     """Run a config, go on with a run folder, or print the plan."""
     if resume is not None:
+        from multiref_cli.cli.theory import refuse_laboratory
+
+        refuse_laboratory(Path(resume))
         with display.progress(plain, f"going on with {resume}") as progress:
             progress.advance(OPENING, 0, 1)
             from multiref_cli.reports.report import write_run_report

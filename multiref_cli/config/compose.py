@@ -263,8 +263,17 @@ def _named(found: Regularizer, option: str | None) -> Regularizer:
     own = replace(found, name=found.derived_name)
     if option is None or found.name == own.name:
         return own
-    file = _typed_experiment(compose_plain([f"regularizer={option}"])).regularizer
+    file = regularizer_of(option)
     return file if file is not None and replace(found, name=file.name) == file else own
+
+
+def regularizer_of(option: str) -> Regularizer | None:
+    """The regularizer of a file of conf/regularizer/; None where it is none.
+
+    Raises:
+        RequestError: there is no such file.
+    """
+    return _typed_experiment(compose_plain([f"regularizer={option}"])).regularizer
 
 
 def _refuse_missing(config: object) -> None:

@@ -116,10 +116,12 @@ def joined(words: list[str]) -> list[str]:
     found: list[str] = []
     for word in words:
         before = found[-1] if found else ""
-        inside = "=" in before and (before[-1] in ",=" or bool(unclosed(before.partition("=")[2])))
+        key, sign, value = before.partition("=")
+        setting = bool(sign) and bool(_KEY.fullmatch(key))  # else it is a prompt of `multiref compare`
+        inside = setting and (before[-1] in ",=" or bool(unclosed(value)))
         if inside and not word.startswith("-"):
             found[-1] = f"{before} {word}" if before[-1] not in ",=" else before + word
-        elif before and word[0:1] in (",", "=") and ("=" in before or word[0] == "="):
+        elif word[0:1] == "," and setting or word[0:1] == "=" and _KEY.fullmatch(before):
             found[-1] = before + word
         else:
             found.append(word)

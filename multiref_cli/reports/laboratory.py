@@ -13,7 +13,7 @@ from multiref_cli.types import Axes
 PANEL_WIDTH, PANEL_HEIGHT = 4.6, 3.0  # inches, labels beside the lines included
 
 
-def write_report(folder: Path, title: str, introduction: str, studies: list[Study]) -> Path:
+def write_report(folder: Path, title: str, introduction: str, studies: list[Study], ending: str = "") -> Path:
     """Write index.html, report.md and the figures of a laboratory run.
 
     Args:
@@ -21,6 +21,7 @@ def write_report(folder: Path, title: str, introduction: str, studies: list[Stud
         title: of the page.
         introduction: Markdown before the first study.
         studies: in the order of the page.
+        ending: Markdown after the last study.
 
     Returns:
         Path of index.html.
@@ -32,6 +33,8 @@ def write_report(folder: Path, title: str, introduction: str, studies: list[Stud
             page.figure(chart.name, draw(chart), chart.caption)
         for table in study.tables:
             page.table(table.headers, table.rows, table.caption)
+    if ending:
+        page.text(ending)
     return page.write(folder)
 
 

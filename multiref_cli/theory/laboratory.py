@@ -47,10 +47,10 @@ def check(lab: Laboratory) -> None:
         )
     _check_alpha(lab.alpha)
     _check_reads(lab)
-    if lab.divergence is not None:
-        from multiref_cli.theory.own import own_divergence
+    if lab.divergence is not None or lab.terms:
+        from multiref_cli.theory.studies.divergences import asked
 
-        own_divergence(lab.divergence)
+        asked(lab)
 
 
 def reads(study: str) -> tuple[str, ...]:

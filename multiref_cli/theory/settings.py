@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from multiref_cli.config.ranges import SEED, number
+from multiref_cli.config.terms import DivergenceTerm
 
 
 @dataclass
@@ -41,4 +42,6 @@ class Laboratory:
     length: int = number("[1, 14]", 6)
     trees: int = number("[2, 1e6]", 40)
     divergence: Optional[str] = None
+    order: Optional[float] = number("[-100, 100]", None)
+    terms: list[DivergenceTerm] = field(default_factory=list)
     run: RunFolder = field(default_factory=RunFolder)

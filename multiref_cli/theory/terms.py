@@ -9,6 +9,7 @@ the latter only where no score is unbounded below. Probabilities are in the last
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,6 +19,27 @@ from multiref_cli.objectives.mixing import power_mean
 
 Kind = str | tuple[str, float] | Divergence
 Terms = Sequence[tuple[Kind, float]]
+
+
+@dataclass(frozen=True)
+class Several:
+    """sum_k w_k D_k of one reference, as one divergence: scores and divergences add up.
+
+    Args:
+        parts: (divergence, weight w_k > 0) each.
+    """
+
+    parts: tuple[tuple[Divergence, float], ...]
+
+    def score(self, log_ratio: Tensor, clip: float = 0.0) -> Tensor:
+        """sum_k w_k s_k(x); (...) -> (...)."""
+        return torch.stack([weight * one.score(log_ratio, clip) for one, weight in self.parts]).sum(0)
+
+    def divergence(self, reference_logps: Tensor, policy_logps: Tensor) -> Tensor:
+        """sum_k w_k D_k over the last axis; (..., V) -> (...)."""
+        found = [weight * one.divergence(reference_logps, policy_logps) for one, weight in self.parts]
+        return torch.stack(found).sum(0)
+
 
 LEAST = -750.0  # log of less than the smallest float64: a response there has probability zero
 STEPS = 200  # outer bisections; they stop at the resolution of the type long before

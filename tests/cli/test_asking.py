@@ -1,10 +1,12 @@
 """What people type who know other tools, or who slip: one sentence with the right form, nothing written."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 
+from multiref_cli.cli.overrides import complete_study
 from multiref_cli.config.compose import expand_axes, known_keys
 from multiref_cli.config.folders import groups, options
 from multiref_cli.config.sentences import ELSEWHERE
@@ -101,3 +103,47 @@ def test_a_file_that_is_named_so_is_still_an_option(tmp_path, monkeypatch, multi
     monkeypatch.chdir(tmp_path)
     assert multiref("train", "policy=foldr") == 2
     assert "did you mean 'folder'" in capsys.readouterr().err and not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "own"),
+    [
+        (["train"], "train experiment=offline_toy regularizer=fkl"),
+        (["sweep"], "sweep sweep=paper_grid"),
+        (["eval"], "evaluation.samples_per_prompt=8"),
+        (["report"], "--against runs/published/embedded.csv"),
+        (["theory"], "theory study=sample_complexity"),
+        (["refs", "mix"], "refs mix experiment=online_toy"),
+        (["refs", "build"], "refs build experiment=offline_toy"),
+        (["refs", "weights"], "refs weights experiment=online_toy"),
+    ],
+)
+@pytest.mark.parametrize("width", [80, 130])
+def test_help_has_the_commands_own_examples_and_follows_the_terminal(multiref, capsys, monkeypatch, words, own, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert multiref(*words, "--help") == 0
+    lines = capsys.readouterr().out.splitlines()
+    examples = lines[lines.index("  Examples:") + 1 :]
+    assert any(own in line for line in examples) and all(
+        line.startswith(f"    multiref {words[0]}") for line in examples
+    )
+    assert max(map(len, lines[: -len(examples)])) <= width
+    if width == 130 and words != ["report"]:
+        assert max(map(len, lines[: -len(examples)])) > 80
+
+
+def test_help_of_the_laboratory_names_its_settings(multiref, capsys):
+    from dataclasses import fields
+
+    from multiref_cli.theory.settings import Laboratory
+
+    assert multiref("theory", "--help") == 0
+    said = capsys.readouterr().out.replace("\n", " ")
+    assert all(re.search(rf"\b{one.name}\b", said) for one in fields(Laboratory))
+
+
+def test_studies_and_settings_of_the_laboratory_are_completed():
+    assert complete_study("study=ef") == ["study=effects"]
+    assert complete_study("study=effects,al") == ["study=effects,all", "study=effects,alpha"]
+    assert "study=all" in complete_study("stu") and complete_study("reward_") == ["reward_max="]
+    assert complete_study("n") == ["n="] and complete_study("beta=0") == []

@@ -26,6 +26,7 @@ SIGNS = "~ ( ) = # { } ; [ ] ' \" é ß 日本 & | $ ! < >"
         ("alpha=0.3 0.5", ["alpha=0.3", "0.5"]),
         ("alpha=0.3, --dry-run", ["alpha=0.3,", "--dry-run"]),
         ("beta", ["beta"]),
+        ("2+2= 3+3= , = seed=1", ["2+2=", "3+3=", ",", "=", "seed=1"]),
     ],
 )
 def test_words_that_a_shell_took_apart_are_put_together(line, together):

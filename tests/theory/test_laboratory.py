@@ -9,11 +9,13 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from multiref_cli.cli import theory as cli_theory
 from multiref_cli.cli.theory import theory
+from multiref_cli.config.terms import DivergenceTerm
 from multiref_cli.errors import RequestError, RunError
 from multiref_cli.reports.laboratory import draw
 from multiref_cli.theory import laboratory
-from multiref_cli.theory.findings import Chart, Line, Panel, Range
+from multiref_cli.theory.findings import Chart, Line, Panel, Range, Study, metric
 from multiref_cli.theory.settings import Laboratory, Selection
 
 CONF = Path(__file__).parents[2] / "conf" / "theory"
@@ -92,7 +94,8 @@ def test_senseless_settings_are_refused_by_name(changes, named):
 
 OTHER = {"problems": 100, "n": 2048, "draws": 25, "responses": 7, "alpha": 0.3, "beta": 0.2, "reward_max": 1.5,
          "dimension": 2, "class_size": 20, "delta": 0.02, "distance": 0.5, "vocabulary": 2, "length": 2,
-         "trees": 4, "divergence": "tests.theory.test_laboratory.pearson"}  # fmt: skip
+         "trees": 4, "divergence": "tests.theory.test_laboratory.pearson", "order": 0.3,
+         "terms": [DivergenceTerm("jeffreys", weight=2.0)]}  # fmt: skip
 
 
 def pearson(ratio):
@@ -162,6 +165,100 @@ def test_the_command_writes_a_run_folder_and_repeats_itself_bit_for_bit(tmp_path
     assert "report:" in capsys.readouterr().out
     with pytest.raises(RequestError, match="exists already"):
         theory([*overrides, f"run.dir={first}"])
+
+
+@pytest.mark.slow
+def test_orders_named_divergences_and_presets_are_solved_beside_the_others():
+    """What is asked for in other words is the same problem, with the same optimum: no regret there, some elsewhere."""
+    (anchor,), _ = cli_theory._points(["study=divergences", "regularizer=anchor"])
+    (study,) = laboratory.run(dataclasses.replace(anchor.lab, order=0.5, divergence="chi_po"))
+    own, metrics = "reverse_kl.start+forward_kl.others", study.metrics
+    for name in ("order 0.5/in Hellinger", "chi_po/in chi-PO", f"{own}/in anchor"):
+        assert metrics[f"regret/{name}"]["mean"] < 1e-12, name
+    assert metrics["regret/order 0.5/in reverse KL"]["mean"] > 1e-3 < metrics[f"regret/{own}/in reverse KL"]["mean"]
+
+
+@pytest.mark.parametrize(
+    ("option", "terms"),
+    [
+        ("rkl", [DivergenceTerm("amari", 0.0)]),
+        ("hellinger", [DivergenceTerm("amari", 0.5)]),
+        ("js", [DivergenceTerm("jensen_shannon")]),
+        ("anchor", [DivergenceTerm("reverse_kl", reference="start"), DivergenceTerm("forward_kl", reference="others")]),
+    ],
+)
+def test_a_preset_is_its_terms(option, terms):
+    (point,), axes = cli_theory._points([f"regularizer={option}"])
+    assert point.lab.terms == terms and not axes
+
+
+@pytest.fixture
+def quick(monkeypatch, tmp_path):
+    """Studies without work in an empty folder; returns the settings that they were given."""
+    monkeypatch.chdir(tmp_path)
+    ran = []
+
+    def numbers(lab):
+        ran.append((lab.study.parts, lab.beta))
+        for part in lab.study.parts:
+            chart = Chart(part, "caption", [Panel("t", "x", "y", [Line("l", [1, 2], [1.0, lab.beta])])])
+            yield Study(part, f"Study {part}", [], [], [chart], {"number": metric(lab.beta)})
+
+    monkeypatch.setattr(laboratory, "run", numbers)
+    monkeypatch.setattr(laboratory, "summary", lambda studies: "Numbers.")
+    return ran
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (
+            "regularizer=mrpo",
+            "regularizer=mrpo is no sum of divergences over whole responses: its order of the mean -1",
+        ),
+        ("regularizer=rkl_token", "is no sum of divergences over whole responses: it acts token by token"),
+        ("regularizer=none", "is no sum of divergences over whole responses: it is none"),
+        ("regularizer=rlk", "regularizer has no option 'rlk'; did you mean 'rkl'"),
+        ("divergence=reverse_kll", "divergence"),
+        ("terms=[{divergence: jeffreys, reference: start}]", "terms leave a reference without a divergence"),
+        ("terms=[{divergence: jeffreys, reference: math}]", "terms: reference 'math' is unknown to the laboratory"),
+        ("terms=[{divergence: total_variation}]", "terms: total_variation has a score of slope zero"),
+        ("order=300", "order"),
+        ("study=alpha,sample", "study has no option 'sample'"),
+    ],
+)
+def test_what_is_no_divergence_is_said_before_anything_is_written(tmp_path, wrong, said):
+    with pytest.raises(RequestError) as refused:
+        theory([*(() if wrong.startswith("study") else ("study=divergences",)), wrong, f"run.dir={tmp_path / 'x'}"])
+    assert said in str(refused.value) and not (tmp_path / "x").exists()
+
+
+def test_several_studies_and_axes_are_one_page(quick, capsys):
+    theory(["study=exact_solutions,divergences", "beta=0.2,0.5"], dry_run=True)
+    shown = capsys.readouterr().out
+    assert "runs/theory-exact_solutions-divergences-0" in shown and "beta=0.5" in shown and not list(Path().iterdir())
+    assert "alpha, beta, reward_max, divergence, order, terms" in shown and not quick
+    theory(["study=exact_solutions,divergences", "beta=0.2,0.5", "run.dir=x"])
+    assert quick == [(["exact_solutions", "divergences"], beta) for beta in (0.2, 0.5)]
+    found = json.loads(Path("x/results.json").read_text())["metrics"]
+    means = {name: value["mean"] for name, value in found.items()}
+    assert means == {f"beta={b}/{s}/number": b for b in (0.2, 0.5) for s in ("exact_solutions", "divergences")}
+    figures = {one.name for one in Path("x/report/figures").iterdir()}
+    assert {f"{s}-beta-0-{b}.png" for b in (2, 5) for s in ("exact-solutions", "divergences")} <= figures
+    text = Path("x/report/report.md").read_text()
+    assert "## Study divergences: beta=0.2" in text and "## Study divergences: beta=0.5" in text
+    assert "## Where it comes from" in text and "seed: 0" in text and "torch" in text
+    assert OmegaConf.load("x/config.yaml").axes == {"beta": ["0.2", "0.5"]}
+
+
+@pytest.mark.parametrize("command", [("report",), ("train", "--resume")])
+def test_a_folder_of_the_laboratory_is_no_run(quick, multiref, capsys, command):
+    theory(["study=divergences", "beta=0.3", "run.dir=x"])
+    capsys.readouterr()
+    assert multiref(*command, "x") == 2
+    said = capsys.readouterr().err
+    assert "x is of the laboratory: its report is x/report/index.html" in said
+    assert said.endswith("run again by: multiref theory study=divergences beta=0.3\n") and said.count("\n") == 1
 
 
 def test_another_seed_gives_other_numbers():

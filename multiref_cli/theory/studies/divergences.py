@@ -5,6 +5,9 @@ import math
 import torch
 from torch import Tensor
 
+from multiref_cli.config.terms import DIVERGENCES, OTHERS, START
+from multiref_cli.errors import RequestError
+from multiref_cli.objectives.divergence import divergence_of
 from multiref_cli.theory.findings import Chart, Line, Metrics, Panel, Study, Table, listed, metric
 from multiref_cli.theory.own import own_divergence
 from multiref_cli.theory.settings import Laboratory
@@ -13,6 +16,7 @@ from multiref_cli.theory.studies.setting import bells, simplex
 from multiref_cli.theory.terms import (
     LEAST,
     Kind,
+    Several,
     kkt_residual,
     objective_of_terms,
     optimal_policy_of_terms,
@@ -20,7 +24,7 @@ from multiref_cli.theory.terms import (
     total_score,
 )
 
-READS = ("alpha", "beta", "reward_max", "divergence")
+READS = ("alpha", "beta", "reward_max", "divergence", "order", "terms")
 
 # Name -> the divergence from the first reference and from the others.
 KINDS: dict[str, tuple[Kind, Kind]] = {
@@ -41,7 +45,7 @@ def run(lab: Laboratory) -> Study:
     weights, reward = simplex(lab.alpha), landscape(lab.reward_max)
     kept = (weights > 0).nonzero().flatten().tolist()
     references = bells(len(weights), DISTANCE, RESPONSES, WIDTH)[kept]
-    kinds = KINDS | ({} if lab.divergence is None else {lab.divergence: (own_divergence(lab.divergence),) * 2})
+    kinds = KINDS | asked(lab)
     terms = {name: [(pair[min(i, 1)], lab.beta * float(weights[i])) for i in kept] for name, pair in kinds.items()}
     policies = {name: optimal_policy_of_terms(references, one, reward) for name, one in terms.items()}
     mean = torch.log((weights[kept, None] * references).sum(0))
@@ -72,6 +76,36 @@ def run(lab: Laboratory) -> Study:
         [_chart(policies, references, reward, lab.beta)],
         metrics | prices,
     )
+
+
+def asked(lab: Laboratory) -> dict[str, tuple[Kind, Kind]]:
+    """What the settings add to `KINDS`: a divergence by name or of one's own, an order, a sum of terms.
+
+    Raises:
+        RequestError: a term that is none, or terms that leave a reference without a divergence.
+    """
+    found: dict[str, tuple[Kind, Kind]] = {}
+    if lab.divergence is not None:
+        known = lab.divergence in DIVERGENCES
+        one: Kind = lab.divergence if known else own_divergence(lab.divergence)
+        found[lab.divergence] = (one, one)
+    if lab.order is not None:
+        found[f"order {lab.order:g}"] = (("amari", lab.order), ("amari", lab.order))
+    for term in lab.terms:
+        problem = term.problem()
+        if problem is None and term.reference not in (None, START, OTHERS):
+            problem = f"reference {term.reference!r} is unknown to the laboratory; allowed: {START}, {OTHERS}"
+        if problem is not None:
+            raise RequestError(f"terms: {problem}.")
+    if lab.terms:
+        sums = [
+            Several(tuple((divergence_of(t.divergence, t.order), t.weight) for t in lab.terms if t.reference in which))
+            for which in ((None, START), (None, OTHERS))
+        ]
+        if not all(one.parts for one in sums):
+            raise RequestError("terms leave a reference without a divergence: the laboratory needs one for each.")
+        found["+".join(term.title for term in lab.terms)] = (sums[0], sums[1])
+    return found
 
 
 def _slack(policy: Tensor, references: Tensor, terms: list, reward: Tensor) -> float:
