@@ -121,7 +121,7 @@ def joined(words: list[str]) -> list[str]:
         inside = setting and (before[-1] in ",=" or bool(unclosed(value)))
         if inside and not word.startswith("-"):
             found[-1] = f"{before} {word}" if before[-1] not in ",=" else before + word
-        elif word[0:1] == "," and setting or word[0:1] == "=" and _KEY.fullmatch(before):
+        elif (word[0:1] == "," and setting) or (word[0:1] == "=" and _KEY.fullmatch(before)):
             found[-1] = before + word
         else:
             found.append(word)
