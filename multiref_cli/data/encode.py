@@ -10,6 +10,7 @@ import numpy as np
 
 from multiref_cli.config.schema import BadRows, Data
 from multiref_cli.data.chat import control_token, conversation_ids, prompt_text, text_ids, without_end
+from multiref_cli.data.parsed import recipe_of
 from multiref_cli.data.rows import BadRow, Split, load_split
 from multiref_cli.data.template import OF_THE_ROW, Message, Response, left_out
 from multiref_cli.types import Tokenizer
@@ -37,17 +38,8 @@ def load_encoded(
     Raises:
         RequestError: see `load_split`.
     """
-    truncated = 0
-
-    def encoded(number: int, row: dict[str, Any]) -> T:
-        """The row as ids; how many of its responses were cut is added up."""
-        nonlocal truncated
-        found = parse(number, row, data, tokenizer)
-        truncated += getattr(found, "truncated", 0)
-        return found
-
-    split = load_split(data, encoded, prompt_key)
-    split.report.truncated = truncated
+    recipe = recipe_of(data, tokenizer, f"{parse.__module__}.{parse.__qualname__}")
+    split = load_split(data, lambda number, row: parse(number, row, data, tokenizer), prompt_key, recipe)
     return split if data.max_prompt_tokens is not None else _with_limit(split, data)
 
 

@@ -74,19 +74,7 @@ def load_preferences(data: Data, tokenizer: Tokenizer) -> Split[Pair]:
     Raises:
         RequestError: nothing to read, nothing left, or bad rows that the config refuses.
     """
-    margins = {"ties": 0, "reversed": 0}
-
-    def parse(number: int, row: dict[str, Any], data: Data, tokenizer: Tokenizer) -> Pair:
-        """The pair; equal and reversed scores are counted."""
-        pair = parse_pair(number, row, data, tokenizer)
-        if pair.margin is not None:
-            margins["ties"] += pair.margin == 0
-            margins["reversed"] += pair.margin < 0
-        return pair
-
-    split = load_encoded(data, tokenizer, parse)
-    split.report.ties, split.report.reversed = margins["ties"], margins["reversed"]
-    return split
+    return load_encoded(data, tokenizer, parse_pair)
 
 
 def parse_pair(number: int, row: dict[str, Any], data: Data, tokenizer: Tokenizer) -> Pair:

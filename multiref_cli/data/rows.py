@@ -15,6 +15,7 @@ import numpy as np
 
 from multiref_cli.config.schema import BadRows, Data
 from multiref_cli.data.held_out import hold_out, random_place
+from multiref_cli.data.parsed import PARSED_FROM, Parsed
 from multiref_cli.data.shelf import Shelf
 from multiref_cli.data.sources import make_rows
 from multiref_cli.errors import HubUnreachable, RequestError, RunError
@@ -305,6 +306,7 @@ def load_split(
     data: Data,
     parse: Callable[[int, dict[str, Any]], T],
     prompt: Callable[[T], str],
+    recipe: str | None = None,
 ) -> Split[T]:
     """Read, parse and split a data set; the one place where rows are dropped, counted, refused and held out.
 
@@ -315,6 +317,8 @@ def load_split(
         data: the data part of the config.
         parse: (row number, row) -> usable row; raises BadRow with the reason otherwise.
         prompt: usable row -> the text that identifies its prompt.
+        recipe: what decides, beside the content of the rows, what `parse` and `prompt` make of them: rows that were
+            parsed once on this machine are read again; None: parse them.
 
     Returns:
         The split; `held_out` is empty if data.held_out is 0 and no held-out source is given.
@@ -326,13 +330,19 @@ def load_split(
     _check_source(data)
     name = data.options.get("name")
     source = _training_rows(data)
-    train, keys, report = _parse_rows(source, parse, lambda row: random_place(prompt(row), data.split_seed))
+
+    def place(row: T) -> bytes:
+        """Where a row's prompt lies among all prompts."""
+        return random_place(prompt(row), data.split_seed)
+
+    train, keys, report = _parse_rows(source, parse, place, recipe)
     sha256 = source.sha256
     if data.held_out_path or data.held_out_split:
         path, split = data.held_out_path or data.path or "", data.held_out_split or data.split
         source = read_rows(path, split, data.revision, None, name)
-        held_out, others, other = _parse_rows(source, parse, lambda row: random_place(prompt(row), data.split_seed))
-        report.total, report.kept = report.total + other.total, report.kept + other.kept
+        held_out, others, other = _parse_rows(source, parse, place, recipe)
+        for name in ("total", "kept", "truncated", "ties", "reversed"):
+            setattr(report, name, getattr(report, name) + getattr(other, name))
         report.problems += [(line, f"held-out {reason}") for line, reason in other.problems]
         report.shared_prompts = len(np.intersect1d(keys, others))
         sha256 = hashlib.sha256((sha256 + source.sha256).encode()).hexdigest()
@@ -382,9 +392,15 @@ def _check_source(data: Data) -> None:
 
 
 def _parse_rows(
-    source: Rows, parse: Callable[[int, dict[str, Any]], T], key: Callable[[T], bytes]
+    source: Rows, parse: Callable[[int, dict[str, Any]], T], key: Callable[[T], bytes], recipe: str | None
 ) -> tuple[Shelf[T], np.ndarray, RowReport]:
     """The usable rows, the keys of their prompts, and the account of the others."""
+    entry = None if recipe is None or len(source) < PARSED_FROM else Parsed(recipe, source.sha256, _ends(source))
+    known: tuple[Shelf[T], bytes, dict[str, Any]] | None = None if entry is None else entry.read()
+    if known is not None:
+        shelf, places, told = known
+        told["problems"] = [(number, reason) for number, reason in told["problems"]]
+        return shelf, np.frombuffer(places, dtype="S32"), RowReport(**told)
     report = RowReport(total=len(source), problems=list(source.problems))
     kept, keys = Shelf[T](), bytearray()
     for number, row in source:
@@ -393,10 +409,23 @@ def _parse_rows(
             parsed = parse(number, row)
             kept.append(parsed)
             keys += key(parsed)
+            margin = getattr(parsed, "margin", None)
+            report.truncated += getattr(parsed, "truncated", 0)
+            report.ties, report.reversed = (
+                report.ties + (margin == 0),
+                report.reversed + (margin is not None and margin < 0),
+            )
         except BadRow as problem:
             report.problems.append((number, str(problem)))
         except RequestError as problem:
             report.problems.append((number, f"refused: {problem}"))
     report.problems.sort()
     report.kept = len(kept)
+    if entry is not None:
+        entry.write(kept, bytes(keys), vars(report))
     return kept, np.frombuffer(bytes(keys), dtype="S32"), report
+
+
+def _ends(source: Rows) -> list[int]:
+    """Numbers of the first and the last row: blank lines move rows and leave their content as it is."""
+    return [source.rows[0][0], source.rows[-1][0], len(source.problems)] if source.rows else [len(source.problems)]

@@ -4,9 +4,9 @@ import os
 import pickle
 import tempfile
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, BinaryIO, Generic, TypeVar, overload
 
 from multiref_cli.errors import RequestError
 from multiref_cli.files import writing
@@ -34,6 +34,13 @@ class _Pages:
                     self._written += count
                     del self._waiting[:count]
         return start
+
+    @classmethod
+    def of_file(cls, file: BinaryIO) -> "_Pages":
+        """The bytes of an open file, which nobody changes any more."""
+        found = cls()
+        found._file, found._written = file, os.fstat(file.fileno()).st_size
+        return found
 
     def read(self, start: int, size: int) -> bytes:
         """What `add` appended there."""
@@ -67,6 +74,21 @@ class Shelf(Sequence[T], Generic[T]):
             raise RequestError(f"a row holds what cannot be kept: {error}") from error
         self._starts.append(self._pages.add(content))
         self._sizes.append(len(content))
+
+    def raw(self) -> Iterator[bytes]:
+        """Every row as bytes, for `of_file`."""
+        for start, size in zip(self._starts, self._sizes):
+            yield self._pages.read(start, size)
+
+    @classmethod
+    def of_file(cls, file: BinaryIO, begin: int, sizes: array) -> "Shelf[T]":
+        """Rows that lie one behind the other in an open file from a place on, as `raw` gave them."""
+        found: Shelf[T] = Shelf()
+        found._pages, found._sizes = _Pages.of_file(file), sizes
+        for size in sizes:
+            found._starts.append(begin)
+            begin += size
+        return found
 
     def chosen(self, numbers: Iterable[int]) -> "Shelf[T]":
         """Some of the rows, by their places from 0 on, in that order; they are not copied."""
