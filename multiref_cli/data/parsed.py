@@ -1,8 +1,8 @@
 """Rows that were parsed once on this machine, kept by content: 62,000 rows become tokens once, not once a process.
 
 An entry is one file under <cache>/tokens: a checksum of all that follows, a line of JSON, the keys of the prompts, the
-rows. What decides its name is the content of the rows and the recipe: tokenizer, template, settings of the data, and the
-code that reads them.
+rows. Its name is made of what decides it: the content of the rows and the recipe, which is tokenizer, template,
+settings of the data, and the code that reads them.
 """
 
 import contextlib
