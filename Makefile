@@ -39,7 +39,7 @@ publish_report = cp $(1)/summary.csv $(2).csv && cp $(1)/scores.csv.gz $(2).scor
   cp $(1)/verdicts.csv $(2).verdicts.csv
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test reproduce publish worlds rivals lint bench clean
+.PHONY: help setup test reproduce publish worlds rivals lint gpu bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -117,6 +117,11 @@ rivals: $(STAMP) ## one mix against its rivals in both experiments: the untraine
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check multiref_cli tests && $(BIN)/ruff format --check multiref_cli tests && $(BIN)/mypy multiref_cli
+
+# Each file states one claim and takes a few minutes; what was measured is appended to GPU_RESULTS.
+GPU_RESULTS ?= tests/bench/results/gpu.jsonl
+gpu: $(STAMP) ## what only an NVIDIA GPU can show, measured and asserted (without one: the same code at tiny sizes)
+	MULTIREF_GPU_RESULTS=$(abspath $(GPU_RESULTS)) $(BIN)/python -m pytest tests/gpu -s -p no:xdist $(ARGS)
 
 bench: $(STAMP) ## speed beside TRL and beside generate(), measured side by side
 	for bench in tests/bench/bench_*.py; do OMP_NUM_THREADS=1 $(BIN)/python $$bench || exit 1; done
