@@ -54,11 +54,28 @@ def sweep(
     _show(request, plan, ledger, Watcher(ledger, plan).snapshot(), workers, launcher, dry_run)
     if dry_run:
         return _show_cost(plan, workers)
-    ledger.write_plan(request, plan, _facts(request), chooser.choices)
+    facts = _facts(request) | ({"looks": list(request.looks)} if request.looks else {})
+    ledger.write_plan(request, plan, facts, chooser.choices)
     if retry_failed:
         ledger.forget_failures((point.name, point.id) for point in plan.points)
     running(ledger, plan)
+    for before, seeds in zip(request.looks, request.looks[1:]):
+        plan = _look(ledger, plan, before, seeds)
+        ledger.write_plan(request, plan, facts, chooser.choices)
+        running(ledger, plan)
     _finish(ledger, Watcher(ledger, plan).snapshot())
+
+
+def _look(ledger: Ledger, plan: Plan, before: int, seeds: int) -> Plan:
+    """The plan with more seeds of the conditions whose comparisons are undecided; a function of the results so far."""
+    from multiref_cli.reports.looks import undecided
+    from multiref_cli.sweeps.plan import more_seeds
+
+    found = undecided(ledger.path)
+    longer = more_seeds(plan, found.conditions, range(before, seeds))
+    left = f": {len(found.conditions)} conditions have seeds {before} to {seeds - 1} too" if found.conditions else ""
+    display.line(f"{found.undecided} of {found.comparisons} comparisons are undecided after {before} seeds{left}")
+    return longer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,12 +183,13 @@ def _show(
     counts = {role: plan.count(role) for role in said}
     conditions = " + ".join(f"{count} {said[role]}" for role, count in counts.items() if count)
     seeds = len(request.seeds)
+    more = f"; up to {request.looks[-1]} seeds where a comparison is undecided" if request.looks else ""
     untrained = ", one of what is not trained" * (
         seeds > 1 and any(not p.experiment.algorithm.trains for p in plan.points)
     )
     rows = [
         ["conditions", f"{len(plan.conditions)}: {conditions}"],
-        ["points", f"{len(plan.points)}, {seeds} seed{'s' * (seeds > 1)} each{untrained}"],
+        ["points", f"{len(plan.points)}, {seeds} seed{'s' * (seeds > 1)} each{untrained}{more}"],
         ["done, failed, begun", f"{now.counts['done']}, {now.counts['failed']}, {now.counts['stopped']}"],
         ["workers", f"{workers} ({launcher})"],
         ["time left", _time_left(plan, ledger, now, workers)],

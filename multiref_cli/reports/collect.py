@@ -178,12 +178,14 @@ class Condition:
         names: of the regularizers under which it was asked for; several, where they are the same run.
         suffix: what tells it from others that would be called the same, such as `learning_rate=0.001`.
         tuned: keys that a search set for each condition by itself: conditions that differ in them are compared.
+        looks: numbers of seeds after which a sweep with `seeds=auto` looks at its comparisons; empty: once, at the end.
     """
 
     runs: list[Run]
     names: tuple[str, ...] = ()
     suffix: str = ""
     tuned: tuple[str, ...] = ()
+    looks: tuple[int, ...] = ()
 
     @property
     def label(self) -> str:
@@ -352,7 +354,10 @@ def read_run(folder: Path) -> Run:
 
 
 def conditions(
-    runs: Iterable[Run], asked: Mapping[str, Sequence[str]] | None = None, tuned: tuple[str, ...] = ()
+    runs: Iterable[Run],
+    asked: Mapping[str, Sequence[str]] | None = None,
+    tuned: tuple[str, ...] = (),
+    looks: tuple[int, ...] = (),
 ) -> list[Condition]:
     """Group runs into conditions with labels that tell them apart, in the order in which they were first seen.
 
@@ -363,6 +368,7 @@ def conditions(
         runs: finished runs.
         asked: condition's hash -> names of the regularizers under which a plan holds it.
         tuned: keys that were tuned for each condition by itself.
+        looks: of `seeds=auto`.
     """
     groups: dict[str, dict[int, Run]] = {}
     names: dict[str, dict[str, None]] = {}
@@ -373,7 +379,7 @@ def conditions(
         more = (asked or {}).get(run.experiment.condition_hash, ())
         names.setdefault(key, {}).update(dict.fromkeys([*own, *more]))
     found = [
-        Condition([group[seed] for seed in sorted(group)], tuple(names[key]), tuned=tuned)
+        Condition([group[seed] for seed in sorted(group)], tuple(names[key]), tuned=tuned, looks=looks)
         for key, group in groups.items()
     ]
     _tell_apart(found)

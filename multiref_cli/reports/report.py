@@ -24,6 +24,7 @@ from multiref_cli.reports.job_section import (
     titles,
     write_pending,
 )
+from multiref_cli.reports.looks import add_looks
 from multiref_cli.reports.page import Page
 from multiref_cli.reports.provenance import add_provenance
 from multiref_cli.reports.published import Row, compare_with, conclusions, read_rows, rows_of, verdict, write_rows
@@ -126,7 +127,8 @@ def _conditions(runs: Sequence[Run], sweeps: Sequence[Path]) -> list[Condition]:
         for point in Ledger(sweep).planned():
             asked.setdefault(point["condition_id"], []).extend(point.get("names", ()))
     tuned = tuple(dict.fromkeys(key for sweep in sweeps for key in tuned_keys(sweep)))
-    return conditions(runs, asked, tuned)
+    looks = {tuple(Ledger(sweep).description().get("looks") or ()) for sweep in sweeps}
+    return conditions(runs, asked, tuned, looks.pop() if len(looks) == 1 else ())
 
 
 def _add_warnings(page: Page, made: Material, damaged: Sequence[str]) -> None:
@@ -168,6 +170,10 @@ def _add_choices(page: Page, made: Material) -> None:
         add_choices(page, folder)
 
 
+def _add_looks(page: Page, made: Material) -> None:
+    add_looks(page, [job.verdicts for job in made.jobs])
+
+
 def _add_searches(page: Page, made: Material) -> None:
     for sweep in made.sweeps:
         add_search(page, sweep)
@@ -204,6 +210,7 @@ SECTIONS: tuple[Callable[[Page, Material], None], ...] = (
     _add_worlds,
     _add_rivals,
     _add_jobs,
+    _add_looks,
     _add_choices,
     _add_searches,
     _add_files,

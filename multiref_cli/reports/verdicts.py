@@ -1,15 +1,31 @@
 """Which conditions a report compares, and what may be said of each pair."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from multiref_cli.config.plain import to_plain
 from multiref_cli.evaluation.crossed import BySeed, compare
+from multiref_cli.evaluation.sequential import decide
 from multiref_cli.evaluation.statistics import Comparison, conclusion, holm
 from multiref_cli.reports.collect import Condition
+
+
+@dataclass(frozen=True)
+class Looked:
+    """When one of several looks decided a comparison: `look` 1 is the first, 0 none so far; `seeds` were there then."""
+
+    look: int
+    of: int
+    seeds: int
+
+    def __str__(self) -> str:
+        if self.look:
+            return f"Decided at look {self.look} of {self.of}, after {self.seeds} seeds"
+        return f"Undecided after {self.seeds} seeds"
 
 
 @dataclass(frozen=True)
@@ -17,6 +33,8 @@ class Verdict:
     """A comparison of two sides, with its p value corrected for all comparisons of its family.
 
     `over_alpha`: sides are means over alpha, not single conditions.
+    `looked`: when it was decided, where a sweep looks several times.
+    `members`: hashes of the conditions on both sides.
     """
 
     metric: str
@@ -26,10 +44,13 @@ class Verdict:
     over_alpha: bool
     comparison: Comparison
     adjusted_p: float
+    looked: Looked | None = None
+    members: frozenset[str] = frozenset()
 
     def sentence(self, confidence: float = 0.95) -> str:
         """One plain sentence."""
-        return conclusion(self.first, self.second, self.metric, self.comparison, self.adjusted_p, confidence)
+        text = conclusion(self.first, self.second, self.metric, self.comparison, self.adjusted_p, confidence)
+        return text if self.looked is None else f"{text} {self.looked}."
 
     def word(self, confidence: float = 0.95) -> str:
         """above, below, not significant or cannot be judged."""
@@ -67,6 +88,11 @@ class _Side:
 
     label: str
     line: Series
+
+    @property
+    def members(self) -> tuple[Condition, ...]:
+        """Its conditions."""
+        return self.line.conditions
 
 
 @dataclass(frozen=True)
@@ -109,14 +135,70 @@ def compare_job(found: Sequence[Condition], metrics: Sequence[str], confidence: 
         metrics: those to compare on.
         confidence: of the intervals.
     """
+    if found and found[0].looks:
+        return _compare_in_looks(found, metrics, confidence)
+    made = _judged(found, metrics, confidence)
+    adjusted = holm([one.comparison.p_value for one in made])
+    return [replace(one, adjusted_p=p) for one, p in zip(made, adjusted)]
+
+
+def _judged(found: Sequence[Condition], metrics: Sequence[str], confidence: float) -> list[Verdict]:
+    """Every comparison that the conditions allow, its p value not corrected yet."""
     pairs = [*_pairs_over_alpha(found), *_pairs_at_each_alpha(found)]
     judged = [(metric, pair, _compared(pair, found, metric, confidence)) for metric in metrics for pair in pairs]
-    made = [(metric, pair, one) for metric, pair, one in judged if one is not None]
-    adjusted = holm([one.p_value for *_, one in made])
     return [
-        Verdict(metric, pair.first.label, pair.second.label, pair.kind, pair.over_alpha, one, p)
-        for (metric, pair, one), p in zip(made, adjusted)
+        Verdict(
+            metric,
+            pair.first.label,
+            pair.second.label,
+            pair.kind,
+            pair.over_alpha,
+            one,
+            one.p_value,
+            members=frozenset(c.experiment.condition_hash for side in (pair.first, pair.second) for c in side.members),
+        )
+        for metric, pair, one in judged
+        if one is not None
     ]
+
+
+def _compare_in_looks(found: Sequence[Condition], metrics: Sequence[str], confidence: float) -> list[Verdict]:
+    """The comparisons of a sweep that looks at them after so many seeds each, of the one family that they are.
+
+    A look reads the seeds that it had, whatever came later. A comparison that has no more seeds than at the look before
+    is not judged again; what is shown of it is its difference over all seeds that both sides have.
+    """
+    looks, have = found[0].looks, max(run.seed for condition in found for run in condition.runs) + 1
+    last = {_key(one): one for one in _judged(found, metrics, confidence)}
+    history: list[list[float]] = []
+    seeds = dict.fromkeys(last, 0)
+    decided: dict[tuple[str, ...], int] = {}
+    for count in [n for n in looks if n <= have] or [looks[0]]:
+        seen = [replace(c, runs=[run for run in c.runs if run.seed < count]) for c in found]
+        made = {_key(one): one for one in _judged([c for c in seen if c.runs], metrics, confidence)}
+        row = []
+        for key in last:
+            one = made.get(key)
+            fresh = one is not None and one.comparison.difference.n > seeds[key]
+            row.append(one.comparison.p_value if one is not None and fresh else math.nan)
+            seeds[key] = one.comparison.difference.n if one is not None else seeds[key]
+        history.append(row)
+        told = decide(history, [n / looks[-1] for n in looks], confidence) if last else []
+        for key, decision in zip(last, told):
+            if decision.look and key not in decided:
+                decided[key] = seeds[key]
+    return [
+        replace(
+            verdict,
+            adjusted_p=one.adjusted_p,
+            looked=Looked(one.look, len(looks), decided.get(key, seeds[key])),
+        )
+        for (key, verdict), one in zip(last.items(), told)
+    ]
+
+
+def _key(verdict: Verdict) -> tuple[str, ...]:
+    return (verdict.metric, verdict.first, verdict.second, verdict.kind)
 
 
 def _pairs_over_alpha(found: Sequence[Condition]) -> list[_Pair]:

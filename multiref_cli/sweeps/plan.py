@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -146,6 +146,19 @@ def arrange(asked: Sequence[Asked], seeds: Sequence[int]) -> Plan:
         if one.experiment.algorithm.trains or seed == seeds[0]  # an evaluation has a seed of its own
     ]
     return Plan(tuple(points), _merged(one for passes in needed for one in passes))
+
+
+def more_seeds(plan: Plan, conditions: Collection[str], seeds: Iterable[int]) -> Plan:
+    """A plan with further seeds of some of its conditions; a point that is there already stays the only one."""
+    first = {point.condition_id: point for point in reversed(plan.points)}
+    there = {point.id for point in plan.points}
+    made = [
+        _point(replace(one.experiment, seed=seed), one.overrides, one.passes, one.names)
+        for seed in seeds
+        for identity, one in first.items()
+        if identity in conditions and one.experiment.algorithm.trains
+    ]
+    return replace(plan, points=(*plan.points, *(point for point in made if point.id not in there)))
 
 
 def _check_parts(experiments: Iterable[Experiment]) -> None:

@@ -16,8 +16,10 @@ from multiref_cli.errors import RequestError
 from multiref_cli.sweeps.space import Search, parse_search
 from multiref_cli.tracking.places import check_name
 
-_FILE_KEYS = ("common", "grids", "seeds", "baselines", "rivals", "launcher", "search")
-_OWN_KEYS = ("sweep", "seeds", "seed", "baselines", "rivals", "run.name", "run.dir", "search")
+_FILE_KEYS = ("common", "grids", "seeds", "baselines", "rivals", "launcher", "search", "seeds_max")
+# seeds=auto: seeds of the first look, more at each further one, and most of all where nothing is said.
+FIRST_SEEDS, MORE_SEEDS, SEEDS_MAX = 3, 2, 9
+_OWN_KEYS = ("sweep", "seeds", "seeds_max", "seed", "baselines", "rivals", "run.name", "run.dir", "search")
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class Rivals:
 class Request:
     """A sweep as asked for. Each grid is a list of overrides with axes; `common` overrides belong to every grid.
 
-    `search` tunes every condition of the grids before it is compared.
+    `search` tunes every condition of the grids before it is compared. `looks` are the numbers of seeds after which
+    `seeds=auto` looks whether a comparison is undecided; `seeds` are then those of the first look.
     """
 
     common: tuple[str, ...]
@@ -44,15 +47,17 @@ class Request:
     launcher: dict[str, Any] = field(default_factory=dict)
     rivals: Rivals | None = None
     search: Search | None = None
+    looks: tuple[int, ...] = ()
 
 
 def parse_request(overrides: Sequence[str]) -> Request:
     """Read the overrides of `multiref sweep`.
 
     These keys belong to the sweep itself: `sweep=NAME` (a file of conf/sweep/), `seeds=3` (seeds 0 to 2; or
-    `seeds=5,6,9`), `baselines=false`, `rivals=true` with `rivals.best_of=N` and `rivals.selector=PATH` (see
-    sweeps.rivals), `search.KEY=VALUE` (see `space.Search`; `search=null` drops a file's), and `launcher.KEY=VALUE` for
-    the engine; `run.name` and `run.dir` name the sweep's folder.
+    `seeds=5,6,9`; or `seeds=auto` with `seeds_max=9`: more where a comparison is undecided), `baselines=false`,
+    `rivals=true` with `rivals.best_of=N` and `rivals.selector=PATH` (see sweeps.rivals), `search.KEY=VALUE` (see
+    `space.Search`; `search=null` drops a file's), and `launcher.KEY=VALUE` for the engine; `run.name` and `run.dir`
+    name the sweep's folder.
     Every other override replaces the same key of the sweep file, in all its grids.
 
     Args:
@@ -77,7 +82,8 @@ def parse_request(overrides: Sequence[str]) -> Request:
     common = [text for text in shlex.split(file.get("common", "")) if key_of(text) not in replaced] + rest
     grids = [[t for t in shlex.split(grid) if key_of(t) not in replaced] for grid in file.get("grids") or [""]]
     launcher = {**file.get("launcher", {}), **{k.partition(".")[2]: v for k, v in own.items() if "launcher." in k}}
-    seeds = _seeds(own, file.get("seeds", 1))
+    looks = _looks(own, file)
+    seeds = tuple(range(looks[0])) if looks else _seeds(own, file.get("seeds", 1))
     return Request(
         common=tuple(common),
         grids=tuple(dict.fromkeys(tuple(grid) for grid in grids)),
@@ -87,7 +93,8 @@ def parse_request(overrides: Sequence[str]) -> Request:
         overrides=tuple(overrides),
         rivals=_rivals(own, file.get("rivals", False)),
         launcher={key: yaml.safe_load(value) if isinstance(value, str) else value for key, value in launcher.items()},
-        search=_search(own, file, seeds),
+        search=_search(own, file, tuple(range(looks[-1])) if looks else seeds),
+        looks=looks,
     )
 
 
@@ -125,6 +132,19 @@ def _seeds(own: dict[str, str], default: object) -> tuple[int, ...]:
     if not numbers or min(numbers) < 0:
         raise RequestError(f"{key} is {text!r}; at least one seed is needed, and seeds are 0 or more.")
     return tuple(dict.fromkeys(numbers))
+
+
+def _looks(own: dict[str, str], file: dict[str, Any]) -> tuple[int, ...]:
+    """The looks of `seeds=auto`: after FIRST_SEEDS, then after every MORE_SEEDS more, the last after `seeds_max`."""
+    auto = own.get("seeds", None if "seed" in own else str(file.get("seeds", ""))) == "auto"
+    if not auto:
+        if "seeds_max" in own or ("seeds_max" in file and "seeds" not in own and "seed" not in own):
+            raise RequestError("seeds_max is the bound of seeds=auto; give seeds=auto, or drop it.")
+        return ()
+    text = str(own.get("seeds_max", file.get("seeds_max", SEEDS_MAX)))
+    if not text.isdecimal() or not FIRST_SEEDS < int(text) <= 1000:
+        raise RequestError(f"seeds_max is {text!r}; give a whole number above {FIRST_SEEDS}, usual 5 to 10.")
+    return (*range(FIRST_SEEDS, int(text), MORE_SEEDS), int(text))
 
 
 def _search(own: dict[str, str], file: dict[str, Any], seeds: tuple[int, ...]) -> Search | None:

@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -121,3 +122,9 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave figures out: they are most of the time of a report."""
     for name in ("metric_against_alpha", "reward_against_divergence", "learning_curves", "simplex"):
         monkeypatch.setattr(figures, name, lambda *_: None)
+
+
+@pytest.fixture
+def make_run() -> Callable[[Path, Point, float], None]:
+    """`write_run`, for tests that plan by themselves."""
+    return write_run
