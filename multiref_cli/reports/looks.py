@@ -7,7 +7,7 @@ from pathlib import Path
 
 from multiref_cli.errors import RunError
 from multiref_cli.reports.collect import conditions, read_run
-from multiref_cli.reports.job_section import CONFIDENCE, jobs
+from multiref_cli.reports.job_section import compared, jobs
 from multiref_cli.reports.page import Page
 from multiref_cli.reports.verdicts import Verdict
 from multiref_cli.sweeps.ledger import Ledger
@@ -64,6 +64,6 @@ def undecided(sweep: Path) -> Undecided:
         except RunError:  # the report names it
             continue
     found = conditions(runs, tuned=tuned_keys(sweep), looks=tuple(ledger.description()["looks"]))
-    made = [one for job in jobs(found) if job[0].regularized for one in compare_job(job, scorers(job), CONFIDENCE)]
+    made = [one for job in jobs(found) for one in compared(job)]
     left = [one for one in made if one.looked is not None and one.looked.look == 0]
     return Undecided(len(made), len(left), frozenset().union(*(one.members for one in left)))
