@@ -35,8 +35,8 @@ def add_looks(page: Page, families: Sequence[Sequence[Verdict]]) -> None:
     page.text(
         "After each look only conditions with an undecided comparison were given more seeds. p values are sequential: "
         "all looks together spend .05 (Lan and DeMets, O'Brien and Fleming's boundary), Holm's correction over the "
-        "family, so that what is decided at any look is false in at most 5 % of sweeps. Intervals are of the seeds that "
-        "there are and are not corrected for the looks."
+        "family, so that something decided is false in at most 5 % of sweeps. Intervals are of the seeds that there "
+        "are and are not corrected for the looks."
     )
     page.text("\n".join(f"- {text}: {count} of {len(looked)} comparisons." for text, count in sorted(counts.items())))
     rows = [
