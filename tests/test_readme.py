@@ -226,6 +226,36 @@ def refs_weights(shop: Workshop, words: list[str]) -> None:
     shop.run("refs", "weights", *shop.small(words))
 
 
+def refs_export(shop: Workshop, words: list[str]) -> None:
+    words = words or ["--format", "trl", "--out", "out"]
+    place, out = words.index("--format"), words[words.index("--out") + 1]
+    shop.run("refs", "export", *shop.small(words[:place]), *words[place:])
+    assert (Path(out) / "train.jsonl").is_file() and (Path(out) / "README.md").is_file()
+
+
+def runs(shop: Workshop, words: list[str]) -> None:
+    shop.run("train", *shop.small(["evaluation=none"]), "run.name=one")
+    shop.run("runs", *words)
+
+
+def compare(shop: Workshop, words: list[str]) -> None:
+    for number, folder in enumerate(words[:2]):
+        shop.run("train", *shop.small(["evaluation=none"]), f"seed={number}", f"run.dir={folder}")
+    shop.run("compare", *words, "max_new_tokens=6")
+    assert Path(words[words.index("--html") + 1]).is_file()
+
+
+def push(shop: Workshop, words: list[str]) -> None:
+    """Without --yes nothing is sent."""
+    shop.run("train", *shop.small(["evaluation=none"]), f"run.dir={words[0]}")
+    shop.run("push", *words)
+
+
+def convert(shop: Workshop, words: list[str]) -> None:
+    Path(words[0]).write_text("model_name_or_path: a/b\ndataset_name: c/d\nmax_length: 512\n")
+    shop.run("convert", *words)
+
+
 def theory(shop: Workshop, words: list[str]) -> None:
     if "--dry-run" in words:
         return shop.run("theory", *words)
@@ -283,6 +313,11 @@ RULES = {
     "multiref refs prune": refs_prune,
     "multiref refs mix": refs_mix,
     "multiref refs weights": refs_weights,
+    "multiref refs export": refs_export,
+    "multiref runs": runs,
+    "multiref compare": compare,
+    "multiref push": push,
+    "multiref convert": convert,
     "multiref theory": theory,
     "multiref world make": world_make,
     "multiref list": listing,
