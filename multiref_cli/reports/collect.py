@@ -427,9 +427,10 @@ def alpha_text(weights: Sequence[float]) -> str:
 
 def _tell_apart(found: Sequence[Condition]) -> None:
     """Add the keys that differ to what would be called the same."""
-    groups: dict[tuple[str, int], list[Condition]] = {}
+    groups: dict[tuple[str, int, str], list[Condition]] = {}
     for condition in found:
-        groups.setdefault((condition.label, condition.experiment.world), []).append(condition)
+        job = condition.arena if condition.role == "rival" else ""  # rivals of two jobs stand in two tables
+        groups.setdefault((condition.label, condition.experiment.world, job), []).append(condition)
     for same in groups.values():
         if len(same) > 1:
             settings = [flat(condition.experiment.content("seed", "world")) for condition in same]

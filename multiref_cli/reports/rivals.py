@@ -191,7 +191,7 @@ def _distance(entry: Entry, reference: str) -> str:
     if entry.condition is None:
         return "0" if entry.label == f"{reference}, untrained" else "–"
     found = entry.condition.interval(f"kl/{reference}")
-    exact = found is not None and found.half_width < 1e-9  # to the very model that was sampled
+    exact = found is not None and found.half_width < 1e-5  # to the very model that was sampled
     shown = f"{found.mean:.3g}" if found is not None and exact else plus_minus(found)
     algorithm = entry.condition.experiment.algorithm
     bound = isinstance(algorithm, UntrainedSettings) and algorithm.best_of > 1 and shown != "–"
@@ -211,24 +211,26 @@ def figure(jobs: Sequence[tuple[Sequence[Condition], Sequence[Condition]]]) -> F
     """Every job in a panel: means with intervals, highest on top, colored by what they are."""
     panels = [(group, ranked(group, rivals, scorers(group)[0])) for group, rivals in jobs]
     tall = max(len(entries) for _, entries in panels)
-    drawn, grid = style.new_figure(len(panels), 1, 8.4, len(panels) * (0.9 + 0.24 * tall), squeeze=False)
+    drawn, grid = style.new_figure(len(panels), 1, 7.6, 0.3 + len(panels) * (0.8 + 0.24 * tall), squeeze=False)
+    seen: dict[str, Any] = {}
     with style.applied():
         for (group, entries), axes in zip(panels, np.ravel(grid)):
-            _panel(axes, entries)
+            seen |= _panel(axes, entries)
             style.title(axes, job_name(group[0]))
             axes.set_xlabel(heading(scorers(group)[0]))
+        drawn.legend(list(seen.values()), list(seen), loc="outside lower center", ncols=len(seen))
     return drawn
 
 
-def _panel(axes: Axes, entries: Sequence[Entry]) -> None:
+def _panel(axes: Axes, entries: Sequence[Entry]) -> dict[str, Any]:
+    """Draw one job; what each kind of entry looks like."""
     seen: dict[str, Any] = {}
     for height, entry in enumerate(reversed(entries)):
         words, color = KINDS[entry.role]
         mean, low, high, _ = entry.interval
         bars = [[0.0], [0.0]] if np.isnan(low) else [[mean - low], [high - mean]]
         marker = "D" if entry.role == "grid" else "o"
-        bar = axes.errorbar([mean], [height], xerr=bars, capsize=2, elinewidth=1.2, fmt=marker, color=color)
-        seen[words] = bar
+        seen[words] = axes.errorbar([mean], [height], xerr=bars, capsize=2, elinewidth=1.2, fmt=marker, color=color)
     axes.set_yticks(range(len(entries)), [entry.label for entry in reversed(entries)])
     axes.grid(axis="y", visible=False)
-    axes.legend(list(seen.values()), list(seen), loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return seen

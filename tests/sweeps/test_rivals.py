@@ -8,7 +8,7 @@ import pytest
 
 from multiref_cli.errors import RequestError
 from multiref_cli.files import read_json, read_lines
-from multiref_cli.reports.collect import conditions, read_run
+from multiref_cli.reports.collect import Run, conditions, read_run
 from multiref_cli.reports.job_section import jobs
 from multiref_cli.reports.rivals import compare_rivals, costs, ranked, rivals_of
 from multiref_cli.sweeps.plan import make_plan
@@ -105,6 +105,9 @@ def test_embedded_references_of_two_widths_have_no_soup(place):
     assert [one.partition(":")[0] for one in found.left_out].count("Online") == 1
     assert sum("hidden_size" in one for one in found.left_out) == 2
     assert not any(name.startswith(MERGES) for name in rivals(found))
+    runs = [Run(place, one.experiment, {"seed": one.seed, "metrics": {}}, {}) for one in found.points]
+    labels = [one.label for one in conditions(runs) if one.role == "rival"]
+    assert labels.count("mixed reference α=0.5") == 2  # one a job: each stands in its own table
 
 
 @pytest.mark.parametrize(
