@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 TOPICS = sorted((ROOT / "multiref_cli" / "help").glob("*.md"))
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in (ROOT / "README.md", *TOPICS)}
 README = PAGES["README.md"]
-PUBLISHED = ("runs/published/embedded.csv", "runs/published/estimators.csv")
+PUBLISHED = ("runs/published/embedded.csv", "runs/published/estimators.csv", "runs/published/rivals.csv")
 
 
 def between(begin: str, end: str) -> str:

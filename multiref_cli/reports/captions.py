@@ -119,7 +119,7 @@ def rivals(rows: Sequence[Row], found: Sequence[Judged]) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names) or "none"
+    return ", ".join(name.replace(", untrained", " untrained") for name in names) or "none"
 
 
 def answers(root: Path) -> str:

@@ -256,8 +256,9 @@ class Condition:
 
     @property
     def level(self) -> str:
-        """sequence or token."""
-        return self.regularizer.level.name if self.regularizer else "–"
+        """sequence or token; none where nothing is trained."""
+        trained = self.experiment.algorithm.trains
+        return self.regularizer.level.name if self.regularizer and trained else "–"
 
     @property
     def estimator(self) -> str:
