@@ -40,6 +40,7 @@ class Job:
         vocabulary: number of ids that policy and references normalize over.
         prompts: of the evaluation.
         parallel: the processes of the run.
+        opened: references that training has in memory and leaves as they are: what measures them has no need of others.
     """
 
     asked: Experiment
@@ -49,6 +50,7 @@ class Job:
     vocabulary: int
     prompts: list[Prompt] = field(default_factory=list)
     parallel: Parallel = ALONE
+    opened: dict[str, Reference] = field(default_factory=dict, compare=False)
 
     @property
     def total_steps(self) -> int:
@@ -86,7 +88,8 @@ class Job:
         wanted = experiment.active_references if active else experiment.references
         kind, rendering = experiment.reference_type, rendering_of(experiment.data)
         serving = Serving(self.tokenizer, experiment.hardware.cache_folder / "served")
-        return references_of(wanted, self.reference_device, kind, together, rendering, serving)
+        found = references_of(wanted, self.reference_device, kind, together, rendering, serving)
+        return found if together else [self.opened.get(one.name, one) for one in found]
 
     def foreign_tokenizer(self, reference: Reference) -> Any:
         """The reference's tokenizer where the policy's ids mean something else to it, else None."""

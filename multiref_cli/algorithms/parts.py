@@ -59,6 +59,9 @@ def live_references(job: Job, progress: Progress) -> LiveReferences:
     for number, member in enumerate(members):
         progress.advance("load references", number, len(members))
         _ = member.model if member.spec.server is None else member.fingerprint()
+    # An adapter that shares its base is not merged, as it is where it is measured; one that moves is another by then.
+    still = [one for one in members if one.spec.adapter is None and one.spec.update is None]
+    job.opened.update({one.name: one for one in still if one.spec.server is None})
     return LiveReferences(job.experiment, members, [job.foreign_tokenizer(member) for member in members])
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from multiref_cli.files import read_json, read_lines
+from multiref_cli.references import local
 
 
 @pytest.mark.parametrize("regularizer", ["rkl_token", "fkl_token", "mrpo", "rkl", "rkl_paper", "fkl_reference_states"])
@@ -61,3 +62,16 @@ def test_a_wrong_request_writes_nothing(place, multiref, online, command, overri
     assert multiref(command, *online, override, "run.dir=out") == 2
     assert sentence in capsys.readouterr().err
     assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("estimator", ["exact", "reward"])
+def test_an_evaluation_measures_the_references_that_training_has_open(place, multiref, online, monkeypatch, estimator):
+    """Each reference is opened once, and what is measured is what `eval` measures with models of its own."""
+    opened, load = [], local.load_causal_lm
+    monkeypatch.setattr(local, "load_causal_lm", lambda spec, *rest: opened.append(spec.name) or load(spec, *rest))
+    assert multiref("train", *online, f"regularizer.estimator={estimator}", "run.dir=out") == 0
+    assert sorted(opened) == ["first", "second"]
+    before = read_json(Path("out/results.json"))["metrics"]
+    assert multiref("eval", "out") == 0
+    assert sorted(opened) == ["first", "first", "second", "second"]
+    assert read_json(Path("out/results.json"))["metrics"] == before
