@@ -26,6 +26,7 @@ LAYERS = {
     "multiref_cli.config.plain": 0,
     "multiref_cli.config.ranges": 0,
     "multiref_cli.config.regularizer": 0,
+    "multiref_cli.config.schedules": 0,
     "multiref_cli.config.schema": 0,
     "multiref_cli.config.terms": 0,
     "multiref_cli.config.weights": 0,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from multiref_cli.algorithms.base import Batch, Job, Trainee, load_policy
+from multiref_cli.algorithms.scheduled import Scheduled
 from multiref_cli.config.algorithms import DpoSettings
 from multiref_cli.config.regularizer import Arwc
 from multiref_cli.config.schema import Data, Experiment, Level, Mix, Term
@@ -47,7 +48,7 @@ def assemble(job: Job, progress: Progress) -> Trainee:
     """Fill or read the reference store, with no policy in memory; then load the policy."""
     stored = stored_pairs(job, job.data.train, progress)
     model = load_policy(job)
-    objective = Dpo(job.experiment, job.data.train, stored, sharing_width(model))
+    objective = Dpo(job.experiment, job.data.train, stored, sharing_width(model), job.total_steps)
     start, told = _own_reference(job), notes(job.experiment)
     if start is None:
         unknown = "the policy's start is none of the active references, so the loss before the first step is not known"
@@ -258,7 +259,12 @@ class Dpo:
     """
 
     def __init__(
-        self, experiment: Experiment, pairs: Sequence[Pair], stored: StoredPairs, hidden_size: int | None
+        self,
+        experiment: Experiment,
+        pairs: Sequence[Pair],
+        stored: StoredPairs,
+        hidden_size: int | None,
+        total: int | None = None,
     ) -> None:
         """Takes what is stored of the pairs.
 
@@ -267,11 +273,12 @@ class Dpo:
             pairs: N pairs.
             stored: what the references say of them.
             hidden_size: of the policy, see `sharing_width`.
+            total: optimizer steps, where beta or alpha move over them.
         """
         self.experiment, self.pairs, self.stored = experiment, pairs, stored
+        self.scheduled = Scheduled(experiment, total)
         self.settings = cast(DpoSettings, experiment.algorithm)
-        self.penalty, self.beta = experiment.penalty, experiment.beta
-        self.weights = torch.tensor(experiment.active_weights, dtype=torch.float64)
+        self.penalty = experiment.penalty
         self.lengths = torch.tensor([[len(p.chosen) for p in pairs], [len(p.rejected) for p in pairs]])
         self.share = self.settings.share_prompt
         if self.share is None:
@@ -281,9 +288,11 @@ class Dpo:
 
     def batch(self, step: int) -> Batch:
         """The pairs of optimizer step `step`: one random order of all pairs per epoch."""
+        self.scheduled.at(step)
         rows = epoch_batch(len(self.pairs), self.settings.batch_pairs, step, self.experiment.seed)
         micros = [PairMicro(self._pack(part), part, len(rows)) for part in self._parts(rows)]
-        return Batch(micros, [self.pairs[i].row for i in rows], sum(m.packed.real_tokens for m in micros))
+        tokens, metrics = sum(micro.packed.real_tokens for micro in micros), self.scheduled.metrics()
+        return Batch(micros, [self.pairs[i].row for i in rows], tokens, metrics)
 
     def loss(self, model: LanguageModel, micro: PairMicro) -> tuple[Tensor, Averages]:
         """Sum of the pairs' losses over the number of pairs of the whole step, and the step's metrics."""
@@ -293,12 +302,12 @@ class Dpo:
 
     def loss_of(self, policy: Tensor, rows: list[int], batch_pairs: int) -> tuple[Tensor, Averages]:
         """The loss of some pairs of one route, given (2, n) log-probabilities of the policy for chosen and rejected."""
-        terms, mixed = self._terms(rows), self.stored.mixed[:, :, rows].to(policy.device)
+        terms, mixed = self._terms(rows), self._mixed(rows).to(policy.device)
         references = self.stored.references[:, :, rows].to(policy.device)
         if self.penalty.multi_loss:
             score, clip = terms[0].score, self.penalty.score_clip
             alone = self.stored.references if self.stored.adjusted is None else self.stored.adjusted
-            reward = implicit_reward(policy, alone[:, :, rows].to(policy.device), self.beta, score, clip)
+            reward = implicit_reward(policy, alone[:, :, rows].to(policy.device), self.scheduled.beta, score, clip)
         else:
             reward = self._implicit_reward(terms, policy, mixed)
         losses = preference_loss(
@@ -306,11 +315,11 @@ class Dpo:
             reward[..., 1, :],
             loss=self.settings.loss,
             label_smoothing=self.settings.label_smoothing,
-            beta=self.beta,
+            beta=self.scheduled.beta,
             lengths=self.lengths[:, rows].to(policy.device),
         )
         if self.penalty.multi_loss:
-            losses = multi_preference_loss(losses, self.weights.to(policy.device))
+            losses = multi_preference_loss(losses, self._weights().to(policy.device))
         return losses.sum() / batch_pairs, self._metrics(terms, policy.detach(), mixed, references)
 
     @torch.no_grad()
@@ -327,7 +336,7 @@ class Dpo:
         own = [self._logps(model, self._pack(rows).to(device)).cpu() for rows in parallel.share(parts)]
         for rows, flat in zip(parts, parallel.woven(own)):
             logps = flat.reshape(-1, 2).T
-            reward = self._implicit_reward(self._terms(rows), logps, self.stored.mixed[:, :, rows])
+            reward = self._implicit_reward(self._terms(rows), logps, self._mixed(rows))
             per_token = logps / self.lengths[:, rows].clamp(min=1)
             for name, (chosen, rejected) in zip(PAIR_METRICS, (reward, logps, per_token)):
                 found[name][rows] = wins(chosen.numpy(), rejected.numpy())
@@ -361,7 +370,17 @@ class Dpo:
     def _terms(self, rows: list[int]) -> tuple[Term, ...]:
         """The summands of some pairs of one route."""
         routes = self.stored.routes
-        return self.experiment.terms_by_route[routes[rows[0]] if routes else None]
+        return self.scheduled.terms[routes[rows[0]] if routes else None]
+
+    def _mixed(self, rows: list[int]) -> Tensor:
+        """(R, 2, n) log M of some pairs, with alpha as it stands now."""
+        if self.scheduled.share == 0:
+            return self.stored.mixed[:, :, rows]
+        return log_mixed(self.scheduled.terms[None], self.stored.references[:, :, rows])
+
+    def _weights(self) -> Tensor:
+        """(K,) alpha of the active references as it stands now, for a loss a reference."""
+        return torch.tensor(self.experiment.weights_moved(self.scheduled.share), dtype=torch.float64)
 
     def _by_route(self, rows: list[int]) -> list[list[int]]:
         """Pairs of the same summands together, in the order of their first appearance."""
@@ -374,7 +393,7 @@ class Dpo:
 
     def _implicit_reward(self, terms: Sequence[Term], policy: Tensor, mixed: Tensor) -> Tensor:
         """(2, n) beta sum_r w_r s_r(log pi - log M_r) of chosen and rejected (arXiv 2502.01203, Eq. 60 and 61)."""
-        return self.beta * total_score(terms, policy, mixed, self.penalty.score_clip)
+        return self.scheduled.beta * total_score(terms, policy, mixed, self.penalty.score_clip)
 
     def _logps(self, model: LanguageModel, packed: Packed) -> Tensor:
         return token_logps(model, packed, vocabulary=self.stored.vocabulary).logps.sum(-1, dtype=torch.float64)

@@ -20,6 +20,7 @@ from multiref_cli.algorithms.base import Batch, Job, Trainee, load_policy
 from multiref_cli.algorithms.charged import Charged
 from multiref_cli.algorithms.in_reward import reward_penalty
 from multiref_cli.algorithms.parts import Parts, live_references, reached, reference_samples
+from multiref_cli.algorithms.scheduled import Scheduled
 from multiref_cli.algorithms.taught import taught_responses
 from multiref_cli.algorithms.window import (
     GroupMicro,
@@ -93,17 +94,23 @@ def assemble_online(job: Job, reward: Callable[[list[Sample]], RewardBatch] | No
         for note in said:
             progress.note(note)
 
-    return Trainee(model, Online(experiment, parts), said, check_start=tell)
+    return Trainee(model, Online(experiment, parts, job.total_steps), said, check_start=tell)
 
 
 class Online:
     """The online algorithm as the training loop takes it."""
 
-    def __init__(self, experiment: Experiment, parts: Parts) -> None:
-        """Takes everything ready-made; `assemble_online` makes it from a job."""
+    def __init__(self, experiment: Experiment, parts: Parts, total: int | None = None) -> None:
+        """Takes everything ready-made; `assemble_online` makes it from a job.
+
+        Args:
+            experiment: of an online algorithm.
+            parts: what it works with.
+            total: optimizer steps, where beta or alpha move over them.
+        """
         self.experiment, self.parts = experiment, parts
         self.settings = cast(OnlineSettings, experiment.algorithm)
-        self.beta = experiment.beta
+        self.scheduled = Scheduled(experiment, total, parts.parallel)
         self.estimator, self.temperature = experiment.estimator, experiment.rollout.temperature
         self.parallel, width = parts.parallel, parts.model.config.hidden_size
         self.layout = Layout(self.settings.micro_tokens, parts.may_share, width, self.parallel.size)
@@ -120,6 +127,7 @@ class Online:
         if window is None or window.number != number:
             if self.parts.references is not None:
                 self.parts.references.moving.follow(step, self.parts.model)
+            self.scheduled.at(step)
             window, times = self._collect(number)
         length = self.settings.max_length_constant or self.experiment.rollout.max_new_tokens
         taught = self._taught(window)
@@ -134,7 +142,7 @@ class Online:
             micros=micros,
             ids=[self.parts.prompts[row].row for row in window.rows],
             tokens=sum(micro.packed.real_tokens for micro in micros),
-            metrics=window.metrics | times,
+            metrics=window.metrics | times | self.scheduled.metrics(),
             samples=window.samples if logged else [],
         )
 
@@ -165,11 +173,11 @@ class Online:
             rewards = window.rewards.flatten()[micro.places]
             penalty, charge = (self.charged.kept(one, packed, rewards) for one in (penalty, charge))
         if charge is not None and self.experiment.to_go:
-            advantage = advantage[:, None] - self.beta * penalty_to_go(charge, mask, self.group)
+            advantage = advantage[:, None] - self.scheduled.beta * penalty_to_go(charge, mask, self.group)
         values, stopped = clipped_surrogate(ratios, advantage, self.settings.clip_low, self.settings.clip_high)
         _add_tokens(averages, "clip_fraction", stopped.float(), mask)
         if penalty is not None:
-            values = values + self.beta * penalty
+            values = values + self.scheduled.beta * penalty
             _add_tokens(averages, "penalty", penalty.detach(), mask)
         if window.sampler_logps is not None:
             drawn = self._at(micro, window.sampler_logps, logps)
@@ -190,10 +198,13 @@ class Online:
                 self.window.old_logps[places] = logps
         references = self.parts.references
         moved = references.moving.state_dict() if references is not None else {}
-        return {"window": None if self.window is None else self.window.state_dict(), "references": moved}
+        window = None if self.window is None else self.window.state_dict()
+        return {"window": window, "references": moved, "scheduled": self.scheduled.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes the window back, so that a resume inside it goes on with the same rollouts."""
+        if "scheduled" in state:  # not in checkpoints from before there were schedules
+            self.scheduled.load_state_dict(state["scheduled"])
         self.window = None if state["window"] is None else Window.of(state["window"])
         if self.parts.references is not None:
             self.parts.references.moving.load_state_dict(state.get("references", {}))
@@ -242,7 +253,7 @@ class Online:
             if (failed := self.charged.failed(rewards)) is not None:
                 penalty = penalty * failed
                 metrics["penalty"] = float(penalty.mean())
-            total = rewards - self.beta * penalty
+            total = rewards - self.scheduled.beta * penalty
         values = advantages(total, self.settings.baseline, self.settings.advantage_scale)
         shown = _shown(samples, rewards.flatten(), values.flatten())
         self.window = Window(number, rows, completions, rewards, values, metrics, shown, logps, scores, drawn)
@@ -269,7 +280,7 @@ class Online:
         for route, numbers in routes.items():
             own = torch.tensor([number * size + g for number in numbers for g in range(size)])
             packs = self.layout.packs(self._prompt_ids([rows[i] for i in numbers]), [completions[i] for i in numbers])
-            terms = self.experiment.terms_by_route[route]
+            terms = self.scheduled.terms[route]
             found += [(own[places], packed, terms) for places, packed in packs]
         return found
 
@@ -278,7 +289,7 @@ class Online:
         count, seed = self.experiment.taught, self.experiment.seed
         if not count:
             return [[] for _ in window.rows]
-        weights = [self.experiment.active_weights_of_row(self.parts.prompts[row].extra) for row in window.rows]
+        weights = [self.scheduled.weights(self.parts.prompts[row].extra) for row in window.rows]
         drawn = zip(window.rows, weights)
         return [taught_responses(self.parts.stored, row, own, count, seed, window.number) for row, own in drawn]
 
@@ -330,8 +341,8 @@ class Online:
         found = self._divergence(model, references, packed, micro)
         policy = found.logps.detach()
         if not self.experiment.rollout.truncated:
-            for name, logps in zip(references.names, found.reference_logps):
-                averages.add(f"kl/{name}", masked_sum((policy - logps).double(), mask, 1))
+            distances = [masked_sum((policy - logps).double(), mask, 1) for logps in found.reference_logps]
+            self._add_references(averages, micro, distances)
         if self.experiment.one_mix:  # several summands have no mixed reference
             _add_tokens(averages, "disagreement", -found.log_normalizers[0], mask)
         if self.experiment.one_mix and not self.experiment.rollout.truncated:
@@ -395,13 +406,22 @@ class Online:
         if scores is None or references is None or self.experiment.rollout.truncated:
             return
         policy = masked_sum(logps.double(), mask, 1).cpu()
-        for name, sums in zip(references.names, scores.sums):
-            averages.add(f"kl/{name}", policy - sums[micro.places])
+        self._add_references(averages, micro, [policy - sums[micro.places] for sums in scores.sums])
         if not self.experiment.one_mix:  # several summands have no mixed reference
             return
         averages.add("kl/mixed", policy - scores.mixed_sums[0, micro.places])
         if scores.log_normalizers is not None:
             _add_tokens(averages, "disagreement", -self._at(micro, scores.log_normalizers[0], logps), mask)
+
+    def _add_references(self, averages: Averages, micro: GroupMicro, distances: Sequence[Tensor]) -> None:
+        """kl/<reference> from (B,) log ratios to each, and their weighted sum for what leads beta by it."""
+        for reference, distance in zip(self.experiment.active_references, distances):
+            averages.add(f"kl/{reference.name}", distance)
+        if micro.first and self.experiment.moving_beta is not None:
+            prompts = [self.parts.prompts[self._window().rows[int(i) // self.group]] for i in micro.places]
+            weights = torch.tensor([self.scheduled.weights(one.extra) for one in prompts], dtype=torch.float64).T
+            charge = (weights.to(distances[0].device) * torch.stack(list(distances))).sum()
+            self.scheduled.see(float(charge), len(micro.places))
 
     def _stored_micros(self, rows: list[int], sampled: StepSize) -> list[StoredMicro]:
         """The references' stored responses to a step's prompts; reference i has weight alpha_i K, S responses each.
@@ -415,7 +435,10 @@ class Online:
         completions = [[one for stored in self.parts.stored for one in stored[row]] for row in rows]
         count = len(self.parts.stored)
         each = len(completions[0]) // count
-        weights = torch.tensor(self.experiment.active_weights).repeat_interleave(each).repeat(len(rows)) * count
+        weights = (
+            torch.tensor(self.experiment.weights_moved(self.scheduled.share)).repeat_interleave(each).repeat(len(rows))
+            * count
+        )
         constant = self.settings.loss_reduction == "dr_grpo"
         size = step_size(completions, sampled.length if constant else sampled.tokens / sampled.sequences)
         packs = self.layout.packs(self._prompt_ids(rows), completions)
@@ -427,7 +450,7 @@ class Online:
         weights = micro.weights.to(logps)
         averages = Averages()
         _add_tokens(averages, "penalty", -logps.detach() * weights[:, None], packed.mask)
-        return self.beta * reduce(-logps, packed.mask, "dr_grpo", micro.step, weights), averages
+        return self.scheduled.beta * reduce(-logps, packed.mask, "dr_grpo", micro.step, weights), averages
 
     def _taught_loss(self, model: LanguageModel, packed: Packed, micro: TaughtMicro) -> tuple[Tensor, Averages]:
         """The exact divergence at the states of the teachers' responses, which no choice of the policy leads to."""
@@ -446,7 +469,7 @@ class Online:
         )
         penalty, mask = self.charged.kept(found.divergence, packed), packed.mask
         _add_tokens(averages, "penalty/teacher_states", penalty.detach(), mask)
-        return self.beta * reduce(penalty, mask, self.settings.loss_reduction, micro.step), averages
+        return self.scheduled.beta * reduce(penalty, mask, self.settings.loss_reduction, micro.step), averages
 
 
 def _shown(samples: list[Sample], rewards: Tensor, values: Tensor) -> list[dict[str, Any]]:

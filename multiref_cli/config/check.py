@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
 
 from multiref_cli.config.algorithms import DistillSettings, DpoSettings, OnlineSettings, UntrainedSettings
+from multiref_cli.config.check_schedules import check_schedules
 from multiref_cli.config.merges import check_merge, members
 from multiref_cli.config.ranges import check_number, check_numbers
 from multiref_cli.config.regularizer import Arwc, Estimator, Level, Regularizer, States
@@ -48,6 +49,7 @@ def check(experiment: "Experiment") -> None:
         _check_served(experiment)
     if isinstance(experiment.algorithm, DpoSettings):
         _check_preferences(experiment.algorithm, experiment.beta)
+    check_schedules(experiment)
     if isinstance(experiment.algorithm, OnlineSettings):
         _check_online(experiment, experiment.algorithm)
     if isinstance(experiment.algorithm, UntrainedSettings):
@@ -69,6 +71,7 @@ def _check_rule(experiment: "Experiment", rule: str) -> None:
         f"{given} is a rule for one mixed reference, the same for all pairs; regularizer={r.title} has none: give "
         "numbers",
     )
+    _require(experiment.alpha_schedule is None, f"{given} chooses one alpha; alpha_schedule moves it: give numbers")
     _require(experiment.beta > 0, f"with beta=0 references play no part, and {given} has nothing to choose")
     if rule == AUTO:
         _require(

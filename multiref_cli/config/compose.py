@@ -17,6 +17,7 @@ from multiref_cli.config import algorithms, merges, regularizer, schema, terms
 from multiref_cli.config.algorithms import ALGORITHMS
 from multiref_cli.config.check import check, check_orders
 from multiref_cli.config.folders import conf_directory, groups, options, own_conf_directory
+from multiref_cli.config.schedules import AlphaSchedule, BetaSchedule
 from multiref_cli.config.schema import (
     SERVED,
     Ctro,
@@ -43,6 +44,8 @@ T = TypeVar("T")
 _OPTIONAL: dict[str, Any] = {
     "regularizer": Regularizer(ctro=Ctro()),
     "reward": Reward(),
+    "beta_schedule": BetaSchedule(),
+    "alpha_schedule": AlphaSchedule(),
     "policy": Policy(lora=Lora(), base=Part()),
     "evaluation": Evaluation(scorer=Scorer()),
 }

@@ -44,7 +44,7 @@ def objective(experiment: Experiment) -> str:
 
 def deviations(experiment: Experiment) -> list[str]:
     """Settings beside the penalty that move a run away from `objective`, a sentence each."""
-    settings, found = experiment.algorithm, list[str]()
+    settings, found = experiment.algorithm, _moves(experiment)
     moving = [one.name for one in experiment.active_references if one.update is not None and one.update.kept < 1]
     if moving:
         found.append(
@@ -74,6 +74,21 @@ def deviations(experiment: Experiment) -> list[str]:
         found.append(
             "further inner iterations read states and continuations of the policy that sampled; importance ratios "
             + ("correct each token for itself" if _corrected(experiment) else "do not correct the penalty")
+        )
+    return found
+
+
+def _moves(experiment: Experiment) -> list[str]:
+    """That beta or alpha move, and which of their values the objective at rest is that of."""
+    found, schedule = list[str](), experiment.moving_beta
+    if schedule is not None and schedule.end is None:
+        found.append(f"beta is {experiment.beta_words} a response: which objective it rests at is known afterwards")
+    elif schedule is not None:
+        found.append(f"beta is {experiment.beta_words}: the objective at rest is that of the last")
+    if experiment.alpha_end is not None and experiment.alpha_schedule is not None:
+        end = ", ".join(f"{weight:g}" for weight in experiment.alpha_end)
+        found.append(
+            f"alpha moves to [{end}] ({experiment.alpha_schedule.kind}): the objective at rest is that of the last"
         )
     return found
 

@@ -15,6 +15,7 @@ from multiref_cli.config.algorithms import ALGORITHMS, Algorithm, DistillSetting
 from multiref_cli.config.plain import LATER, changed, digest, from_plain, to_plain, without_later
 from multiref_cli.config.ranges import COUNT, COUNT_OR_0, SEED, number, within
 from multiref_cli.config.regularizer import Ctro, DivergenceTerm, Estimator, Level, Mix, Regularizer, States, Term
+from multiref_cli.config.schedules import CONSTANT, AlphaSchedule, BetaSchedule, all_between, between, moved
 from multiref_cli.config.weights import RULES, Routes, routes_of, weights_of
 
 __all__ = ["Ctro", "DivergenceTerm", "Estimator", "Level", "Mix", "Regularizer", "States", "Term"]
@@ -282,7 +283,9 @@ class Experiment:
     regularizer: Optional[Regularizer] = None
     references: list[ReferenceSpec] = field(default_factory=list)
     alpha: Any = None
+    alpha_schedule: Optional[AlphaSchedule] = field(default=None, metadata=LATER)
     beta: float = number("[0, 1e6]", 0.1)
+    beta_schedule: Optional[BetaSchedule] = field(default=None, metadata=LATER)
     seed: int = number(SEED, 0)
     world: int = number(SEED, 0)
     rival: Optional[str] = None
@@ -329,6 +332,58 @@ class Experiment:
         """Which of `terms_by_route` a row with these columns has."""
         return None if self.routes is None else self.routes.value_of(columns)
 
+    @property
+    def moving_beta(self) -> BetaSchedule | None:
+        """How beta moves; None where it does not."""
+        schedule = self.beta_schedule
+        return None if schedule is None or schedule.kind == CONSTANT or not self.penalized else schedule
+
+    def beta_at(self, step: int, total: int) -> float:
+        """beta at a step from 0 of so many; of a controller the one at the start."""
+        schedule = self.moving_beta
+        if schedule is None or schedule.end is None:
+            return self.beta
+        return between(self.beta, schedule.end, moved(schedule.kind, step, total))
+
+    @property
+    def beta_words(self) -> str:
+        """beta in sentences, with how it moves."""
+        return f"{self.beta:g}" if self.moving_beta is None else self.moving_beta.words(self.beta)
+
+    @cached_property
+    def alpha_end(self) -> list[float] | None:
+        """The K weights that alpha moves to; None where it does not move."""
+        schedule = self.alpha_schedule
+        if schedule is None or schedule.kind == CONSTANT or schedule.end is None or not self.penalized:
+            return None
+        return weights_of(schedule.end, len(self.references), self._signed)
+
+    def alpha_moved(self, step: int, total: int) -> float:
+        """Share of the way from alpha to its end at a step from 0 of so many."""
+        return (
+            0.0
+            if self.alpha_schedule is None or self.alpha_end is None
+            else moved(self.alpha_schedule.kind, step, total)
+        )
+
+    def weights_moved(self, share: float) -> list[float]:
+        """Weights of the active references so far on the way to `alpha_end`."""
+        found = all_between(self.weights, self.alpha_end or self.weights, share)
+        return [found[i] for i in self._active]
+
+    def terms_moved(self, share: float) -> tuple[Term, ...]:
+        """The summands over the active references so far on the way to `alpha_end`."""
+        return self._terms(self.active_references, self.weights_moved(share))
+
+    @property
+    def final(self) -> "Experiment":
+        """The same with the weights that its schedules end at: what its trained policy is measured by."""
+        if self.moving_beta is None and self.alpha_end is None:
+            return self
+        beta = self.beta if self.moving_beta is None or self.moving_beta.end is None else self.moving_beta.end
+        alpha = self.alpha if self.alpha_end is None else self.alpha_end
+        return replace(self, alpha=alpha, beta=beta, alpha_schedule=None, beta_schedule=None)
+
     def active_weights_of_row(self, columns: Mapping[str, Any]) -> list[float]:
         """The same of the active references."""
         weights = self.weights_of_row(columns)
@@ -341,8 +396,9 @@ class Experiment:
 
     @cached_property
     def _active(self) -> list[int]:
-        """Numbers of the references with a weight, of any route."""
+        """Numbers of the references with a weight, of any route and at any step."""
         rows = [self.weights] if self.routes is None else list(self.routes.weights.values())
+        rows += [] if self.alpha_end is None else [self.alpha_end]
         return [i for i in range(len(self.references)) if any(weights[i] != 0 for weights in rows)]
 
     @cached_property
@@ -535,7 +591,11 @@ class Experiment:
         mix = f"single_{self.alone}" if self.alone else "a" + "_".join(f"{weight:g}" for weight in weights)
         if self.routes is not None and not self.alone:
             mix = f"by_{self.routes.column}_{digest(self.routes.plain)[:4]}"
-        return f"{self.algorithm.name}{taught}-{self.penalty_name}-{mix}-b{self.beta:g}"
+        if self.alpha_end is not None and self.alpha_schedule is not None:
+            end = self.alpha_end[:1] if len(self.alpha_end) == 2 else self.alpha_end
+            mix += f"_{self.alpha_schedule.kind}" + "_".join(f"{weight:g}" for weight in end)
+        beta = f"{self.beta:g}" + ("" if self.moving_beta is None else f"_{self.moving_beta.title}")
+        return f"{self.algorithm.name}{taught}-{self.penalty_name}-{mix}-b{beta}"
 
     @property
     def replicate(self) -> str:
@@ -567,6 +627,10 @@ class Experiment:
             kept.pop("world", None)
         if self.rival is None:
             kept.pop("rival", None)
+        kept = without_later(self, kept)
+        for key, moves in (("beta_schedule", self.moving_beta), ("alpha_schedule", self.alpha_end)):
+            if moves is None:
+                kept.pop(key, None)
         kept["algorithm"] = without_later(self.algorithm, kept["algorithm"])
         if "evaluation" in kept:
             kept["evaluation"] = without_later(self.evaluation, kept["evaluation"])

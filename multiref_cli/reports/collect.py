@@ -206,7 +206,9 @@ class Condition:
             parts = [f"{experiment.alone} alone ({title})" if single else title]
             text = alpha_text(weights) if experiment.routes is None else experiment.routes.title
             parts += [f"α={text}"] if alpha and not single and len(weights) > 1 else []
-            parts += [f"β={experiment.beta:g}"] if beta else []
+            parts += [f"to {alpha_text(experiment.alpha_end)}"] if experiment.alpha_end else []
+            moves = "" if experiment.moving_beta is None else f" {experiment.moving_beta.title}"
+            parts += [f"β={experiment.beta:g}{moves}"] if beta or moves else []
         return " ".join([*parts, self.suffix] if self.suffix else parts)
 
     @property

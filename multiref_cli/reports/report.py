@@ -342,7 +342,7 @@ def _what(condition: Condition) -> str:
         estimator = "" if condition.estimator == "–" else f", estimator {condition.estimator}"
         facts.append(
             f"Regularizer `{r.title}` ({r.description}) "
-            f"at level `{condition.level}`{estimator}; β = {condition.beta:g}; "
+            f"at level `{condition.level}`{estimator}; β = {condition.experiment.beta_words}; "
             f"references {weights} (α = {alpha})."
         )
         if condition.experiment.penalized:

@@ -127,7 +127,7 @@ def _training(asked: Experiment, manifest: Mapping[str, Any], steps: int) -> lis
         level = f"level {penalty.level.name}{estimator}"
         rows += [
             ("regularizer", f"{_code(penalty.title)}: {_plain(penalty.description)}, {level}"),
-            ("beta", f"{asked.beta:g} of reward per nat"),
+            ("beta", f"{asked.beta_words} of reward per nat"),
             ("objective at rest", _plain(rest)),
         ]
     if asked.reward is not None and asked.algorithm.rewarded:

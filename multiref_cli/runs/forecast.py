@@ -105,7 +105,7 @@ def _reference_rows(job: Job) -> list[list[Any]]:
     how = f", estimator {experiment.estimator_name}" if experiment.estimator else ""
     rows = [
         ["references", f"{mixed}, at level {penalty.level.name}"],
-        ["penalty", f"{penalty.description}{how}, beta {experiment.beta:g}"],
+        ["penalty", f"{penalty.description}{how}, beta {experiment.beta_words}"],
     ]
     for one in experiment.references:
         if one.server is not None:

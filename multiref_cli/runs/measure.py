@@ -45,7 +45,7 @@ class Outcome:
 def measure(job: Job, model: LanguageModel, progress: Progress) -> Outcome:
     """Measure a trained model: held-out preference pairs, then samples of held-out prompts."""
     with job.precision.autocast():
-        return _measure(job, model, progress)
+        return _measure(replace(job, experiment=job.experiment.final), model, progress)
 
 
 def _measure(job: Job, model: LanguageModel, progress: Progress) -> Outcome:

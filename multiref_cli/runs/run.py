@@ -19,7 +19,7 @@ from multiref_cli.config.plain import digest, from_plain, to_plain
 from multiref_cli.config.schema import Experiment, Hardware, Model
 from multiref_cli.data.probe import facts
 from multiref_cli.errors import RequestError, RunError
-from multiref_cli.files import read_object, sentence_of, write_json, write_lines, write_text
+from multiref_cli.files import read_lines, read_object, sentence_of, write_json, write_lines, write_text
 from multiref_cli.models.files import fingerprint, weights_problem
 from multiref_cli.models.merge import recipe_of, without_merges
 from multiref_cli.models.precision import lost_share
@@ -332,7 +332,7 @@ def _execute(job: Job, run: RunDir, progress: Heartbeat) -> None:
         judge_scorer(job, progress)
     with started(job.experiment, run.path) as parallel:
         notes, outcome = _train_and_measure(job, run, parallel, progress)
-    _write_outcome(job, run, outcome, [*notes, *_schedule_notes(job)], job.asked.hash)
+    _write_outcome(job, run, outcome, [*notes, *_schedule_notes(job), *_beta_notes(job, run)], job.asked.hash)
 
 
 def join(folder: str, hardware: str, rank: str, port: str) -> None:
@@ -379,6 +379,16 @@ def _schedule_notes(job: Job) -> list[str]:
     if warmup <= job.total_steps or not job.experiment.algorithm.trains:
         return []
     return [f"the warm-up of {warmup:g} steps is longer than the run: its peak learning rate was never reached"]
+
+
+def _beta_notes(job: Job, run: RunDir) -> list[str]:
+    """Where a beta that moved has been, out of the log."""
+    if job.experiment.moving_beta is None:
+        return []
+    found = [float(row["beta"]) for row in read_lines(run.path / "metrics.jsonl") if "beta" in row]
+    if not found:
+        return []
+    return [f"beta was {found[0]:.4g} at first, {found[-1]:.4g} at last, {sum(found) / len(found):.4g} on average"]
 
 
 def _write_outcome(
