@@ -11,59 +11,19 @@ from typing import Any
 
 from multiref_cli.config.folders import options
 from multiref_cli.config.sentences import ELSEWHERE
+from multiref_cli.config.trl_names import (
+    DEFAULTS,
+    DIVERGENCES,
+    GRPO_LOSSES,
+    NOTHING,
+    OTHERS,
+    SCHEDULES,
+    SHARED,
+    TOLD_BY,
+    USUAL,
+)
 from multiref_cli.errors import RequestError, RunError
 from multiref_cli.files import read_yaml
-
-# What TRL 1.16.0 takes where a file is silent, of all that changes a result; tests compare it with TRL itself.
-SHARED = {
-    "learning_rate": 1e-6,
-    "lr_scheduler_type": "linear",
-    "warmup_steps": 0,
-    "weight_decay": 0.0,
-    "max_grad_norm": 1.0,
-    "num_train_epochs": 3.0,
-    "max_steps": -1,
-    "per_device_train_batch_size": 8,
-    "gradient_accumulation_steps": 1,
-    "gradient_checkpointing": True,
-    "seed": 42,
-    "report_to": "none",
-}
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "dpo": {"beta": 0.1, "loss_type": ["sigmoid"], "f_divergence_type": "reverse_kl", "max_length": 1024},
-    "grpo": {
-        "beta": 0.0,
-        "num_generations": 8,
-        "max_completion_length": 512,
-        "temperature": 1.0,
-        "num_iterations": 1,
-        "epsilon": 0.2,
-        "scale_rewards": "group",
-        "loss_type": "dapo",
-        "importance_sampling_level": "token",
-        "use_bias_correction_kl": True,
-    },
-}
-# Names that only one of the two trainers has: by them a file is recognized.
-_TOLD_BY = {
-    "grpo": {"num_generations", "reward_funcs", "max_completion_length", "num_iterations", "scale_rewards", "use_vllm"},
-    "dpo": {"f_divergence_type", "precompute_ref_log_probs", "ld_alpha", "rpo_alpha", "max_length", "truncation_mode"},
-}
-_OTHERS = {
-    "sft": {"packing", "dataset_text_field", "completion_only_loss", "assistant_only_loss"},
-    "kto": {"desirable_weight"},
-}
-_GRPO_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo")
-_DIVERGENCES = {"reverse_kl": "rkl", "forward_kl": "fkl", "js_divergence": "js"}
-_SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant", "constant_with_warmup": "constant"}
-# Where a run lies, who watches it, how TRL works inside: nothing of a result.
-_NOTHING = re.compile(
-    r"(dataloader|dataset_num|dataset_streaming|ddp|deepspeed|fsdp|hub|push|logging|log_|save|eval|per_device_eval|"
-    r"disable_tqdm|remove_unused|local_rank|overwrite|do_|prediction|metric|greater|load_best|include|past_|skip_|resume|full_det|"
-    r"jit|use_cpu|tf32|torch_compile|torchdynamo|torch_empty|average_tokens|auto_find|project|trackio|ignore_bias|"
-    r"precompute_ref|pad_to|vllm_|ds3|shuffle_dataset|disable_dropout|label_names|length_column|accelerator|"
-    r"gradient_checkpointing_kwargs|batch_eval|half_precision|use_legacy|mp_param|data_seed|restore|attn_implementation|model_init)"
-)
 
 
 @dataclass
@@ -123,13 +83,13 @@ def convert(path: Path, trainer: str | None = None, processes: int = 1) -> Conve
 
 
 def _trainer_of(content: Mapping[str, Any], path: Path) -> str:
-    for name, keys in _OTHERS.items():
+    for name, keys in OTHERS.items():
         if keys & content.keys():
             key = min(keys & content.keys())
             raise RequestError(f"{path} has {key}, a key of {name.upper()}; convert reads configs of DPO and GRPO.")
-    told = [name for name, keys in _TOLD_BY.items() if keys & content.keys()]
+    told = [name for name, keys in TOLD_BY.items() if keys & content.keys()]
     losses = {str(one) for one in _listed(content.get("loss_type"))}
-    told = told or ["grpo"] * bool(losses & set(_GRPO_LOSSES)) or ["dpo"] * bool(losses)
+    told = told or ["grpo"] * bool(losses & set(GRPO_LOSSES)) or ["dpo"] * bool(losses)
     if len(told) != 1:
         raise RequestError(f"{path} does not tell whether it is of DPO or GRPO: give --trainer dpo or --trainer grpo.")
     return told[0]
@@ -196,8 +156,8 @@ def _dpo(found: Converted, values: dict[str, Any]) -> None:
     kind = kind.rpartition(".")[2].lower()  # older files: FDivergenceType.REVERSE_KL
     if kind == "alpha_divergence":
         found.set(regularizer="power", regularizer__mean_order=1 - float(coefficient))
-    elif kind in _DIVERGENCES:
-        found.set(regularizer=_DIVERGENCES[kind])
+    elif kind in DIVERGENCES:
+        found.set(regularizer=DIVERGENCES[kind])
     else:
         found.missing.append(f"f_divergence_type={kind}")
     if values.pop("label_smoothing", 0):
@@ -241,10 +201,10 @@ def _grpo(found: Converted, values: dict[str, Any]) -> None:
     else:
         found.differs.append("beta=0 (TRL's default for GRPO) loads no reference; with beta above 0 they regularize")
     loss = str(values.pop("loss_type"))
-    if loss in _GRPO_LOSSES:
+    if loss in GRPO_LOSSES:
         found.set(algorithm__loss_reduction=loss)
     else:
-        found.missing.append(f"loss_type={loss}: algorithm.loss_reduction is {', '.join(_GRPO_LOSSES)}")
+        found.missing.append(f"loss_type={loss}: algorithm.loss_reduction is {', '.join(GRPO_LOSSES)}")
     scale = values.pop("scale_rewards")
     found.set(algorithm__advantage_scale={"True": "group", "False": "none"}.get(str(scale), str(scale)))
     low = values.pop("epsilon")
@@ -320,8 +280,8 @@ def _optimizer(found: Converted, values: dict[str, Any]) -> None:
     schedule, optimizer = str(values.pop("lr_scheduler_type")), str(values.pop("optim", "adamw_torch"))
     ratio, steps = values.pop("warmup_ratio", None), values.pop("warmup_steps")
     found.set(optimizer__learning_rate=values.pop("learning_rate"))
-    if schedule in _SCHEDULES:
-        found.set(optimizer__schedule=_SCHEDULES[schedule])
+    if schedule in SCHEDULES:
+        found.set(optimizer__schedule=SCHEDULES[schedule])
     else:
         found.missing.append(f"lr_scheduler_type={schedule}: optimizer.schedule is linear, cosine, wsd or constant")
     found.set(optimizer__warmup=0 if schedule == "constant" else (steps or ratio or 0))
@@ -357,15 +317,14 @@ def _surroundings(found: Converted, values: dict[str, Any]) -> None:
 
 def _rest(found: Converted, values: dict[str, Any]) -> None:
     """What one name of ours means, from the table of other tools' names; what is left has no counterpart."""
-    usual = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "logging_steps": 10, "save_steps": 500, "weight_decay": 0.0}
     for name, value in values.items():
         here = _pattern(name)
-        if value is None or value in ([], {}, "", False) or value == usual.get(name):
+        if value is None or value in ([], {}, "", False) or value == USUAL.get(name):
             continue
         if here is not None and not isinstance(value, (dict, list)) and not (name == "save_steps" and value < 1):
             words = [word.partition("=") for word in here.split()]
             found.overrides |= {key: _text(value) if not given or given.isupper() else given for key, _, given in words}
-        elif not _NOTHING.match(name):
+        elif not NOTHING.match(name):
             found.missing.append(f"{name}={value}")
 
 

@@ -11,7 +11,8 @@ import yaml
 from multiref_cli.cli.convert import arguments
 from multiref_cli.config.compose import compose
 from multiref_cli.config.schema import Estimator
-from multiref_cli.config.trl import _NOTHING, DEFAULTS, SHARED, convert
+from multiref_cli.config.trl import convert
+from multiref_cli.config.trl_names import DEFAULTS, NOTHING, SHARED
 from multiref_cli.errors import RequestError
 
 MODEL = {"model_name_or_path": "a/model", "dataset_name": "some/pairs"}
@@ -193,7 +194,7 @@ def test_no_setting_of_trl_is_passed_over(read, trainer):
     base = {**(DPO if trainer == "dpo" else GRPO), "use_peft": True, "beta": 0.2}
     before, passed = read({**base, "max_steps": -1}, trainer), []
     for one in fields_of(trainer):
-        if one.name in base or one.name in BESIDE or _NOTHING.match(one.name):
+        if one.name in base or one.name in BESIDE or NOTHING.match(one.name):
             continue
         kind = next(
             (k for k in ("dict", "list", "bool", "int", "float", "str") if re.search(rf"\b{k}\b", str(one.type))), "str"
@@ -208,6 +209,21 @@ def test_no_setting_of_trl_is_passed_over(read, trainer):
         if after.overrides == before.overrides and not named:
             passed.append((one.name, value))
     assert passed == [], passed
+
+
+@pytest.mark.parametrize("trainer", ["dpo", "grpo"])
+def test_a_config_that_trl_wrote_out_names_what_is_set(read, trainer, tmp_path):
+    """All of its settings as to_dict() has them: nothing that TRL takes anyway is told to have no counterpart."""
+    trl = pytest.importorskip("trl", reason="parity needs the dev extra: pip install 'multiref[dev]'")
+    kind = {"dpo": trl.DPOConfig, "grpo": trl.GRPOConfig}[trainer]
+    made = (
+        kind(output_dir=str(tmp_path), use_cpu=True, bf16=False, repetition_penalty=1.1)
+        if trainer == "grpo"
+        else kind(output_dir=str(tmp_path), use_cpu=True, bf16=False, ld_alpha=0.5)
+    )
+    found = read(json.loads(json.dumps(made.to_dict(), default=str)), name="all.json")
+    assert found.trainer == trainer
+    assert found.missing == (["repetition_penalty=1.1"] if trainer == "grpo" else ["ld_alpha=0.5"])
 
 
 def test_the_defaults_are_those_of_trl():
