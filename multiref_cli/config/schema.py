@@ -231,6 +231,7 @@ class Hardware:
     cache_dir: Optional[str] = None
     checkpoint_every: int = number(COUNT_OR_0, 50, note="0 is at the end only")
     checkpoint_minutes: Optional[float] = number("(0, 1e6]", None)
+    checkpoint_async: bool = False
     keep_checkpoints: int = number(COUNT, 2)
     log_every: int = number(COUNT, 1)
     deterministic: bool = True

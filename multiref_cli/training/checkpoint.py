@@ -1,9 +1,11 @@
 """Checkpoints: everything that a bitwise resume needs, written atomically."""
 
+import copy
 import pickle
 import shutil
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,54 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -
     for rest in folder.glob(".step_*"):
         rest.unlink(missing_ok=True)
     return target
+
+
+class Writer:
+    """Writes checkpoints of a run, one after the other, on request beside the training.
+
+    What is written is the state as it was when it was handed over; a write that failed is raised by the next `write` or
+    `wait`, and no later one is begun.
+    """
+
+    def __init__(self, folder: Path, beside: bool) -> None:
+        """Takes note.
+
+        Args:
+            folder: the run's checkpoints/ folder.
+            beside: copy the state to main memory and write the copy in a thread.
+        """
+        self.folder = folder
+        self._pool = ThreadPoolExecutor(1, "checkpoint") if beside else None
+        self._pending: Future[Path] | None = None
+
+    def write(self, step: int, state: dict[str, Any], keep: int) -> None:
+        """Write a checkpoint, or begin to, and delete all but the newest `keep`; waits for the one before."""
+        self.wait()
+        if self._pool is None:
+            save_checkpoint(self.folder, step, state, keep)
+        else:
+            self._pending = self._pool.submit(save_checkpoint, self.folder, step, _copied(state), keep)
+
+    def wait(self) -> None:
+        """Until what was begun is on the disk.
+
+        Raises:
+            RunError: it could not be written, as `save_checkpoint` says it.
+        """
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+
+def _copied(value: Any) -> Any:
+    """The same with a copy of every tensor in main memory."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_copied(one) for one in value)
+    return copy.deepcopy(value)
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -20,7 +20,7 @@ from multiref_cli.tracking.places import command
 from multiref_cli.tracking.progress import Progress
 from multiref_cli.tracking.run_dir import RunDir
 from multiref_cli.tracking.rungs import Missed, Pruned, read_rungs
-from multiref_cli.training.checkpoint import check_same, checkpoints, load_checkpoint, save_checkpoint
+from multiref_cli.training.checkpoint import Writer, check_same, checkpoints, load_checkpoint
 from multiref_cli.training.health import Health
 from multiref_cli.training.optimizer import Optimizers
 
@@ -57,6 +57,7 @@ class Loop:
         self.model, self.objective, self.identity = trainee.model, trainee.objective, dict(identity)
         self.precision, self.parallel = precision, parallel
         self.rungs = read_rungs(run.path)
+        self.writer = Writer(run.path / "checkpoints", hardware.checkpoint_async)
         self.step, self.saved, self.health = 0, 0.0, Health()
 
     def fit(self, progress: Progress) -> None:
@@ -90,6 +91,8 @@ class Loop:
                 if stop or due or self.step == total:
                     self._save()
                     self.saved = time.monotonic()
+                if stop or self.step == total:
+                    self.writer.wait()
                 if stop and self.step < total:
                     hint = f"go on with: {command('train', '--resume', self.run.path)}"
                     raise Stopped(f"stopped after step {self.step} of {total}; {hint}")
@@ -141,6 +144,7 @@ class Loop:
     def _refuse_non_finite(self, loss: float, norm: float, batch: Batch) -> None:
         if math.isfinite(loss) and math.isfinite(norm):
             return
+        self.writer.wait()
         found = checkpoints(self.run.path / "checkpoints")
         what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient norm is {norm}"
         raise RunError(
@@ -159,7 +163,7 @@ class Loop:
         }
         if self.parallel.main:
             self.run.sync_logs()
-            save_checkpoint(self.run.path / "checkpoints", self.step, state, self.hardware.keep_checkpoints)
+            self.writer.write(self.step, state, self.hardware.keep_checkpoints)
 
     def _restore(self) -> None:
         logged = self.run.last_logged()

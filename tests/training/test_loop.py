@@ -2,6 +2,8 @@
 
 import os
 import signal
+import threading
+import time
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from multiref_cli.seeding import derive, epoch_batch, generator
 from multiref_cli.tracking.metrics import Averages
 from multiref_cli.tracking.progress import Silent
 from multiref_cli.tracking.run_dir import RunDir
+from multiref_cli.training import checkpoint
 from multiref_cli.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from multiref_cli.training.loop import Loop, Stopped
 from multiref_cli.training.optimizer import Optimizers, schedule
@@ -55,7 +58,7 @@ class TinyModel(nn.Module):
         return None
 
 
-def make_loop(path, act=lambda step: None, optimizer="adamw", every=3) -> Loop:
+def make_loop(path, act=lambda step: None, optimizer="adamw", every=3, beside=False) -> Loop:
     folder = path if path.exists() else RunDir.create(path, "", [], {}).path
     model = TinyModel()
     optimizers = Optimizers(model, Optimizer(name=optimizer, learning_rate=0.05, warmup=0.2), STEPS)
@@ -260,3 +263,49 @@ def test_checkpoints_by_time(tmp_path, monkeypatch):
     assert [path.name for path in checkpoints(loop.run.path / "checkpoints")] == [
         f"step_{step:08d}.pt" for step in (3, 6, STEPS)
     ]
+
+
+def test_checkpoints_beside_the_training_are_those_of_their_step(tmp_path, monkeypatch):
+    """A disk that takes its time: steps go on meanwhile, and every checkpoint is that of a run that waited for it."""
+    make_loop(tmp_path / "plain", every=2).fit(Silent())
+    began, steps = threading.Event(), []
+
+    def slow(folder, step, state, keep):
+        began.set()
+        time.sleep(0.3)
+        return save_checkpoint(folder, step, state, keep)
+
+    monkeypatch.setattr(checkpoint, "save_checkpoint", slow)
+    beside = make_loop(tmp_path / "beside", lambda step: steps.append((step, began.is_set())), every=2, beside=True)
+    beside.fit(Silent())
+    saved = [path.name for path in checkpoints(tmp_path / "plain/checkpoints")]
+    assert saved == [path.name for path in checkpoints(tmp_path / "beside/checkpoints")] and len(saved) == 4
+    assert (2, True) in steps  # the next step began while the first checkpoint was being written
+    for name in saved:
+        one, other = (torch.load(tmp_path / run / "checkpoints" / name) for run in ("plain", "beside"))
+        assert one["step"] == other["step"] and str(one["optimizers"]) == str(other["optimizers"])
+        assert all(torch.equal(one["model"][key], other["model"][key]) for key in one["model"])
+
+
+@pytest.mark.parametrize("failing", [2, 7])
+def test_a_checkpoint_that_cannot_be_written_beside_the_training_ends_it(tmp_path, monkeypatch, failing):
+    def full(folder, step, state, keep):
+        if step == failing:
+            raise RunError("the disk is full")
+        return save_checkpoint(folder, step, state, keep)
+
+    monkeypatch.setattr(checkpoint, "save_checkpoint", full)
+    with pytest.raises(RunError, match="the disk is full"):
+        make_loop(tmp_path / "run", every=2, beside=True).fit(Silent())
+
+
+def test_ctrl_c_waits_for_a_checkpoint_beside_the_training(tmp_path):
+    stop = make_loop(
+        tmp_path / "run", lambda step: os.kill(os.getpid(), signal.SIGINT) if step == 3 else None, every=0, beside=True
+    )
+    with pytest.raises(Stopped):
+        stop.fit(Silent())
+    resumed = make_loop(tmp_path / "run", beside=True)
+    whole = make_loop(tmp_path / "whole")
+    resumed.fit(Silent()), whole.fit(Silent())
+    assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), resumed.model.parameters()))
