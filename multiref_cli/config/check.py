@@ -152,6 +152,15 @@ def _check_types(experiment: "Experiment") -> None:
     for key, model in [("evaluation.scorer", experiment.evaluation.scorer), *references]:
         if model is not None and model.dtype is not None:
             _choice(f"{key}.dtype", model.dtype, ("float32", "bfloat16", "float16", "float64"))
+    for reference in experiment.references:
+        if reference.quantization is None:
+            continue
+        key = f"references: {reference.name}.quantization"
+        _choice(key, reference.quantization, ("int8", "nf4"))
+        _require(
+            reference.update is None and reference.server is None,
+            f"{key}={reference.quantization} is of frozen weights in this process: remove it, or its update or server",
+        )
 
 
 def _check_preferences(settings: DpoSettings, beta: float) -> None:

@@ -85,6 +85,7 @@ class ReferenceSpec(Model):
 
     name: str = MISSING
     update: Optional[Update] = None
+    quantization: Optional[str] = None
     server: Optional[str] = None
     model: Optional[str] = None
     api_key_env: Optional[str] = None
@@ -687,7 +688,7 @@ class Experiment:
 
 
 # Keys of a model that count where they are given: configs from before there were such models keep their hashes.
-_GIVEN = ("kind", "models", "weights", "base", "update")
+_GIVEN = ("kind", "models", "weights", "base", "update", "quantization")
 
 
 def _without_idle(value: Any) -> Any:

@@ -16,6 +16,7 @@ from multiref_cli.models.decoder import check_head
 from multiref_cli.models.files import resolve, safetensors_header, weight_files
 from multiref_cli.models.inspect import headers, refuse_types
 from multiref_cli.models.precision import parameter_type
+from multiref_cli.models.quantize import quantize
 from multiref_cli.types import Device, LanguageModel, Tokenizer
 
 _PROBE = "The answer is 42."
@@ -133,8 +134,13 @@ def load_causal_lm(model: Model, device: Device = "cpu", dtype: str | None = Non
     loaded = _open(AutoModelForCausalLM, model, dtype, may_miss=False)
     if model.adapter:
         loaded = _with_adapter(loaded, model.adapter, trainable and not _lora(model))
+    kind = getattr(model, "quantization", None)
+    if kind is not None:
+        _refuse_lost_weights(loaded, model.path)
+        quantize(loaded, kind)
     loaded = loaded.to(device).eval()
-    _refuse_lost_weights(loaded, model.path)
+    if kind is None:
+        _refuse_lost_weights(loaded, model.path)
     check_head(loaded)
     if not trainable:
         return loaded.requires_grad_(False)

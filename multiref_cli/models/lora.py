@@ -11,7 +11,7 @@ from multiref_cli.types import LanguageModel
 def plain_linear(module: nn.Module) -> bool:
     """Whether a module is a linear map, or one with LoRA adapters that are added to it and nothing more."""
     if type(module) is nn.Linear:
-        return bool(module.weight.is_floating_point())
+        return type(module.weight) is nn.Parameter and module.weight.is_floating_point()
     base = getattr(module, "base_layer", None)
     variants = getattr(module, "lora_variant", {}) or getattr(module, "use_dora", {})
     unusual = any(variants.values()) if all(isinstance(v, bool) for v in variants.values()) else bool(variants)

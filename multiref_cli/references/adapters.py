@@ -62,6 +62,8 @@ def shared_openers(specs: Sequence[schema.ReferenceSpec], device: Device, dtype:
     """
     bases: dict[tuple[Any, ...], list[int]] = {}
     for index, spec in enumerate(specs):
+        if spec.quantization is not None:  # its adapter is merged before its weights lose their bits
+            continue
         key = (spec.path, spec.revision, spec.dtype or dtype, spec.trust_remote_code)
         bases.setdefault(key, []).append(index)
     openers: list[Opener | None] = [None] * len(specs)

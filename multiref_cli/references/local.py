@@ -41,10 +41,13 @@ class LocalReference:
             opener: opens the model; None: from its own folder.
             rendering: what its chat template is told.
         """
-        self.spec, self.name, self.device, self.dtype = spec, spec.name, device, spec.dtype or dtype
-        self.precision = Precision(self.dtype, str(device))
+        kind = spec.dtype or dtype
+        self.spec, self.name, self.device = spec, spec.name, device
+        # What it computes in is part of what the store knows its results by.
+        self.dtype = kind if spec.quantization is None else f"{kind}+{spec.quantization}"
+        self.precision = Precision(kind, str(device))
         self._rendering = rendering
-        self._opener = opener or (lambda: load_causal_lm(spec, device, self.dtype))
+        self._opener = opener or (lambda: load_causal_lm(spec, device, kind))
         self._model: Any = None
 
     def fingerprint(self) -> str:

@@ -17,6 +17,7 @@ from multiref_cli.data.rows import Split
 from multiref_cli.data.template import reads, rendering_of
 from multiref_cli.errors import RequestError
 from multiref_cli.models.load import load_tokenizer, parameter_count, require_peft
+from multiref_cli.models.quantize import require as require_bits
 from multiref_cli.references.served import tokenizer_of
 from multiref_cli.references.tokens import check_compatible, first_difference
 from multiref_cli.rewards.combine import build_reward, probe
@@ -171,6 +172,9 @@ def check_parts(experiment: Experiment) -> None:
         build_reward(experiment.reward)
     if experiment.policy.lora is not None or experiment.policy.adapter:
         require_peft()
+    for reference in experiment.references if experiment.regularized else []:
+        if reference.quantization is not None:
+            require_bits(reference.quantization)
 
 
 def check_devices(experiment: Experiment) -> None:

@@ -11,6 +11,7 @@ from multiref_cli.models.inspect import text_config
 from multiref_cli.models.known import absent, known_config, remote_parameters
 from multiref_cli.models.load import parameter_count
 from multiref_cli.models.precision import Precision, parameter_type
+from multiref_cli.models.quantize import BYTES
 from multiref_cli.runs.cards import Card
 from multiref_cli.runs.memory import Shape, activation_bytes, cache_bytes, head_bytes, shape_of
 
@@ -249,9 +250,14 @@ def adapter_share(experiment: Experiment, sizes: Sizes) -> float:
 
 
 def _frozen_bytes(experiment: Experiment, models: Sequence[Model], sizes: Sequence[int]) -> list[float]:
-    """Bytes of some frozen models, each of its own type."""
+    """Bytes of some frozen models, each of its own type; a tenth of quantized ones is embedding and head, which stay."""
     types = [one.dtype or experiment.reference_type for one in models]
-    return [size * (4 if parameter_type(kind) == "float32" else 2) for size, kind in zip(sizes, types)]
+    each = [4.0 if parameter_type(kind) == "float32" else 2.0 for kind in types]
+    bits = [getattr(one, "quantization", None) for one in models]
+    return [
+        size * (whole if kind is None else 0.9 * BYTES[kind] + 0.1 * whole)
+        for size, whole, kind in zip(sizes, each, bits)
+    ]
 
 
 def _live_bytes(experiment: Experiment, sizes: Sizes) -> float:
