@@ -250,7 +250,7 @@ def adapter_share(experiment: Experiment, sizes: Sizes) -> float:
 
 
 def _frozen_bytes(experiment: Experiment, models: Sequence[Model], sizes: Sequence[int]) -> list[float]:
-    """Bytes of some frozen models, each of its own type; a tenth of quantized ones is embedding and head, which stay."""
+    """Bytes of some frozen models, each of its own type; of quantized ones a tenth, embedding and head, stays."""
     types = [one.dtype or experiment.reference_type for one in models]
     each = [4.0 if parameter_type(kind) == "float32" else 2.0 for kind in types]
     bits = [getattr(one, "quantization", None) for one in models]
