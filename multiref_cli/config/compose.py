@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from functools import cache
@@ -80,18 +80,21 @@ def compose_unchecked(overrides: list[str]) -> Experiment:
     return replace(found, regularizer=_named(found.regularizer, choices.get("regularizer")))
 
 
-def compose_saved(path: Path, overrides: list[str] | None = None) -> Experiment:
+def compose_saved(
+    path: Path, overrides: list[str] | None = None, changed: Mapping[str, Any] | None = None
+) -> Experiment:
     """The experiment of a run folder, with a few keys changed.
 
     Args:
         path: config.yaml of a run.
         overrides: `key=value` and `group=option`, as on the command line.
+        changed: keys of the root that are others than in the file, before the overrides.
 
     Raises:
         RequestError: the file or an override does not fit the schema.
         RunError: the file is damaged.
     """
-    plain = cast(DictConfig, OmegaConf.create(read_yaml(path)))
+    plain = cast(DictConfig, OmegaConf.create(read_yaml(path) | dict(changed or {})))
     for override in _parsed(written(overrides or [])):
         key, value = override.get_key_element(), override.value()
         if key in groups() and isinstance(value, str):

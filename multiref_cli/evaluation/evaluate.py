@@ -11,6 +11,7 @@ from torch import Tensor
 from multiref_cli.config.schema import Evaluation, Experiment, Level
 from multiref_cli.data.chat import shape_of
 from multiref_cli.data.prompts import Prompt
+from multiref_cli.evaluation.kept import add_reference, answers_of
 from multiref_cli.evaluation.measures import avg_at_k, length_controlled_wins, pass_at_k
 from multiref_cli.evaluation.statistics import bootstrap_interval, wins
 from multiref_cli.models.logprobs import score_references, token_logps
@@ -50,6 +51,7 @@ class Evaluator:
         end_ids: ids that end a response.
         parallel: the processes that share the work; all of them have the whole result.
         nats_above: added to every distance, for a sampler whose log-probs are those of what it chose from.
+        answers: of the last evaluation: the first prompts' responses one by one, see `evaluation.kept`.
     """
 
     experiment: Experiment
@@ -63,6 +65,7 @@ class Evaluator:
     end_ids: list[int] = field(default_factory=list)
     parallel: Parallel = ALONE
     nats_above: float = 0.0
+    answers: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def settings(self) -> Evaluation:
@@ -104,8 +107,10 @@ class Evaluator:
         scores = self._score(completions, progress)
         means = {name: table.mean(1) for name, table in scores.items()}
         values |= means | self._attempts(scores) | self._greedy(engine, progress)
-        values |= self._distances(policy, engine, completions, progress)
+        distances = self._distances(policy, engine, completions, progress)
+        values |= {name: table.mean(1).numpy() for name, table in distances.items()}
         values |= self._objectives(values, means)
+        self.answers = answers_of(self.prompts, self.samples(completions), scores, distances)
         values |= self._win_rates(scores, completions, progress)
         bootstrap = self.settings.bootstrap
         metrics = {name: summary(np.asarray(v, dtype=float), bootstrap) for name, v in values.items()}
@@ -181,8 +186,8 @@ class Evaluator:
 
     def _distances(
         self, policy: LanguageModel | None, engine: Engine, completions: list[list[Completion]], progress: Progress
-    ) -> dict[str, np.ndarray]:
-        """kl/<reference> = E[log pi - log pi_i] of whole responses in nats; kl/mixed, against the mixed reference."""
+    ) -> dict[str, Tensor]:
+        """kl/<reference>, (P, S): log pi - log pi_i of whole responses in nats; kl/mixed, to the mixed reference."""
         if not self.references or self.settings.temperature != 1.0 or self.settings.top_p != 1.0:
             return {}
         flat = [one for group in completions for one in group]
@@ -216,7 +221,7 @@ class Evaluator:
         if mixes:  # neither several summands nor rows with weights of their own have one mixed reference
             mixed = self._mixed(tokens, log_f) if token_level else log_mixed(self.experiment.terms_of_all, sums)[0]
             found["kl/mixed"] = own - mixed
-        return {name: v.reshape(len(completions), -1).mean(1).numpy() for name, v in found.items()}
+        return {name: v.reshape(len(completions), -1) for name, v in found.items()}
 
     def _together(
         self, references: list[Reference], sequences: list[Sequence], progress: Progress
@@ -302,15 +307,16 @@ class Evaluator:
             if reference.name in self.foreign:  # its samples would have to come from a prompt in its own tokens
                 continue
             others = self.reference_samples(reference)
-            samples = self.samples(others)
+            samples, own = self.samples(others), dict[str, np.ndarray]()
             for name in self.scorers:
-                theirs = self._scored(name, samples).reshape(len(self.prompts), -1)
+                theirs = own[name] = self._scored(name, samples).reshape(len(self.prompts), -1)
                 found[f"win_rate/{name}/{reference.name}"] = wins(scores[name].mean(1), theirs.mean(1))
                 found[f"reference/{name}/{reference.name}"] = theirs.mean(1)
                 if name == REWARD_MODEL:
                     preferences = (1 + np.tanh((scores[name] - theirs) / 2)) / 2  # the sigmoid
                     rates = length_controlled_wins(preferences, lengths - _lengths(others))
                     found |= {} if rates is None else {f"win_rate_lc/{name}/{reference.name}": rates}
+            add_reference(self.answers, reference.name, samples, own)
         return found
 
     def _scored(self, name: str, samples: list[Sample]) -> np.ndarray:

@@ -208,12 +208,13 @@ def draw(shown: Sequence[tuple[Job, Sequence[Arm]]]) -> Figure:
     figure, grid = style.new_figure(
         len(shown), 1, 6.6, 0.21 * sum(heights) + 0.56 * len(shown), squeeze=False, height_ratios=heights
     )
+    short = _short([job for job, _ in shown])
     with style.applied():
         for (job, own), axes in zip(shown, grid.flat):
             _panel(axes, own)
             axes.set_xlabel(heading(job.metric or ""))
             if len(shown) > 1:
-                style.title(axes, job.title)
+                style.title(axes, short[job.title])
     return figure
 
 

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from multiref_cli.reports import style
 from multiref_cli.reports.markup import inline_html, to_html
-from multiref_cli.reports.parts import SHORT, Drawing, Files, Heading, Link, Part, Table, Text, contents
+from multiref_cli.reports.parts import SHORT, Cell, Drawing, Files, Heading, Link, Part, Table, Text, Verbatim, contents
 
 _HERE = Path(__file__).parent
 # (CSS variable, color on a light page, color on a dark page)
@@ -108,7 +108,9 @@ def _link(link: Link) -> str:
     return f'<a href="{quote(link.path)}">{html.escape(link.text)}</a>'
 
 
-def _cell(cell: str | Link) -> str:
+def _cell(cell: Cell) -> str:
+    if isinstance(cell, Verbatim):
+        return f'<span class="said">{html.escape(cell.text)}</span>'
     return _link(cell) if isinstance(cell, Link) else inline_html(cell)
 
 
@@ -118,12 +120,13 @@ def _table(table: Table) -> str:
     rows = (
         "<tr>" + "".join(f"<td{r}>{_cell(cell)}</td>" for cell, r in zip(row, right)) + "</tr>" for row in table.rows
     )
-    caption = f"<figcaption>{inline_html(table.caption)}</figcaption>" if table.caption else ""
-    label = html.escape(table.caption or table.name, quote=True)
+    caption = f"<figcaption>{_cell(table.caption)}</figcaption>" if str(table.caption) else ""
+    above, below = (caption, "") if isinstance(table.caption, Verbatim) else ("", caption)
+    label = html.escape(str(table.caption) or table.name, quote=True)
     return (
-        f'<figure class="table" id="table-{table.name}">'
+        f'<figure class="table" id="table-{table.name}">{above}'
         f'<div class="scroll" tabindex="0" role="region" aria-label="{label}"><table><thead><tr>{head}</tr>'
-        "</thead>\n<tbody>" + "\n".join(rows) + f"</tbody></table></div>{caption}</figure>"
+        "</thead>\n<tbody>" + "\n".join(rows) + f"</tbody></table></div>{below}</figure>"
     )
 
 

@@ -13,6 +13,7 @@ from multiref_cli.reports.comparisons import add_comparisons
 from multiref_cli.reports.markup import slug
 from multiref_cli.reports.metrics import heading, scorers
 from multiref_cli.reports.page import Page
+from multiref_cli.reports.samples import add_samples
 from multiref_cli.reports.verdicts import Verdict, compare_job, series
 from multiref_cli.reports.wording import listed, plus_minus
 from multiref_cli.types import Figure
@@ -80,6 +81,7 @@ def add_job(
         page.section("Comparisons", level)
         seeds = max(len(condition.runs) for condition in found)
         add_comparisons(page, verdicts, f"{stem}-comparisons".strip("-"), seeds, CONFIDENCE)
+    add_samples(page, found, f"{stem}-samples".strip("-"), level)
     if found[0].regularized:
         for metric in scorers(found):
             _add_figures(page, found, metric, stem, level)

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from multiref_cli.files import read_json
+from multiref_cli.files import read_json, read_object
 from multiref_cli.reports import style
 from multiref_cli.reports.page import Page
+from multiref_cli.reports.provenance import add_facts, of_manifest
 
 MEANS = {0.0: "geometric", 1.0: "arithmetic", -1.0: "harmonic"}
 Row = dict[str, float]
@@ -26,8 +27,12 @@ def write_mixed_report(folder: Path) -> Path:
     rows = read_scores(folder / "scores.csv")
     first, second = facts["references"]
     score, count = facts["score"], int(rows[0]["n"])
-    page = Page(f"The mixed references of {first} and {second}, before any training")
-    page.text(
+    page = Page(f"The mixed references of {first} and {second}, before any training", folder / "report")
+    page.text(f"*Is a mix of {first} and {second} better than either, before any training?*")
+    page.figure("score-against-alpha", _figure(rows, (first, second), score), _caption(first, second, score))
+    page.text("\n".join(f"- {sentence}" for sentence in conclusions(rows, (first, second))))
+    page.text("The best weight of each mean was chosen on the very prompts that it is reported on.")
+    page.section("Setting").text(
         f"Responses sampled from the mixed reference itself: at every token, the power mean of the probabilities of "
         f"{first} (weight α) and {second} (weight 1 − α), divided by its sum over the vocabulary. Nothing is trained. "
         f"Score: `{score}` on {count} held-out prompts, {facts['samples_per_prompt']} samples each, temperature "
@@ -40,14 +45,17 @@ def write_mixed_report(folder: Path) -> Path:
             "The embedded references are made to complete one another: some slip in their arithmetic, one knows only "
             "half of the verbs. So there is something to gain here; other models may have nothing to give."
         )
-    page.figure("score-against-alpha", _figure(rows, (first, second), score), _caption(first, second, score))
-    page.text("\n".join(f"- {sentence}" for sentence in conclusions(rows, (first, second))))
-    page.text("The best weight of each mean was chosen on the very prompts that it is reported on.")
     cells = [
         [MEANS[row["order"]], row["alpha"], _interval(row, "mean", "ci_low", "ci_high"), _gain(row)] for row in rows
     ]
     headers = ["mean", f"α, weight of {first}", f"{score} [95 %]", "above the better single reference [95 %]"]
+    page.section("Scores")
     page.table(headers, cells, f"Scores on {count} prompts; differences are paired over prompts.", "scores")
+    page.section("Files")
+    page.files([(name, folder / name) for name in ("config.yaml", "scores.csv", "mixed.json", "manifest.json")])
+    manifest = read_object(folder / "manifest.json") or {}
+    settings = {"models": ", ".join(facts["paths"]), "score": score, "prompts": str(count)}
+    add_facts(page, [of_manifest(manifest) | settings], [], "Provenance of the samples.")
     return page.write(folder / "report")
 
 

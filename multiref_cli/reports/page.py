@@ -10,7 +10,20 @@ from multiref_cli.files import write_bytes
 from multiref_cli.reports import style
 from multiref_cli.reports.html import document
 from multiref_cli.reports.markup import slug, to_latex
-from multiref_cli.reports.parts import Drawing, Files, Heading, Link, Part, Table, Text, contents, format_cell, sections
+from multiref_cli.reports.parts import (
+    Cell,
+    Drawing,
+    Files,
+    Heading,
+    Link,
+    Part,
+    Table,
+    Text,
+    Verbatim,
+    contents,
+    format_cell,
+    sections,
+)
 from multiref_cli.types import Figure
 
 __all__ = ["Link", "Page", "format_cell"]
@@ -47,14 +60,18 @@ class Page:
         return self
 
     def table(
-        self, headers: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "", name: str | None = None
+        self,
+        headers: Sequence[str],
+        rows: Sequence[Sequence[Any]],
+        caption: str | Verbatim = "",
+        name: str | None = None,
     ) -> "Page":
         """Add a table; columns of numbers are aligned right, and **strong** and `code` may be used in cells.
 
         Args:
             headers: column names.
             rows: one sequence of cells a row; floats are written with four significant digits, None as a dash.
-            caption: one or two sentences.
+            caption: one or two sentences below the rows; verbatim: what the rows answer, above them.
             name: stem of tables/<name>.tex; by default made from the caption.
 
         Raises:
@@ -64,7 +81,7 @@ class Page:
         for row in cells:
             if len(row) != len(headers):
                 raise ValueError(f"a table row has {len(row)} cells for {len(headers)} headers: {row}")
-        self._parts.append(Table(self._name(name or slug(caption)), [str(h) for h in headers], cells, caption))
+        self._parts.append(Table(self._name(name or slug(str(caption))), [str(h) for h in headers], cells, caption))
         return self
 
     def figure(self, name: str, figure: Figure, caption: str = "") -> "Page":
@@ -134,18 +151,20 @@ def _markdown(part: Part) -> str:
     return _table_markdown(part)
 
 
-def _cell_markdown(cell: str | Link) -> str:
-    text = str(cell).replace("|", "\\|")
+def _cell_markdown(cell: Cell) -> str:
+    text = " ".join(str(cell).split()).replace("|", "\\|")
+    if isinstance(cell, Verbatim):
+        text = text.replace("<", "&lt;").replace("](", "]\\(")
     return f"[{text}](<{cell.path}>)" if isinstance(cell, Link) else text
 
 
 def _table_markdown(table: Table) -> str:
-    def line(cells: Sequence[str | Link]) -> str:
+    def line(cells: Sequence[Cell]) -> str:
         return "| " + " | ".join(map(_cell_markdown, cells)) + " |"
 
     rule = "|" + "|".join("---:" if r else "---" for r in table.right_aligned) + "|"
     lines = [line(table.headers), rule, *(line(row) for row in table.rows)]
-    return (f"*{table.caption}*\n\n" if table.caption else "") + "\n".join(lines)
+    return (f"*{_cell_markdown(table.caption)}*\n\n" if str(table.caption) else "") + "\n".join(lines)
 
 
 def _table_latex(table: Table) -> str:
@@ -156,7 +175,7 @@ def _table_latex(table: Table) -> str:
             "% needs \\usepackage{booktabs}",
             r"\begin{table}",
             r"\centering",
-            rf"\caption{{{to_latex(table.caption)}}}",
+            rf"\caption{{{to_latex(str(table.caption))}}}",
             rf"\label{{tab:{table.name}}}",
             rf"\begin{{tabular}}{{{columns}}}",
             r"\toprule",

@@ -23,6 +23,19 @@ class Link:
 
 
 @dataclass(frozen=True)
+class Verbatim:
+    """What a model or a data set says: shown as it is, never read as markup."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+Cell = str | Link | Verbatim
+
+
+@dataclass(frozen=True)
 class Text:
     """Markdown without headings of sections."""
 
@@ -41,12 +54,12 @@ class Heading:
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text or links; a caption of Markdown, told below the rows."""
+    """Rows of cells; a caption of Markdown, told below the rows, or what was asked, told above them."""
 
     name: str
     headers: list[str]
-    rows: list[list[str | Link]]
-    caption: str
+    rows: list[list[Cell]]
+    caption: str | Verbatim
 
     @property
     def right_aligned(self) -> list[bool]:
@@ -77,9 +90,9 @@ class Files:
 Part = Text | Heading | Table | Drawing | Files
 
 
-def format_cell(value: object) -> str | Link:
-    """A table cell as text: floats with four significant digits, None and NaN as a dash; a link stays one."""
-    if isinstance(value, Link):
+def format_cell(value: object) -> Cell:
+    """A table cell as text: floats with four significant digits, None and NaN as a dash; links and quotes stay."""
+    if isinstance(value, (Link, Verbatim)):
         return value
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"

@@ -10,6 +10,7 @@ from multiref_cli.config.objective import deviations, objective
 from multiref_cli.errors import RequestError, RunError
 from multiref_cli.reports import figures
 from multiref_cli.reports.captions import VERDICTS, write_verdicts
+from multiref_cli.reports.checklist import add_checklist
 from multiref_cli.reports.choices import add_choices
 from multiref_cli.reports.collect import Condition, Run, alpha_text, conditions, read_run, write_csv
 from multiref_cli.reports.first_screen import Job, add_outcome, add_overview
@@ -29,11 +30,14 @@ from multiref_cli.reports.page import Page
 from multiref_cli.reports.provenance import add_provenance
 from multiref_cli.reports.published import Row, compare_with, conclusions, read_rows, rows_of, verdict, write_rows
 from multiref_cli.reports.rivals import add_rivals, rivals_of
+from multiref_cli.reports.samples import add_samples
 from multiref_cli.reports.scores import SCORES, write_scores
 from multiref_cli.reports.search import add_search
+from multiref_cli.reports.wording import listed
 from multiref_cli.reports.worlds import add_worlds, write_claims
 from multiref_cli.sweeps.ledger import Ledger, expand_folders
 from multiref_cli.sweeps.search import tuned_keys
+from multiref_cli.tracking.places import command
 
 
 def write_report(
@@ -139,6 +143,21 @@ def _add_warnings(page: Page, made: Material, damaged: Sequence[str]) -> None:
     if damaged:
         page.text("**Left out**, since they cannot be read:\n\n" + "\n".join(f"- {text}" for text in damaged))
     write_pending(page, made.sweeps)
+    for sweep in made.sweeps:
+        _add_earlier(page, sweep, {run.folder for run in made.runs})
+
+
+def _add_earlier(page: Page, sweep: Path, read: set[Path]) -> None:
+    """Say which finished runs in a sweep's folder its last request did not ask for."""
+    planned = {point["name"] for point in Ledger(sweep).planned()}
+    others = [path.parent for path in sorted(sweep.glob("*/results.json")) if path.parent.name not in planned]
+    others = [folder for folder in others if folder not in read]
+    if others:
+        again = command("report", sweep, *others[:2]) + (" …" if len(others) > 2 else "")
+        page.text(
+            f"**{len(others)} finished runs in `{sweep.name}` belong to earlier requests** and are not in this report: "
+            f"{listed([f'`{folder.name}`' for folder in others])}. `{again}` reports them too."
+        )
 
 
 def _add_worlds(page: Page, made: Material) -> None:
@@ -200,6 +219,10 @@ def _add_files(page: Page, made: Material) -> None:
     page.table(["condition", "seed", "run folder", "config"], rows, "Every run.", name="files")
 
 
+def _add_checklist(page: Page, made: Material) -> None:
+    add_checklist(page, made.found, made.sweeps, made.folders)
+
+
 def _add_provenance(page: Page, made: Material) -> None:
     commands = [Ledger(sweep).description().get("command", "unknown") for sweep in made.sweeps]
     add_provenance(page, made.runs, commands)
@@ -213,6 +236,7 @@ SECTIONS: tuple[Callable[[Page, Material], None], ...] = (
     _add_looks,
     _add_choices,
     _add_searches,
+    _add_checklist,
     _add_files,
     _add_provenance,
 )
@@ -294,10 +318,15 @@ def write_run_report(folder: Path) -> Path:
         "another seed would differ.",
         name="results",
     )
+    add_samples(page, [condition], "samples", 2)
     add_choices(page, run.folder)
+    add_checklist(page, [condition], [], [run.folder])
     page.section("Files")
-    names = ("config.yaml", "overrides.txt", "manifest.json", "metrics.jsonl", "evaluation.jsonl", "results.json")
-    page.files([(name, run.folder / name) for name in (*names, "logs", "policy")])
+    names = (
+        *("config.yaml", "overrides.txt", "manifest.json", "metrics.jsonl", "evaluation.jsonl", "answers.jsonl"),
+        *("pairs.jsonl", "results.json", "evaluations", "logs", "policy"),
+    )
+    page.files([(name, run.folder / name) for name in names])
     add_provenance(page, [run])
     return page.write(run.folder / "report")
 

@@ -34,12 +34,14 @@ class Outcome:
         samples: rows of evaluation.jsonl, one a prompt.
         pairs: rows of pairs.jsonl, one a held-out pair.
         notes: sentences for the report.
+        answers: rows of answers.jsonl, the first prompts with their responses one by one.
     """
 
     metrics: dict[str, dict[str, float]]
     samples: list[dict[str, Any]] = field(default_factory=list)
     pairs: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    answers: list[dict[str, Any]] = field(default_factory=list)
 
 
 def measure(job: Job, model: LanguageModel, progress: Progress) -> Outcome:
@@ -72,7 +74,7 @@ def _measure(job: Job, model: LanguageModel, progress: Progress) -> Outcome:
     cut = sum(getattr(getattr(scorer, "source", None), "cut", 0) for scorer in evaluator.scorers.values())
     if cut:
         notes.append(f"{cut} inputs of the reward model were longer than it reads and lost their end")
-    return Outcome(metrics | found, samples, pairs, notes)
+    return Outcome(metrics | found, samples, pairs, notes, evaluator.answers)
 
 
 def measure_folder(job: Job, policy_folder: Path, progress: Progress) -> Outcome:

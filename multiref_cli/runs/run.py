@@ -396,6 +396,8 @@ def _write_outcome(
 ) -> None:
     """Write what an evaluation found: samples, results.json (with what else it should hold), card, final status."""
     write_lines(run.path / "evaluation.jsonl", outcome.samples)
+    if outcome.answers:
+        write_lines(run.path / "answers.jsonl", outcome.answers)
     if outcome.pairs:
         write_lines(run.path / "pairs.jsonl", outcome.pairs)
     notes = [*training_notes, *outcome.notes]
@@ -414,7 +416,7 @@ def evaluate(folder: Path, overrides: Sequence[str] = (), progress: Progress | N
 
     Args:
         folder: a run folder with a policy/.
-        overrides: of evaluation, reward, hardware or data.
+        overrides: of evaluation, reward, hardware or data; what an earlier eval changed of them stays as it was.
         progress: told of every phase.
 
     Raises:
@@ -431,14 +433,17 @@ def evaluate(folder: Path, overrides: Sequence[str] = (), progress: Progress | N
                 f"eval cannot change {group!r} of a finished run; it can change {', '.join(_MEASURED_BY)}."
             )
     _check_policy(run)
-    experiment = compose_saved(saved, list(overrides))
+    # What an earlier eval changed stays; on which machine it ran does not.
+    measured_before = {k: v for k, v in (_saved_results(run).get("measured_by") or {}).items() if k != "hardware"}
+    experiment = compose_saved(saved, list(overrides), measured_before)
     check_devices(experiment)
     job = open_job(experiment, progress)
     with run.alone():
         outcome = measure_folder(job, run.path / "policy", progress)
         results = _saved_results(run)
         # config.yaml says how the run was trained; a report must also know how it was measured since.
-        measured_by = {name: experiment.plain[name] for name in _MEASURED_BY} if overrides else None
+        again = overrides or measured_before
+        measured_by = {name: experiment.plain[name] for name in _MEASURED_BY} if again else None
         trained = results.get("config_hash", experiment.hash)
         run.keep_evaluation()
         _write_outcome(job, run, outcome, results.get("training_notes", []), trained, measured_by=measured_by)
