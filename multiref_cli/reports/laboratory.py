@@ -28,7 +28,7 @@ def write_report(folder: Path, title: str, introduction: str, studies: list[Stud
     """
     page = Page(title).text(introduction)
     for study in studies:
-        page.text(f"## {study.title}\n\n" + "\n\n".join(study.texts))
+        page.section(study.title, opened=len(studies) == 1).text("\n\n".join(study.texts))
         for chart in study.charts:
             page.figure(chart.name, draw(chart), chart.caption)
         for table in study.tables:

@@ -14,7 +14,10 @@ def _samples(prompts: list[Prompt], texts: list[str]) -> list[Sample]:
 
 
 def test_every_response_has_its_own_score_and_distance() -> None:
-    prompts = [Prompt((1,), [{"role": "user", "content": f"q{i}"}], f"a{i}", {}, i) for i in range(SHOWN + 3)]
+    prompts = [
+        Prompt(ids=(1,), messages=[{"role": "user", "content": f"q{i}"}], answer=f"a{i}", row=i, extra={})
+        for i in range(SHOWN + 3)
+    ]
     scores = {"gold": np.arange(2.0 * len(prompts)).reshape(-1, 2)}
     rows = answers_of(prompts, _samples(prompts, ["x", "y"]), scores, {"kl/one": -scores["gold"]})
     add_reference(rows, "one", _samples(prompts, ["z"]), {"gold": scores["gold"][:, :1]})
