@@ -35,6 +35,7 @@ LAYERS = {
     "multiref_cli.theory": 1,
     "multiref_cli.evaluation.crossed": 1,
     "multiref_cli.evaluation.measures": 1,
+    "multiref_cli.evaluation.selection": 1,
     "multiref_cli.evaluation.sequential": 1,
     "multiref_cli.evaluation.statistics": 1,
     "multiref_cli.tracking": 1,
@@ -64,6 +65,7 @@ PURE = (
     "multiref_cli.theory",
     "multiref_cli.evaluation.crossed",
     "multiref_cli.evaluation.measures",
+    "multiref_cli.evaluation.selection",
     "multiref_cli.evaluation.sequential",
     "multiref_cli.evaluation.statistics",
 )

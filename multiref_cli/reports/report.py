@@ -13,6 +13,7 @@ from multiref_cli.reports.captions import VERDICTS, write_verdicts
 from multiref_cli.reports.checklist import add_checklist
 from multiref_cli.reports.choices import add_choices
 from multiref_cli.reports.collect import Condition, Run, alpha_text, conditions, read_run, write_csv
+from multiref_cli.reports.contest import add_contest
 from multiref_cli.reports.first_screen import Job, add_outcome, add_overview
 from multiref_cli.reports.job_section import (
     add_job,
@@ -189,6 +190,10 @@ def _add_choices(page: Page, made: Material) -> None:
         add_choices(page, folder)
 
 
+def _add_contest(page: Page, made: Material) -> None:
+    add_contest(page, [job.found for job in made.jobs])
+
+
 def _add_looks(page: Page, made: Material) -> None:
     add_looks(page, [job.verdicts for job in made.jobs])
 
@@ -233,6 +238,7 @@ SECTIONS: tuple[Callable[[Page, Material], None], ...] = (
     _add_worlds,
     _add_rivals,
     _add_jobs,
+    _add_contest,
     _add_looks,
     _add_choices,
     _add_searches,
