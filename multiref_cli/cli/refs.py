@@ -180,10 +180,10 @@ def export(overrides: list[str], *, form: str, out: str | None, parquet: bool) -
     from multiref_cli.runs.export import check_exportable, check_folder, write
     from multiref_cli.runs.run import open_job
 
-    check_exportable(experiment)
     check_folder(Path(out))
-    if experiment.rule is not None:
-        experiment = replace(experiment, alpha=Chooser(dry_run=False, plain=False)(experiment))
+    check_exportable(experiment.evenly if experiment.rule is not None else experiment)
+    if experiment.rule is not None:  # by what a run would sample for it
+        experiment = replace(experiment, alpha=Chooser(dry_run=False, plain=False)(compose(overrides)))
     with display.progress(plain=False) as progress:
         exported = write(open_job(experiment, progress), Path(out), "parquet" if parquet else "jsonl", progress)
     for note in exported.notes:

@@ -49,7 +49,9 @@ class MixedReferenceTrainer(DPOTrainer):
 rows = load_dataset("{kind}", data_files={files})
 settings = DPOConfig(precompute_ref_log_probs=True, {settings}, max_length=None)
 trainer = MixedReferenceTrainer(
-    {policy!r}, args=settings, train_dataset=rows["train"]{more}
+    {policy!r},
+    args=settings,
+    train_dataset=rows["train"],{more}
 )
 trainer.train()'''
 
@@ -289,9 +291,9 @@ def _readme(job: Job, exported: Exported, kind: str) -> str:
     weights = ", ".join(f"{name} {weight:g}" for name, weight in zip(names, asked.active_weights))
     by = f" (means over rows, which have their own by {asked.routes.column})" if asked.routes is not None else ""
     files = {name: f"{name}.{kind}" for name in exported.rows}
-    more = [', eval_dataset=rows["test"]'] * ("test" in files)
+    more = ['\n    eval_dataset=rows["test"],'] * ("test" in files)
     if asked.policy.new is None and not agrees(resolve(policy.path, policy.revision, weights=False), job.tokenizer):
-        more.append(f", processing_class=PreTrainedTokenizerFast.from_pretrained({policy.path!r})")
+        more.append(f"\n    processing_class=PreTrainedTokenizerFast.from_pretrained({policy.path!r}),")
     code = _TRAINER.format(
         kind="json" if kind == "jsonl" else kind,
         files=files,

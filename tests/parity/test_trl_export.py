@@ -160,6 +160,17 @@ def test_refused(pairs, multiref, capsys, more, sentence):
     assert sentence in error and len(error.strip().splitlines()) <= 3 and not Path("out").exists()
 
 
+def test_weights_that_a_rule_chooses(pairs, multiref, capsys):
+    """alpha=balanced is chosen first, as for a run; the README says between what and how."""
+    more = ["alpha=balanced", "evaluation.max_new_tokens=8", "evaluation.scorer=null"]
+    assert (
+        multiref("refs", "export", *[one for one in pairs if one != "evaluation=none"], *more, "--out", "out") == 0
+    ), capsys.readouterr().err
+    said, told = capsys.readouterr().out, Path("out/README.md").read_text()
+    (weight,) = re.findall(r"with the weights first ([\d.e-]+), second", told)
+    assert "balanced" in said and 0 <= float(weight) <= 1
+
+
 def test_nothing_is_overwritten(pairs, multiref, capsys):
     assert multiref("refs", "export", *pairs) == 2 and "--out FOLDER" in capsys.readouterr().err
     Path("taken").mkdir()
