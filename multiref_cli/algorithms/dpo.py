@@ -14,9 +14,11 @@ from multiref_cli.algorithms.scheduled import Scheduled
 from multiref_cli.config.algorithms import DpoSettings
 from multiref_cli.config.regularizer import Arwc
 from multiref_cli.config.schema import Data, Experiment, Level, Mix, Term
+from multiref_cli.config.weights import Weighing
 from multiref_cli.data.preferences import Pair, load_preferences
 from multiref_cli.data.rows import Split
-from multiref_cli.errors import RunError
+from multiref_cli.dotted import function_of
+from multiref_cli.errors import RequestError, RunError
 from multiref_cli.evaluation.statistics import wins
 from multiref_cli.models.decoder import sharing_width
 from multiref_cli.models.files import fingerprint
@@ -27,6 +29,7 @@ from multiref_cli.objectives.divergence import is_clipped, total_score
 from multiref_cli.objectives.mixing import log_mixed
 from multiref_cli.objectives.mrpo import TrustRegion, adjusted_references
 from multiref_cli.objectives.preference import implicit_reward, multi_preference_loss, preference_loss
+from multiref_cli.objectives.weighing import PairLogps
 from multiref_cli.parallel import ALONE, Parallel
 from multiref_cli.references.store import Sequence as Response
 from multiref_cli.seeding import epoch_batch
@@ -69,6 +72,7 @@ def notes(experiment: Experiment) -> list[str]:
         return found
     seen = ["references that CTRO has clipped"] * (penalty.ctro is not None)
     seen += ["weights that ARWC makes from each pair in place of alpha"] * (penalty.arwc is not None)
+    seen += [f"weights that {experiment.weighing.path} makes in place of alpha"] if experiment.weighing else []
     seen += ["one reference at a time, no mix of them"] * penalty.multi_loss
     if not seen:
         return found
@@ -134,7 +138,55 @@ def stored_pairs(job: Job, pairs: Sequence[Pair], progress: Progress) -> "Stored
     if experiment.penalty.mixes_whole_vocabulary:
         mixes = [term.mix for terms in experiment.terms_by_route.values() for term in terms]
         normalizers = store.normalizers_of(job.references(together=True), sequences, mixes, progress)
-    return store_pairs(experiment, tokens, normalizers, job.vocabulary, [experiment.route_of(p.extra) for p in pairs])
+    weights = None
+    if experiment.weighing is not None:
+        held_out = job.data.held_out or pairs
+        sequences = pair_sequences(held_out)
+        others = tokens if held_out is pairs else [store.logps(r, sequences, progress) for r in job.references()]
+        rows = pair_logps(experiment, pairs, tokens)
+        weights = row_weights(experiment.weighing, rows, pair_logps(experiment, held_out, others))
+    routes = [experiment.route_of(pair.extra) for pair in pairs]
+    return store_pairs(experiment, tokens, normalizers, job.vocabulary, routes, weights)
+
+
+def pair_logps(experiment: Experiment, pairs: Sequence[Pair], tokens: Sequence[Sequence[np.ndarray]]) -> PairLogps:
+    """What a function that weighs references is given of some pairs.
+
+    Args:
+        experiment: names the references.
+        pairs: N pairs.
+        tokens: for each active reference 2 N arrays (T,) of nats, chosen and rejected in turn.
+    """
+    chosen, rejected = _sums(tokens).unbind(1)
+    lengths = torch.tensor([[len(p.chosen) for p in pairs], [len(p.rejected) for p in pairs]])
+    names = [reference.name for reference in experiment.active_references]
+    return PairLogps(names, chosen, rejected, lengths, [pair.extra for pair in pairs])
+
+
+def row_weights(weighing: Weighing, rows: PairLogps, held_out: PairLogps) -> Tensor:
+    """(K, N) weights that a function gives the pairs.
+
+    Raises:
+        RequestError: no such function, or one that gives something else than weights on the simplex.
+    """
+    function, (count, pairs) = function_of(weighing.path, "alpha.by"), rows.chosen.shape
+    try:
+        found = torch.as_tensor(function(rows, held_out, **weighing.options), dtype=torch.float64)
+    except Exception as error:
+        raise RequestError(f"alpha.by={weighing.path} failed: {type(error).__name__}: {error}.") from error
+    if found.shape not in ((count,), (pairs, count)):
+        raise RequestError(
+            f"alpha.by={weighing.path} gave the shape {tuple(found.shape)}; give ({count},) or ({pairs}, {count})."
+        )
+    if not ((found >= 0).all() and ((found.sum(-1) - 1).abs() < 1e-6).all()):
+        raise RequestError(f"alpha.by={weighing.path} gave weights that are not from 0 to 1 with a sum of 1 a row.")
+    return found.expand(pairs, count).T.contiguous()
+
+
+def _sums(tokens: Sequence[Sequence[np.ndarray]]) -> Tensor:
+    """(K, 2, N) log-probabilities of whole responses, chosen and rejected."""
+    sums = torch.tensor([[float(np.sum(a, dtype=np.float64)) for a in one] for one in tokens], dtype=torch.float64)
+    return sums.reshape(len(tokens), -1, 2).transpose(1, 2).contiguous()
 
 
 def _own_reference(job: Job) -> int | None:
@@ -174,6 +226,7 @@ def store_pairs(
     normalizers: Sequence[Sequence[np.ndarray]] | None,
     vocabulary: int | None = None,
     routes: list[str | None] | None = None,
+    weights: Tensor | None = None,
 ) -> StoredPairs:
     """Sum stored token log-probabilities into responses and mix them.
 
@@ -184,15 +237,16 @@ def store_pairs(
             divided; None leaves it.
         vocabulary: ids that the stored log-probabilities normalize over.
         routes: which of the experiment's `terms_by_route` each of the N pairs has; None: all are alike.
+        weights: (K, N) of a function that weighs the references of each pair; None: alpha's.
 
     Returns:
         The sums and the mix.
     """
     names = [reference.name for reference in experiment.active_references]
-    sums = torch.tensor([[float(np.sum(a, dtype=np.float64)) for a in one] for one in tokens], dtype=torch.float64)
-    pairs = sums.reshape(len(names), -1, 2).transpose(1, 2).contiguous()
+    pairs = _sums(tokens)
     whole = experiment.penalty.level is not Level.token
-    adjusted, weights = _adjusted(experiment, pairs) if whole else (None, None)
+    adjusted, own_weights = _adjusted(experiment, pairs) if whole else (None, None)
+    weights = own_weights if weights is None else weights
     by_route, start = experiment.terms_by_route, 0
     mixed = torch.zeros(max(map(len, by_route.values())), *pairs.shape[1:], dtype=torch.float64)
     for route, terms in by_route.items():

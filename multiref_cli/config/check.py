@@ -306,7 +306,9 @@ def _check_references(experiment: "Experiment") -> None:
     _require(not twice, f"two references have the name {twice[0] if twice else ''!r}; names must differ")
     reserved = sorted({"mixed"} & set(names))
     _require(not reserved, "a reference cannot be called 'mixed': that is the mixed reference's name in the metrics")
-    if routes_of(experiment.alpha, names, experiment.penalty.signed) is None:
+    if experiment.weighing is not None:
+        _check_weighing(experiment)
+    elif routes_of(experiment.alpha, names, experiment.penalty.signed) is None:
         weights_of(experiment.alpha, len(names), experiment.penalty.signed)
 
 
@@ -351,6 +353,22 @@ def _check_served(experiment: "Experiment") -> None:
         f"reference {active[0]} is served: a server says log-probabilities at temperature 1, and rollout.temperature "
         f"is {experiment.rollout.temperature:g}; use rollout.temperature=1",
     )
+
+
+def _check_weighing(experiment: "Experiment") -> None:
+    """Refuse a function of the references' log-probabilities where the store holds none, or there is no one mean."""
+    r, given = experiment.penalty, "alpha.by with a function"
+    _require(
+        experiment.algorithm.reads_store and r.level is Level.sequence,
+        f"{given} reads what the store holds of whole responses: give algorithm=dpo and level=sequence, or "
+        "alpha={by: COLUMN, weights: {VALUE: WEIGHTS}}",
+    )
+    _require(
+        not (r.terms or r.signed or r.ctro or r.arwc or r.multi_loss),
+        f"{given} weighs one mean of the references; regularizer.terms, signed, ctro, arwc and multi_loss have none, "
+        "or weights of their own",
+    )
+    _require(experiment.alpha_schedule is None, f"{given} has no weights that alpha_schedule could move")
 
 
 def check_orders(r: Regularizer) -> None:

@@ -21,7 +21,7 @@ def objective(experiment: Experiment) -> str:
     if not experiment.algorithm.trains:
         return "none, nothing is trained"
     if estimator is None:
-        return _offline(penalty)
+        return _offline(experiment, penalty)
     reward = "E[r] " if experiment.algorithm.rewarded else ""
     given = "" if experiment.to_go else ", states taken as given"
     if penalty.states is States.reference:
@@ -120,9 +120,15 @@ def notes(experiment: Experiment) -> list[str]:
     return found
 
 
-def _offline(penalty: Regularizer) -> str:
+def _offline(experiment: Experiment, penalty: Regularizer) -> str:
     if penalty.multi_loss:
         return "Σ α of one preference loss a reference: the likelihood of no single reward"
+    if experiment.weighing is not None:
+        path = experiment.weighing.path
+        return (
+            f"the likelihood of a reward only if {path} gives all pairs the same weights; weights that read the pair "
+            "are not a likelihood of any reward"
+        )
     if penalty.ctro is not None or penalty.arwc:
         return "the likelihood of no reward: the references differ from pair to pair (CTRO, ARWC)"
     return f"the likelihood of the reward whose optimum is the policy, E[r] {_over_responses(penalty)}"

@@ -16,7 +16,7 @@ from multiref_cli.config.plain import LATER, changed, digest, from_plain, to_pla
 from multiref_cli.config.ranges import COUNT, COUNT_OR_0, SEED, number, within
 from multiref_cli.config.regularizer import Ctro, DivergenceTerm, Estimator, Level, Mix, Regularizer, States, Term
 from multiref_cli.config.schedules import CONSTANT, AlphaSchedule, BetaSchedule, all_between, between, moved
-from multiref_cli.config.weights import RULES, Routes, routes_of, weights_of
+from multiref_cli.config.weights import RULES, Routes, Weighing, routes_of, weighing_of, weights_of
 
 __all__ = ["Ctro", "DivergenceTerm", "Estimator", "Level", "Mix", "Regularizer", "States", "Term"]
 
@@ -316,6 +316,8 @@ class Experiment:
     @cached_property
     def weights(self) -> list[float]:
         """Alpha as a list that sums to one, one weight a reference; of `routes` their mean; empty without any."""
+        if self.weighing is not None:
+            return [1 / len(self.references)] * len(self.references)
         if self.routes is not None:
             columns = zip(*self.routes.weights.values())
             return [sum(column) / len(self.routes.weights) for column in columns]
@@ -324,6 +326,11 @@ class Experiment:
     @property
     def _signed(self) -> bool:
         return self.regularizer is not None and self.regularizer.signed
+
+    @property
+    def weighing(self) -> Weighing | None:
+        """The function that weighs the references of each row, in place of `weights`; None where there is none."""
+        return weighing_of(self.alpha)
 
     @cached_property
     def routes(self) -> Routes | None:
@@ -593,6 +600,8 @@ class Experiment:
         mix = f"single_{self.alone}" if self.alone else "a" + "_".join(f"{weight:g}" for weight in weights)
         if self.routes is not None and not self.alone:
             mix = f"by_{self.routes.column}_{digest(self.routes.plain)[:4]}"
+        if self.weighing is not None and not self.alone:
+            mix = f"by_{self.weighing.name}_{digest(self.weighing.plain)[:4]}"
         if self.alpha_end is not None and self.alpha_schedule is not None:
             end = self.alpha_end[:1] if len(self.alpha_end) == 2 else self.alpha_end
             mix += f"_{self.alpha_schedule.kind}" + "_".join(f"{weight:g}" for weight in end)
@@ -653,7 +662,8 @@ class Experiment:
             named = {key: value for key, value in kept["regularizer"].items() if key not in unread}
             kept["regularizer"] = without_later(self.regularizer, named) | used
         if self.references and "alpha" not in without:
-            kept["alpha"] = self.weights if self.routes is None else self.routes.plain
+            by = self.routes or self.weighing
+            kept["alpha"] = self.weights if by is None else by.plain
         return kept
 
     @cached_property

@@ -42,6 +42,44 @@ class Routes:
         return None if found is None else str(found)
 
 
+@dataclass(frozen=True)
+class Weighing:
+    """Weights by a function of the references' stored log-probabilities (`objectives.weighing`).
+
+    Attributes:
+        path: dotted path of the function.
+        options: its keyword arguments.
+    """
+
+    path: str
+    options: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The function's own name."""
+        return self.path.rpartition(".")[2]
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """As a config has it."""
+        return {"by": self.path} | ({"options": self.options} if self.options else {})
+
+
+def weighing_of(alpha: object) -> Weighing | None:
+    """A function from `{by: dotted.path, options: {...}}`; None where alpha is something else.
+
+    Raises:
+        RequestError: options that are no mapping.
+    """
+    if not isinstance(alpha, Mapping) or "weights" in alpha or not set(alpha) <= {"by", "options"}:
+        return None
+    path, options = alpha.get("by"), alpha.get("options") or {}
+    if not isinstance(path, str) or "." not in path:
+        return None
+    _require(isinstance(options, Mapping), f"alpha.options is {options!r}; give {{NAME: VALUE}}")
+    return Weighing(path, {str(key): value for key, value in options.items()})
+
+
 def routes_of(alpha: object, names: Sequence[str], signed: bool = False) -> Routes | None:
     """Weights by row from `{by: COLUMN, weights: {value: weights}}`; None where alpha is a number or a list.
 
@@ -53,11 +91,12 @@ def routes_of(alpha: object, names: Sequence[str], signed: bool = False) -> Rout
     Raises:
         RequestError: another key, no values, or weights that do not fit.
     """
-    if not isinstance(alpha, Mapping):
+    if not isinstance(alpha, Mapping) or weighing_of(alpha) is not None:
         return None
     _require(
         set(alpha) == {"by", "weights"},
-        f"alpha has {', '.join(map(str, alpha))}; give alpha={{by: COLUMN, weights: {{VALUE: WEIGHTS}}}}",
+        f"alpha has {', '.join(map(str, alpha))}; give alpha={{by: COLUMN, weights: {{VALUE: WEIGHTS}}}} "
+        "or alpha={by: my_module.my_function}",
     )
     column, given = alpha["by"], alpha["weights"]
     _require(isinstance(column, str) and bool(column), f"alpha.by is {column!r}; give the name of a column")
