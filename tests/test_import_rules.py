@@ -58,6 +58,7 @@ OWNERS = {
     "hydra": "multiref_cli.config.compose",
     "rich": "multiref_cli.cli.display",
     "wandb": "multiref_cli.tracking.wandb",
+    "trackio": "multiref_cli.tracking.trackio",
 }
 # Pure mathematics: the standard library, these two, and one another.
 PURE = (

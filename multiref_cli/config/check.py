@@ -118,6 +118,8 @@ def _check_parts(experiment: "Experiment") -> None:
     _choice("rollout.engine", experiment.rollout.engine, ("transformers", "vllm"))
     _choice("hardware.dtype", hardware.dtype, ("auto", "float32", "bfloat16"))
     _choice("hardware.precision", hardware.precision, ("auto", *PRECISIONS))
+    _choice("tracking.name", experiment.tracking.name, ("off", "wandb", "tensorboard", "trackio"))
+    _check_tracker(experiment.tracking.name)
     _choice("tracking.mode", experiment.tracking.mode, ("offline", "online", "disabled"))
     _check_types(experiment)
     for name in data.columns:
@@ -248,6 +250,13 @@ def _check_online(experiment: "Experiment", settings: OnlineSettings) -> None:
         _require(find_spec("vllm") is not None, VLLM_MISSING)
     if hardware.reference_device is not None and (experiment.penalized and experiment.penalty.states is States.policy):
         _check_placement(experiment, hardware.reference_device)
+
+
+def _check_tracker(name: str) -> None:
+    """A tracker that is an extra must be installed."""
+    if name in ("tensorboard", "trackio"):
+        hint = f"pip install '.[{name}]', or use tracking=off"
+        _require(find_spec(name) is not None, f"tracking={name} needs {name}, which is not installed: {hint}")
 
 
 def _check_placement(experiment: "Experiment", given: str) -> None:
