@@ -104,8 +104,9 @@ worlds: $(STAMP) ## both experiments in five embedded worlds: what holds in all,
 	  published.put_results(Path('$(RESULTS)'), '$(WORLDS)', worlds.worlds_table(worlds.read_claims(Path('$(WORLDS)'))))"
 
 rivals: $(STAMP) ## one mix against its rivals in both experiments: the untrained mix, best of 8, imitation (ten minutes)
-	test -d runs/rivals/selector || OMP_NUM_THREADS=1 $(MULTIREF) train experiment=embedded/reward_model \
-	  data=toy_preferences policy.path=toy:instruct algorithm.minimum_accuracy=0 tracking=off run.dir=runs/rivals/selector
+	test -d runs/rivals/selector/policy || { rm -rf runs/rivals/selector && OMP_NUM_THREADS=1 $(MULTIREF) train \
+	  experiment=embedded/reward_model data=toy_preferences policy.path=toy:instruct algorithm.minimum_accuracy=0 \
+	  tracking=off run.dir=runs/rivals/selector; }
 	OMP_NUM_THREADS=1 $(MULTIREF) sweep sweep=rivals_embedded rivals.selector=runs/rivals/selector/policy \
 	  run.dir=runs/rivals/sweep --workers $(WORKERS)
 	$(MULTIREF) report runs/rivals/sweep --out runs/rivals/report
