@@ -17,14 +17,17 @@ from multiref_cli.runs.price import (
     LARGE,
     Arrangement,
     Cost,
+    Look,
     Rows,
     Sizes,
     arrangement,
     known_rows,
+    look,
     opened,
     price,
     rows_of,
     sizes_of,
+    total_steps,
 )
 from multiref_cli.runs.run import open_job
 from multiref_cli.tracking.progress import Silent, duration
@@ -62,19 +65,27 @@ def forecast(experiment: Experiment) -> Forecast:
     if away:
         return Forecast(rows + _unopened(experiment, list(dict.fromkeys(away))))
     try:
-        job = open_job(experiment, Silent(), looking=True)
+        seen = look(experiment)
+        job = open_job(seen.experiment, Silent(), looking=True)
     except HubUnreachable as error:
         rows.append(["not checked", str(error)])
         return Forecast(rows)
-    rows += _data_rows(job) + _template_rows(job) + _reference_rows(job) + _estimates(job)
+    rows += _data_rows(job, seen) + _template_rows(job) + _reference_rows(job, seen) + _estimates(job, seen)
     return Forecast(rows, _masks(job))
 
 
-def _data_rows(job: Job) -> list[list[Any]]:
+def _data_rows(job: Job, seen: Look) -> list[list[Any]]:
+    rows = rows_of(job, seen.times)
+    steps = total_steps(job.experiment, rows)
+    first = "" if seen.times == 1 else f"of the first {seen.experiment.data.max_rows} rows: "
+    about = "" if seen.times == 1 else "about "
     return [
-        ["data", job.data.report.summary()],
-        ["training rows, held-out rows", f"{len(job.data.train)}, {len(job.data.held_out)}"],
-        ["optimizer steps", f"{job.total_steps} of {job.experiment.algorithm.batch_size} rows"],
+        ["data", first + job.data.report.summary()],
+        ["training rows, held-out rows", f"{about}{rows.train}, {rows.held_out}"],
+        [
+            "optimizer steps",
+            f"{about}{total_steps(job.experiment, rows)} of {job.experiment.algorithm.batch_size} rows",
+        ],
     ]
 
 
@@ -93,7 +104,7 @@ def _template_rows(job: Job) -> list[list[Any]]:
     return rows
 
 
-def _reference_rows(job: Job) -> list[list[Any]]:
+def _reference_rows(job: Job, seen: Look) -> list[list[Any]]:
     experiment = job.experiment
     if not experiment.regularized:
         return []
@@ -114,14 +125,16 @@ def _reference_rows(job: Job) -> list[list[Any]]:
     if experiment.penalized:
         rows.append(["objective at rest", "; ".join([objective(experiment), *deviations(experiment)])])
     if experiment.algorithm.reads_store:
-        rows.append(["reference passes", f"{len(active)} x {2 * len(job.data.train)} responses, once per machine"])
+        rows.append(
+            ["reference passes", f"{len(active)} x {seen.count(2 * len(job.data.train))} responses, once per machine"]
+        )
     return rows
 
 
-def _estimates(job: Job) -> list[list[Any]]:
+def _estimates(job: Job, seen: Look) -> list[list[Any]]:
     """What the run takes on this machine's device, counted."""
     sizes = sizes_of(job.experiment, job)
-    return [] if sizes is None else _priced(job.experiment, sizes, rows_of(job))
+    return [] if sizes is None else _priced(job.experiment, sizes, rows_of(job, seen.times))
 
 
 def _unopened(experiment: Experiment, names: list[str]) -> list[list[Any]]:

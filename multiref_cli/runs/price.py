@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from multiref_cli.algorithms.base import Job, module_of
 from multiref_cli.config.algorithms import OnlineSettings, UntrainedSettings
@@ -20,6 +21,8 @@ from multiref_cli.runs.memory import Shape, activation_bytes, cache_bytes, head_
 FORWARD, TRAIN, TRAIN_ADAPTER, AGAIN = 2, 6, 4, 2
 # Share of a matrix product's speed that a whole pass reaches (tests/bench/trial_forecast.py measures it on a CPU).
 USE = 0.4
+# Rows of a file that a forecast reads whole, and how many of the first it reads of a larger one.
+_WHOLE, _SOME = 6_000, 2_000
 # Runs of smaller policies are not priced on the cards of others.
 LARGE = 1e8
 # Seconds that a GPU takes to start one operation, and operations of a layer in a decoding step.
@@ -157,11 +160,37 @@ def _parameters(model: Model, job: Job | None) -> int | None:
     return None if job is None else parameter_count(model, job.tokenizer)
 
 
-def rows_of(job: Job) -> Rows:
-    """Counts of the rows that are on this machine."""
+@dataclass(frozen=True)
+class Look:
+    """What a forecast opens of an experiment: the first rows of a large file, which has `times` as many."""
+
+    experiment: Experiment
+    times: float = 1.0
+
+    def count(self, rows: int) -> str:
+        """A number of rows, said to be an estimate where it is one."""
+        return str(rows) if self.times == 1 else f"about {round(rows * self.times)}"
+
+
+def look(experiment: Experiment) -> Look:
+    """The whole of small data; of a .jsonl file of more than `_WHOLE` rows the first ones alone become tokens."""
+    path = Path(experiment.data.path or "")
+    if experiment.data.max_rows is not None or path.suffix != ".jsonl" or not path.is_file():
+        return Look(experiment)
+    with path.open("rb") as file:
+        lines = sum(1 for _ in file)
+    if lines <= _WHOLE:
+        return Look(experiment)
+    return Look(replace(experiment, data=replace(experiment.data, max_rows=_SOME)), lines / _SOME)
+
+
+def rows_of(job: Job, times: float = 1.0) -> Rows:
+    """Counts of the rows that are on this machine; of the first of them alone, so many `times` as many."""
     some = getattr(job.data, job.experiment.evaluation.split, job.data.train)[:200] or job.data.train[:200]
     prompt = sum(len(getattr(row, "ids", None) or row.prompt) for row in some) / max(1, len(some))
-    return Rows(len(job.data.train), len(job.data.held_out), prompt, module_of(job.experiment).mean_tokens(job))
+    own = job.experiment.data.held_out_path or job.experiment.data.held_out_split
+    held_out = len(job.data.held_out) * (1.0 if own else times)
+    return Rows(round(len(job.data.train) * times), round(held_out), prompt, module_of(job.experiment).mean_tokens(job))
 
 
 def known_rows(experiment: Experiment) -> Rows | None:

@@ -15,6 +15,7 @@ from multiref_cli.runs.price import (
     Sizes,
     arrangement,
     known_rows,
+    look,
     opened,
     price,
     rows_of,
@@ -159,8 +160,9 @@ def _facts(experiment: Experiment) -> tuple[Experiment, Sizes, Rows] | None:
         sizes, rows = sizes_of(experiment), known_rows(experiment)
         return None if sizes is None or rows is None else (experiment, sizes, rows)
     try:
-        job = open_job(experiment, Silent())
+        seen = look(experiment)
+        job = open_job(seen.experiment, Silent())
     except HubUnreachable:  # the run itself will say so
         return None
     sizes = sizes_of(job.experiment, job)
-    return None if sizes is None else (job.experiment, sizes, rows_of(job))
+    return None if sizes is None else (job.experiment, sizes, rows_of(job, seen.times))

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from multiref_cli.config.compose import compose
 from multiref_cli.config.schema import Model
 from multiref_cli.models.known import CONFIGS, counted, remote_parameters
+from multiref_cli.runs import price as price_module
 from multiref_cli.runs.cards import CARDS, here
 from multiref_cli.runs.forecast import forecast
 from multiref_cli.runs.price import USE, Rows, arrangement, known_rows, price, sizes_of, total_steps
@@ -119,3 +120,20 @@ def test_a_run_of_models_that_are_not_here_is_priced(monkeypatch):
 def test_this_machine_is_measured():
     card = here("cpu")
     assert card.operations > 1e9 and card.bandwidth > 1e8 and card.memory > 1e9 and not card.gpu
+
+
+def test_a_large_file_is_looked_at_in_part(tmp_path, world, offline, monkeypatch):
+    """20,000 pairs are counted, 2,000 become tokens, and steps, passes and prices are those of all."""
+    row = (world / "pairs.jsonl").read_text().splitlines()
+    place = tmp_path / "pairs.jsonl"
+    place.write_text("".join(row[number % len(row)] + "\n" for number in range(20_000)))
+    experiment = compose([*offline, f"data.path={place}", "epochs=1", "steps=null", "data.held_out=0.1"])
+    seen = price_module.look(experiment)
+    assert seen.times == 10 and seen.experiment.data.max_rows == 2_000
+    rows = dict(forecast(experiment).rows)
+    assert rows["data"].startswith("of the first 2000 rows: ")
+    train, held_out = (int(part) for part in rows["training rows, held-out rows"].removeprefix("about ").split(", "))
+    assert train + held_out == 20_000 and abs(held_out - 2_000) < 1_500
+    batch = experiment.algorithm.batch_size
+    assert rows["optimizer steps"] == f"about {-(-train // batch)} of {batch} rows"
+    assert rows["reference passes"].startswith(f"2 x about {2 * train} ")
