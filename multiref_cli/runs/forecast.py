@@ -84,7 +84,7 @@ def _data_rows(job: Job, seen: Look) -> list[list[Any]]:
         ["training rows, held-out rows", f"{about}{rows.train}, {rows.held_out}"],
         [
             "optimizer steps",
-            f"{about}{total_steps(job.experiment, rows)} of {job.experiment.algorithm.batch_size} rows",
+            f"{about}{steps} of {job.experiment.algorithm.batch_size} rows",
         ],
     ]
 
