@@ -35,7 +35,7 @@ def add_checklist(page: Page, found: Sequence[Condition], sweeps: Sequence[Path]
         ["how values were chosen", _chosen(found, sweeps, folders)],
         ["what differs between repetitions", _repetitions(runs)],
         ["what is held out", _held_out(found)],
-        ["planned and not here", _missing(sweeps)],
+        ["planned and not here", _missing(sweeps, {run.folder for run in runs})],
         ["compute", _compute(sweeps, runs)],
         ["code", _code(runs)],
         ["licenses of code", _licenses(runs)],
@@ -81,11 +81,13 @@ def _held_out(found: Sequence[Condition]) -> str:
     return "; ".join(said) + "." if said else "no prompts are sampled."
 
 
-def _missing(sweeps: Sequence[Path]) -> str:
+def _missing(sweeps: Sequence[Path], read: set[Path]) -> str:
     states: Counter[str] = Counter()
     for sweep in sweeps:
         ledger = Ledger(sweep)
-        states.update(ledger.state(point["name"], point["id"]) for point in ledger.planned())
+        for point in ledger.planned():
+            known = ledger.folder(point["name"]) in read
+            states["done" if known else ledger.state(point["name"], point["id"])] += 1
     missing = {state: count for state, count in states.items() if state != "done"}
     if not sweeps:
         return "runs were given one by one."

@@ -1,6 +1,6 @@
 """The report of sweeps: what was run, what came out, what may be concluded, and from where."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -319,13 +319,14 @@ def _for_curves(found: list[Condition], most: int = 7) -> list[Condition]:
     return [*middles, *(c for c in found if c.role == "beta0" or (c.role == "single" and c.setting == setting))][:most]
 
 
-def write_pending(page: Page, folders: Sequence[Path]) -> None:
-    """Say which points of a sweep are missing from the report."""
+def write_pending(page: Page, folders: Sequence[Path], read: Collection[Path] = ()) -> None:
+    """Say which points of a sweep are missing from the report; those in `read` are not."""
     from multiref_cli.sweeps.ledger import Ledger
 
     for folder in folders:
         ledger = Ledger(folder)
-        missing = [(p, ledger.state(p["name"], p["id"])) for p in ledger.planned()]
+        others = [point for point in ledger.planned() if ledger.folder(point["name"]) not in read]
+        missing = [(point, ledger.state(point["name"], point["id"])) for point in others]
         missing = [(point, state) for point, state in missing if state != "done"]
         if missing:
             shown = "\n".join(f"- `{point['name']}`: {state}" for point, state in missing[:20])

@@ -143,9 +143,10 @@ def _add_warnings(page: Page, made: Material, damaged: Sequence[str]) -> None:
         page.text(f"**Not comparable**: {'; '.join(mixed)}. Train the older runs again.")
     if damaged:
         page.text("**Left out**, since they cannot be read:\n\n" + "\n".join(f"- {text}" for text in damaged))
-    write_pending(page, made.sweeps)
+    read = {run.folder for run in made.runs}
+    write_pending(page, made.sweeps, read)
     for sweep in made.sweeps:
-        _add_earlier(page, sweep, {run.folder for run in made.runs})
+        _add_earlier(page, sweep, read)
 
 
 def _add_earlier(page: Page, sweep: Path, read: set[Path]) -> None:
