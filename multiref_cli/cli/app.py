@@ -104,12 +104,15 @@ def evaluate(
         typer.Argument(metavar="RUN|SWEEP", help="A finished run, or a sweep folder.", autocompletion=complete_folder),
     ],
     overrides: Measures = None,
+    outputs: Annotated[
+        bool, typer.Option("--outputs", help="Also write model_outputs.json, the form in which AlpacaEval reads them.")
+    ] = False,
     plain: Plain = False,
 ) -> None:
     """Score finished runs again (another reward model, data set or sampling) and rewrite the report."""
     from multiref_cli.cli.evaluate import evaluate
 
-    evaluate(folder, overrides or [], plain=plain)
+    evaluate(folder, overrides or [], plain=plain, outputs=outputs)
 
 
 @app.command(epilog=usage.REPORT)

@@ -62,6 +62,7 @@ EVAL = examples(
     "eval runs/NAME evaluation.samples_per_prompt=8",
     "eval runs/SWEEP evaluation.prompts=500 evaluation.temperature=0",
     "eval runs/NAME evaluation.scorer.path=MODEL",
+    "eval runs/NAME --outputs data=jsonl data.path=alpaca_eval.jsonl data.held_out=0 evaluation.split=train",
 )
 REPORT = examples(
     "report runs/SWEEP_A runs/SWEEP_B",
