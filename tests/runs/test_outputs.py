@@ -35,6 +35,6 @@ def test_the_data_is_what_it_was_last_measured_on(tmp_path: Path) -> None:
 
 def test_nothing_sampled_is_one_sentence(tmp_path: Path) -> None:
     folder = _run(tmp_path, [])
-    with pytest.raises(RequestError, match="sampled no responses; give .*--outputs evaluation.prompts=NUMBER"):
+    with pytest.raises(RequestError, match=r"sampled no responses; give .*--outputs evaluation.prompts=NUMBER"):
         write_outputs(folder)
     assert not (folder / "model_outputs.json").exists()
