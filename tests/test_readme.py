@@ -155,6 +155,10 @@ def train(shop: Workshop, words: list[str]) -> None:
         assert read_json(folder / "status.json")["state"] == "stopped"
         shop.run("train", *words)
         assert read_json(folder / "status.json")["state"] == "done"
+    elif words[0] == "--config":
+        shop.run("train", *shop.small([]), f"run.dir={words[1]}")
+        shop.run("train", *words, "steps=3", "run.dir=out")
+        assert read_json(Path("out/status.json"))["state"] == "done"
     elif "--dry-run" in words:
         before = sorted(Path().rglob("*"))
         shop.run("train", *shop.small(words))

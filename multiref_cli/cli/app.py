@@ -10,7 +10,7 @@ import typer
 
 from multiref_cli import __version__
 from multiref_cli.cli import usage
-from multiref_cli.cli.overrides import asked, complete_folder, complete_topic
+from multiref_cli.cli.overrides import asked, complete_folder, complete_topic, own_conf
 from multiref_cli.cli.usage import TOLD
 from multiref_cli.errors import RequestError, RunError
 
@@ -36,6 +36,10 @@ Axes = Annotated[Optional[list[str]], usage.AXES]
 Measures = Annotated[Optional[list[str]], usage.MEASURES]
 Mixes = Annotated[Optional[list[str]], usage.MIXES]
 Studies = Annotated[Optional[list[str]], usage.STUDIES]
+Conf = Annotated[
+    Optional[str],
+    typer.Option("--conf", metavar="FOLDER", help="Config files of your own; else conf/ here.", callback=own_conf),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would run, and stop.")]
 Plain = Annotated[bool, typer.Option("--plain", help="Plain lines instead of a live panel (the default when piped).")]
 
@@ -58,22 +62,28 @@ def root(
 @app.command(context_settings=TOLD, epilog=usage.TRAIN)
 def train(
     overrides: Experiment = None,
+    conf: Conf = None,
     dry_run: DryRun = False,
     resume: Annotated[
         Optional[str],
         typer.Option(metavar="RUN", help="Go on with an interrupted run folder.", autocompletion=complete_folder),
+    ] = None,
+    config: Annotated[
+        Optional[str],
+        typer.Option(metavar="FILE|RUN", help="Start from a saved config.", autocompletion=complete_folder),
     ] = None,
     plain: Plain = False,
 ) -> None:
     """Train and evaluate one run."""
     from multiref_cli.cli.train import train
 
-    train(overrides or [], dry_run=dry_run, resume=resume, plain=plain)
+    train(overrides or [], dry_run=dry_run, resume=resume, config=config, plain=plain)
 
 
 @app.command(context_settings=TOLD, epilog=usage.SWEEP)
 def sweep(
     overrides: Axes = None,
+    conf: Conf = None,
     dry_run: DryRun = False,
     resume: Annotated[
         Optional[str], typer.Option(metavar="SWEEP", help="Go on with a sweep folder.", autocompletion=complete_folder)
@@ -139,7 +149,7 @@ def report(
 
 
 @app.command(context_settings=TOLD, epilog=usage.THEORY)
-def theory(overrides: Studies = None, dry_run: DryRun = False) -> None:
+def theory(overrides: Studies = None, conf: Conf = None, dry_run: DryRun = False) -> None:
     """The finite-space laboratory: the paper's theorems, run."""
     from multiref_cli.cli.theory import theory
 
@@ -227,6 +237,7 @@ def list_runs(
 def list_options(
     group: Annotated[Optional[str], typer.Argument(metavar="[GROUP]", help="Such as regularizer.")] = None,
     option: Annotated[Optional[str], typer.Argument(metavar="[OPTION]", help="Such as rkl: print its file.")] = None,
+    conf: Conf = None,
 ) -> None:
     """What can be chosen: groups, a group's options and what they are, or one file (`list regularizer rkl`)."""
     from multiref_cli.cli.list import show
@@ -248,7 +259,7 @@ def help_topic(
 
 
 @refs_app.command("build", context_settings=TOLD, epilog=usage.BUILD)
-def refs_build(overrides: Experiment = None) -> None:
+def refs_build(overrides: Experiment = None, conf: Conf = None) -> None:
     """Compute and store what runs of a config read: log-probabilities, normalizers, samples."""
     from multiref_cli.cli.refs import build
 
@@ -286,7 +297,7 @@ def refs_prune(
 
 
 @refs_app.command("mix", context_settings=TOLD, epilog=usage.MIX)
-def refs_mix(overrides: Mixes = None) -> None:
+def refs_mix(overrides: Mixes = None, conf: Conf = None) -> None:
     """Sample the mixed references themselves, without training, and score them: alpha=0.1,0.5,0.9."""
     from multiref_cli.cli.refs import mix
 
@@ -307,7 +318,7 @@ def refs_export(
 
 
 @refs_app.command("weights", context_settings=TOLD, epilog=usage.WEIGHTS)
-def refs_weights(overrides: Experiment = None) -> None:
+def refs_weights(overrides: Experiment = None, conf: Conf = None) -> None:
     """Show what alpha=auto and alpha=balanced choose for a config, and between what."""
     from multiref_cli.cli.refs import weights
 

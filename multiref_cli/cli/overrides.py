@@ -81,6 +81,13 @@ def complete_topic(incomplete: str) -> list[str]:
     return [name for name in topics() if name.startswith(incomplete)]
 
 
+def own_conf(folder: str | None) -> str | None:
+    """Take the folder of `--conf` for the user's own config files."""
+    from multiref_cli.config.folders import use_conf
+
+    return use_conf(folder)
+
+
 def asked(context: typer.Context, overrides: Sequence[str] | None) -> list[str]:
     """The overrides of a command, put together where a shell took them apart at blanks.
 

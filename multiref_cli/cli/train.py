@@ -7,14 +7,21 @@ import yaml
 
 from multiref_cli.cli import display
 from multiref_cli.cli.choosing import Chooser
-from multiref_cli.config.compose import compose
+from multiref_cli.config.compose import compose, compose_like
 from multiref_cli.config.schema import Experiment
+from multiref_cli.errors import RequestError
 from multiref_cli.tracking.places import check_place
 from multiref_cli.tracking.progress import OPENING
 
 
-def train(overrides: list[str], *, dry_run: bool, resume: str | None, plain: bool) -> None:
-    """Run a config, go on with a run folder, or print the plan."""
+def train(overrides: list[str], *, dry_run: bool, resume: str | None, plain: bool, config: str | None = None) -> None:
+    """Run a config, go on with a run folder, or print the plan; `config`: a saved one that overrides change.
+
+    Raises:
+        RequestError: the request is wrong; nothing was written.
+    """
+    if resume is not None and config is not None:
+        raise RequestError("--resume goes on with a run as it is, --config begins another: give one of them.")
     if resume is not None:
         from multiref_cli.cli.theory import refuse_laboratory
 
@@ -26,7 +33,7 @@ def train(overrides: list[str], *, dry_run: bool, resume: str | None, plain: boo
 
             folder = resume_run(Path(resume), progress, write_run_report, overrides=overrides)
         return finished(folder)
-    experiment = compose(overrides)
+    experiment = compose(overrides) if config is None else compose_like(_config_file(Path(config)), overrides)
     check_place(experiment.folder, "the run folder")
     chooser = Chooser(dry_run, plain)
     if experiment.rule is not None:
@@ -42,6 +49,19 @@ def train(overrides: list[str], *, dry_run: bool, resume: str | None, plain: boo
             experiment, overrides=overrides, progress=progress, report=write_run_report, choices=chooser.choices
         )
     finished(folder)
+
+
+def _config_file(given: Path) -> Path:
+    """The config that a run folder holds, or the file itself."""
+    from multiref_cli.cli.theory import refuse_laboratory
+
+    path = given / "config.yaml" if given.is_dir() else given
+    if (given / "sweep.yaml").is_file():
+        raise RequestError(f"{given} is a sweep: give one of its run folders, such as {given}/POINT.")
+    if not path.is_file():
+        raise RequestError(f"--config is {str(given)!r}, which is no run folder and no config file.")
+    refuse_laboratory(path.parent)
+    return path
 
 
 def _show_plan(experiment: Experiment) -> None:

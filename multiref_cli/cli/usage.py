@@ -50,6 +50,7 @@ TRAIN = examples(
     "train experiment=offline_toy regularizer=fkl alpha=0.3 seed=1",
     "train experiment=online_toy --dry-run",
     "train policy=folder policy.path=MODEL references=pair first=MODEL second=OTHER data=jsonl data.path=pairs.jsonl",
+    "train --config runs/NAME beta=0.3 seed=1",
     "train --resume runs/NAME",
 )
 SWEEP = examples(

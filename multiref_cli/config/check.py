@@ -22,9 +22,7 @@ from multiref_cli.tracking.places import check_name
 if TYPE_CHECKING:
     from multiref_cli.config.schema import Experiment
 
-VLLM_MISSING = (
-    "rollout=vllm needs vLLM, which is not installed: pip install 'multiref[vllm]', or use rollout=transformers"
-)
+VLLM_MISSING = "rollout=vllm needs vLLM, which is not installed: pip install vllm, or use rollout=transformers"
 _DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:\d{1,3})?")
 # Our names of what columns hold.
 COLUMNS = ("prompt", "chosen", "rejected", "completion", "answer", "messages", "tools", "chat_template_kwargs")

@@ -17,6 +17,7 @@ from multiref_cli.config import algorithms, merges, regularizer, schema, terms
 from multiref_cli.config.algorithms import ALGORITHMS
 from multiref_cli.config.check import check, check_orders
 from multiref_cli.config.folders import conf_directory, groups, options, own_conf_directory
+from multiref_cli.config.own import check_own_files, lifted, shown, where
 from multiref_cli.config.schedules import AlphaSchedule, BetaSchedule
 from multiref_cli.config.schema import (
     SERVED,
@@ -69,8 +70,12 @@ def compose_unchecked(overrides: list[str]) -> Experiment:
     """`compose` without the rules that span several keys, for a command with rules of its own to say first."""
     overrides = written(overrides)
     plain, choices = _composed([_addable(override) for override in overrides])
+    check_own_files(choices, known_keys())
     _refuse_lost_pair(plain, choices)
-    found = _typed_experiment(plain)
+    try:
+        found = _typed_experiment(lifted(plain))
+    except RequestError as error:
+        raise RequestError(where(str(error), choices)) from error
     if _wants_start(found, overrides):
         found = _towards_start(found, overrides)
     refuse_idle_alpha(found, overrides)
@@ -94,16 +99,52 @@ def compose_saved(
         RequestError: the file or an override does not fit the schema.
         RunError: the file is damaged.
     """
-    plain = cast(DictConfig, OmegaConf.create(read_yaml(path) | dict(changed or {})))
-    for override in _parsed(written(overrides or [])):
-        key, value = override.get_key_element(), override.value()
-        if key in groups() and isinstance(value, str):
-            plain[key] = compose_plain([f"{key}={value}"])[key]
-        else:
-            OmegaConf.update(plain, key, value)
-    found = _typed_experiment(plain)
+    saved = cast(DictConfig, OmegaConf.create(read_yaml(path) | dict(changed or {})))
+    found = _changed(saved, overrides or [])
     check(found)
     return found
+
+
+def compose_like(path: Path, overrides: list[str]) -> Experiment:
+    """A new experiment from the saved config of another, with overrides on top and a folder of its own.
+
+    Args:
+        path: config.yaml of a run, or a copy of one.
+        overrides: `key=value` and `group=option`, as on the command line.
+
+    Raises:
+        RequestError: the file or an override does not fit the schema, or the file is of another kind.
+        RunError: the file is damaged.
+    """
+    plain = cast(DictConfig, OmegaConf.create(read_yaml(path)))
+    if "algorithm" not in plain:
+        raise RequestError(f"{path} is no config of a run: it has no algorithm; give a run's config.yaml.")
+    if named(overrides, "experiment"):
+        raise RequestError("experiment= chooses a whole experiment: give it, or --config, not both.")
+    plain["run"] = {"name": None, "dir": None}
+    found = _changed(plain, overrides)
+    refuse_idle_alpha(found, overrides)
+    if found.regularizer is not None and named(overrides, "regularizer"):
+        option = next((text.partition("=")[2] for text in overrides if text.startswith("regularizer=")), None)
+        check_orders(found.regularizer)
+        found = replace(found, regularizer=_named(found.regularizer, option))
+    check(found)
+    return found
+
+
+def _changed(plain: DictConfig, overrides: list[str]) -> Experiment:
+    """The experiment of a saved config with a few keys changed."""
+    texts = written(overrides)
+    parts = [text for text in texts if text.lstrip("+").partition("=")[0] in GONE_KEYS]
+    for override in _parsed([text for text in texts if text not in parts]):
+        key, value = override.get_key_element(), override.value()
+        if key in groups() and isinstance(value, str):
+            asked = [f"{key}={value}", *(f"++{text.lstrip('+')}" for text in parts if key == "references")]
+            node = lifted(compose_plain(asked))[key]
+            plain[key] = OmegaConf.to_container(node, resolve=True) if parts else node
+        else:
+            OmegaConf.update(plain, key, value)
+    return _typed_experiment(plain)
 
 
 def compose_plain(overrides: list[str], folder: str = "", root: object = None) -> DictConfig:
@@ -296,8 +337,7 @@ def _refuse_hidden_files(own: Path, shipped: Path, choices: dict[str, Any]) -> N
     for group, option in choices.items():
         hidden = own / group / f"{option}.yaml"
         if hidden.is_file() and (shipped / group / f"{option}.yaml").is_file():
-            where = hidden.relative_to(Path.cwd())
-            raise RequestError(f"{where} has the name of a file that multiref ships: give it another name.")
+            raise RequestError(f"{shown(hidden)} has the name of a file that multiref ships: give it another name.")
 
 
 def _addable(override: str) -> str:

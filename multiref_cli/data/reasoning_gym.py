@@ -50,7 +50,7 @@ def import_gym() -> Any:
     try:
         import reasoning_gym
     except ImportError as error:
-        raise RequestError("reasoning_gym needs an optional package: pip install 'multiref[problems]'.") from error
+        raise RequestError("reasoning_gym needs an optional package: pip install reasoning-gym.") from error
     return reasoning_gym
 
 

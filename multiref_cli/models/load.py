@@ -237,7 +237,7 @@ def require_peft() -> Any:
     try:
         import peft
     except ImportError as error:
-        raise RequestError("adapters need peft, which is not installed: pip install 'multiref[lora]'.") from error
+        raise RequestError("adapters need peft, which is not installed: pip install peft.") from error
     return peft
 
 

@@ -73,7 +73,7 @@ def check_launcher(launcher: str, options: dict[str, Any]) -> None:
         importlib.import_module(package or "multiref_cli")
     except ImportError:
         raise RequestError(
-            f"--launcher {launcher} needs {package}, which is not installed: pip install 'multiref[{launcher}]'."
+            f"--launcher {launcher} needs {package}, which is not installed: pip install {package}."
         ) from None
 
 

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 OPTUNA_MISSING = (
-    "search.sampler=tpe needs Optuna, which is not installed: pip install 'multiref[search]', or give "
-    "search.sampler=random."
+    "search.sampler=tpe needs Optuna, which is not installed: pip install optuna, or give search.sampler=random."
 )
 
 

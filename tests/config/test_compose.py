@@ -181,7 +181,7 @@ def test_a_saved_config_comes_back_with_changes(tmp_path):
         (["rollout.top_p=0"], "rollout.top_p is 0; it must be above 0"),
         (["rollout.min_p=1"], "rollout.min_p is 1"),
         (["evaluation.temperature=-1"], "evaluation.temperature is -1; it must be from 0 to 100"),
-        (["rollout=vllm"], "pip install 'multiref[vllm]'"),
+        (["rollout=vllm"], "pip install vllm, or"),
     ],
 )
 def test_what_would_fail_on_the_way_is_refused_before(overrides, sentence, monkeypatch):
