@@ -62,7 +62,6 @@ def root(
 @app.command(context_settings=TOLD, epilog=usage.TRAIN)
 def train(
     overrides: Experiment = None,
-    conf: Conf = None,
     dry_run: DryRun = False,
     resume: Annotated[
         Optional[str],
@@ -73,6 +72,7 @@ def train(
         typer.Option(metavar="FILE|RUN", help="Start from a saved config.", autocompletion=complete_folder),
     ] = None,
     plain: Plain = False,
+    conf: Conf = None,
 ) -> None:
     """Train and evaluate one run."""
     from multiref_cli.cli.train import train
@@ -83,7 +83,6 @@ def train(
 @app.command(context_settings=TOLD, epilog=usage.SWEEP)
 def sweep(
     overrides: Axes = None,
-    conf: Conf = None,
     dry_run: DryRun = False,
     resume: Annotated[
         Optional[str], typer.Option(metavar="SWEEP", help="Go on with a sweep folder.", autocompletion=complete_folder)
@@ -92,6 +91,7 @@ def sweep(
     workers: Annotated[Optional[int], typer.Option(min=1, help="Worker processes.")] = None,
     launcher: Annotated[str, typer.Option(help="local, slurm or ray.")] = "local",
     plain: Plain = False,
+    conf: Conf = None,
 ) -> None:
     """Run a grid: axes (`alpha=0.1,0.5`) x baselines x seeds, then the comparison."""
     from multiref_cli.cli.sweep import sweep
@@ -149,7 +149,7 @@ def report(
 
 
 @app.command(context_settings=TOLD, epilog=usage.THEORY)
-def theory(overrides: Studies = None, conf: Conf = None, dry_run: DryRun = False) -> None:
+def theory(overrides: Studies = None, dry_run: DryRun = False, conf: Conf = None) -> None:
     """The finite-space laboratory: the paper's theorems, run."""
     from multiref_cli.cli.theory import theory
 

@@ -10,6 +10,7 @@ from multiref_cli.data.chat import completion_mask
 from multiref_cli.data.probe import verdict
 from multiref_cli.data.template import rendering_of
 from multiref_cli.errors import HubUnreachable
+from multiref_cli.files import read_json
 from multiref_cli.models.known import absent
 from multiref_cli.models.load import load_tokenizer
 from multiref_cli.runs.cards import CARDS, here
@@ -30,6 +31,7 @@ from multiref_cli.runs.price import (
     total_steps,
 )
 from multiref_cli.runs.run import open_job
+from multiref_cli.tracking.places import command, holds_something
 from multiref_cli.tracking.progress import Silent, duration
 from multiref_cli.world.worlds import missing
 
@@ -51,7 +53,7 @@ def forecast(experiment: Experiment) -> Forecast:
     rows = [
         ["condition", experiment.condition],
         ["config hash", experiment.hash],
-        ["run folder", str(experiment.folder)],
+        ["run folder", _place(experiment)],
         ["device, precision", f"{experiment.hardware.device_name}, {experiment.precision}"],
     ]
     if experiment.hardware.processes > 1:
@@ -72,6 +74,15 @@ def forecast(experiment: Experiment) -> Forecast:
         return Forecast(rows)
     rows += _data_rows(job, seen) + _template_rows(job) + _reference_rows(job, seen) + _estimates(job, seen)
     return Forecast(rows, _masks(job))
+
+
+def _place(experiment: Experiment) -> str:
+    """The run's folder, and what would keep the run from being written there."""
+    folder = experiment.folder
+    if not holds_something(folder):
+        return str(folder)
+    state = (read_json(folder / "status.json") or {}).get("state", "not a run")
+    return f"{folder} exists already ({state}): another run.dir, or {command('train', '--resume', folder)}"
 
 
 def _data_rows(job: Job, seen: Look) -> list[list[Any]]:

@@ -24,7 +24,10 @@ from multiref_cli.config.sentences import ELSEWHERE
         (["train", "--max-steps", "3"], "settings are written without dashes: steps"),
         (["train", "--dryrun"], "there is no option --dryrun; did you mean --dry-run."),
         (["sweep", "--worker", "2"], "there is no option --worker; did you mean --workers."),
-        (["refs", "mix", "--alpha", "0.3"], "settings are written without dashes: alpha=0.3; options are --help."),
+        (
+            ["refs", "mix", "--alpha", "0.3"],
+            "settings are written without dashes: alpha=0.3; options are --conf, --help.",
+        ),
         (["eval", "RUN", "--prompts=3"], "settings are written without dashes: prompts=3"),
         (
             ["train", "alpha=0.3,", "0.5"],
@@ -147,3 +150,13 @@ def test_studies_and_settings_of_the_laboratory_are_completed():
     assert complete_study("study=effects,al") == ["study=effects,all", "study=effects,alpha"]
     assert "study=all" in complete_study("stu") and complete_study("reward_") == ["reward_max="]
     assert complete_study("n") == ["n="] and complete_study("beta=0") == []
+
+
+def test_a_plan_says_that_its_folder_is_there(tmp_path, monkeypatch, multiref, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("old").mkdir()
+    Path("old/status.json").write_text('{"state": "stopped"}')
+    assert multiref("train", "experiment=offline_toy", "run.dir=old", "--dry-run") == 0
+    assert "old exists already (stopped): another run.dir, or multiref train --resume old" in capsys.readouterr().out
+    assert multiref("train", "experiment=offline_toy", "run.dir=new", "--dry-run") == 0
+    assert "exists already" not in capsys.readouterr().out and os.listdir() == ["old"]
