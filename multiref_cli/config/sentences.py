@@ -21,7 +21,8 @@ def sentence(error: Exception, keys: set[str], options: Callable[[str], list[str
     if found:
         group, option = found.group(1), found.group(2)
         if group in _PATHS and re.search(r"[/.\\]", option):
-            return f"{group} has no option {option!r}; a path is given as {_PATHS[group].format(option)}."
+            path = _PATHS[group].format(option if "'" in _PATHS[group] or _BARE.fullmatch(option) else f'"{option}"')
+            return f"{group} has no option {option!r}; a path is given as {path}."
         return f"{group} has no option {option!r}{nearest(option, options(group))}."
     key = _unknown_key(error, text)
     if key in PAIR_KEYS:
@@ -39,6 +40,7 @@ PAIR_KEYS = ("first", "second")
 GONE_KEYS = (*PAIR_KEYS, "own")
 
 
+_BARE = re.compile(r"[\w./:@+\\~-]+")
 # How a path is given where people put it in place of an option.
 _PATHS = {
     "policy": "policy=folder policy.path={}",

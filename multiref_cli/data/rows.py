@@ -356,7 +356,12 @@ def load_split(
 
 
 def _hint(report: RowReport) -> str:
-    """How columns are named, where rows lack one and it might be there under another name."""
+    """How columns are named, where rows lack one and it might be there under another name; what templated text is."""
+    if any(reason.startswith("control token") for reason in report.counts):
+        return (
+            " These texts are templated already, or hold tokens that open or end a turn: give the text alone, or the "
+            "conversation as messages; the chat template writes those tokens (multiref help data)."
+        )
     lacking = [reason.removeprefix("missing ") for reason in report.counts if reason.startswith("missing ")]
     if not lacking or not report.columns:
         return ""

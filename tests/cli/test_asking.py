@@ -1,5 +1,6 @@
 """What people type who know other tools, or who slip: one sentence with the right form, nothing written."""
 
+import json
 import os
 import re
 from pathlib import Path
@@ -43,6 +44,7 @@ from multiref_cli.config.sentences import ELSEWHERE
         (["train", "lr=1e-4"], "here it is optimizer.learning_rate."),
         (["train", "policy=Qwen/Qwen2.5-0.5B"], "a path is given as policy=folder policy.path=Qwen/Qwen2.5-0.5B."),
         (["train", "data=my/pairs.jsonl"], "a path is given as data=jsonl data.path=my/pairs.jsonl."),
+        (["train", "data=my pairs.jsonl"], 'a path is given as data=jsonl data.path="my pairs.jsonl".'),
         (["train", "references=a/b"], "a path is given as references='[{name: a, path: a/b}]'."),
         (["train", "tracking=false"], "tracking=false is no option of tracking; give one of off, "),
         (["train", "evaluation.max_new_tokens=128"], "leaves no room for a prompt in the 128 positions of the policy"),
@@ -160,3 +162,17 @@ def test_a_plan_says_that_its_folder_is_there(tmp_path, monkeypatch, multiref, c
     assert "old exists already (stopped): another run.dir, or multiref train --resume old" in capsys.readouterr().out
     assert multiref("train", "experiment=offline_toy", "run.dir=new", "--dry-run") == 0
     assert "exists already" not in capsys.readouterr().out and os.listdir() == ["old"]
+
+
+def test_text_that_is_templated_already_is_told_from_text(tmp_path, monkeypatch, multiref, capsys):
+    """The control tokens of the embedded world's own template, written out in every prompt."""
+    monkeypatch.chdir(tmp_path)
+    row = {"prompt": "<|user|> ned has 5 stamps . <|assistant|>", "chosen": "5", "rejected": "6"}
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for _ in range(3)))
+    data = ["policy=folder", "policy.path=toy:instruct", "data=jsonl", "data.path=rows.jsonl", "evaluation=none"]
+    assert multiref("train", *data, "--dry-run") == 2
+    said = capsys.readouterr().err
+    assert "3 dropped: control token in prompt (rows 1, 2, 3)" in said and "templated already" in said
+    row["prompt"] = "ned has 5 stamps ."
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for _ in range(3)))
+    assert multiref("train", *data, "data.held_out=0", "--dry-run") == 0
