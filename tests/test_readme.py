@@ -124,6 +124,7 @@ class Workshop:
         """A command's overrides made small: its choices stay, what it leaves open comes from the tiny world."""
         online = {"experiment=online_toy", "experiment=distill_toy", "algorithm=grpo"} & set(words)
         chosen = {"experiment", *map(key, words), *map(key, SIZES)}
+        chosen |= {name.removeprefix("search.space.") for name in chosen}  # what is tuned is not set
         ours = [word for word in (self.online if online else self.offline) if not {key(word), group(word)} & chosen]
         problems = ["data.source.size=24"] if "data=reasoning_gym" in words else []
         return [*ours, *words, *SIZES, *problems]
@@ -174,6 +175,8 @@ def sweep(shop: Workshop, words: list[str]) -> None:
     overrides = [word for word in words if word not in [*options, "--dry-run"]]
     if any(word.startswith("sweep=") for word in overrides):  # a file has grids of its own, offline and online
         return shop.run("sweep", *overrides, "--dry-run")
+    if any(word.startswith("search.") for word in overrides):  # a search is many sweeps: its plan
+        return shop.run("sweep", *shop.small(overrides), "--dry-run")
     shop.run("sweep", *shop.small(overrides), "--dry-run")
     first = [re.sub(r"^([\w.]+=[^\[\],]+),.*", r"\1", word) for word in overrides if key(word) != "seeds"]
     shop.run("sweep", *shop.small(first), "seeds=1", "baselines=false", "run.dir=out", *options)
@@ -264,7 +267,7 @@ def theory(shop: Workshop, words: list[str]) -> None:
     if "--dry-run" in words:
         return shop.run("theory", *words)
     chosen = [study for word in words if word.startswith("study=") for study in word[6:].split(",")]
-    small = [size for study in chosen for size in STUDIES[study]] or ["study.parts=[clipped]"]
+    small = [size for study in chosen for size in STUDIES[study]] if chosen else ["study.parts=[clipped]"]
     shop.run("theory", *words, *small, "run.dir=out")
     assert read_json(Path("out/status.json"))["state"] == "done" and Path("out/report/index.html").is_file()
 

@@ -25,7 +25,7 @@ def require(kind: str) -> None:
     """
     if find_spec(PACKAGES[kind]) is None:
         raise RequestError(
-            f"quantization={kind} needs {PACKAGES[kind]}, which is not installed: pip install 'multiref[quantized]'."
+            f"quantization={kind} needs {PACKAGES[kind]}, which is not installed: pip install {PACKAGES[kind]}."
         )
 
 

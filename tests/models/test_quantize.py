@@ -66,7 +66,7 @@ def test_without_its_package_it_is_refused_before_anything(monkeypatch, kind):
     monkeypatch.setattr(quantize, "find_spec", lambda name: None)
     references = f"references=[{{name: a, path: toy:instruct}}, {{name: b, path: toy:math, quantization: {kind}}}]"
     experiment = compose(["experiment=online_toy", references])
-    with pytest.raises(RequestError, match=rf"quantization={kind} needs .*pip install 'multiref\[quantized\]'\.$"):
+    with pytest.raises(RequestError, match=rf"quantization={kind} needs .*pip install (torchao|bitsandbytes)\.$"):
         check_parts(experiment)
 
 
