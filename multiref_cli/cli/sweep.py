@@ -60,7 +60,10 @@ def sweep(
         ledger.forget_failures((point.name, point.id) for point in plan.points)
     running(ledger, plan)
     for before, seeds in zip(request.looks, request.looks[1:]):
-        plan = _look(ledger, plan, before, seeds)
+        longer = _look(ledger, plan, before, seeds)
+        if longer == plan:
+            break
+        plan = longer
         ledger.write_plan(request, plan, facts, chooser.choices)
         running(ledger, plan)
     _finish(ledger, Watcher(ledger, plan).snapshot())
@@ -73,7 +76,7 @@ def _look(ledger: Ledger, plan: Plan, before: int, seeds: int) -> Plan:
 
     found = undecided(ledger.path)
     longer = more_seeds(plan, found.conditions, range(before, seeds))
-    left = f": {len(found.conditions)} conditions have seeds {before} to {seeds - 1} too" if found.conditions else ""
+    left = f": {seeds - before} more of each of {len(found.conditions)} conditions" if found.conditions else ""
     display.line(f"{found.undecided} of {found.comparisons} comparisons are undecided after {before} seeds{left}")
     return longer
 

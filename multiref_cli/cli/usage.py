@@ -35,7 +35,7 @@ EXPERIMENT = settings(
 )
 AXES = settings(
     "Settings of experiments; one with several values (alpha=0.3,0.5 or range(...), quoted) is an axis. Of the sweep "
-    "itself: sweep, seeds, baselines, run.dir, launcher.KEY. See multiref help sweeps."
+    "itself: sweep, seeds, seeds_max, baselines, rivals, search.KEY, run.dir, launcher.KEY. See multiref help sweeps."
 )
 MEASURES = settings("What a finished run is measured by: evaluation.KEY, evaluation=NAME, reward, hardware, data.")
 MIXES = settings("Settings of an experiment with two references and a score; alpha takes several values.")
