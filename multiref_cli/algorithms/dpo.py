@@ -19,6 +19,7 @@ from multiref_cli.data.preferences import Pair, load_preferences
 from multiref_cli.data.rows import Split
 from multiref_cli.dotted import function_of
 from multiref_cli.errors import RequestError, RunError
+from multiref_cli.evaluation.measures import bits_per_byte
 from multiref_cli.evaluation.statistics import wins
 from multiref_cli.models.decoder import sharing_width
 from multiref_cli.models.files import fingerprint
@@ -105,9 +106,22 @@ def fill_normalizers(job: Job, mixes: Iterable[Mix], progress: Progress) -> None
 
 
 def measure_pairs(job: Job, model: LanguageModel, progress: Progress) -> dict[str, np.ndarray]:
-    """Metric -> (N,) of the held-out pairs, see `Dpo.measure`."""
+    """Metric -> (N,) of the held-out pairs, see `Dpo.measured`; where tokenizers differ also bits per byte."""
     stored = stored_pairs(job, job.data.held_out, progress)
-    return Dpo(job.experiment, job.data.held_out, stored, sharing_width(model)).measure(model, job.parallel)
+    objective = Dpo(job.experiment, job.data.held_out, stored, sharing_width(model))
+    logps = objective.score(model, job.parallel)
+    return objective.measured(logps) | _bits(job, stored, logps[0])
+
+
+def _bits(job: Job, stored: "StoredPairs", chosen: Tensor) -> dict[str, np.ndarray]:
+    """bits_per_byte/<who> of the chosen responses under the policy and every reference, if one has other tokens."""
+    if all(job.foreign_tokenizer(reference) is None for reference in job.references()):
+        return {}
+    texts = [str(job.tokenizer.decode(list(p.chosen), skip_special_tokens=True)) for p in job.data.held_out]
+    sizes = np.array([len(text.encode()) for text in texts])
+    logps = {"policy": chosen, **dict(zip(stored.names, stored.references[:, 0]))}
+    found = {f"bits_per_byte/{who}": bits_per_byte(values.numpy(), sizes) for who, values in logps.items()}
+    return {name: values for name, values in found.items() if values is not None}
 
 
 def mean_tokens(job: Job) -> float:
@@ -377,7 +391,21 @@ class Dpo:
         return losses.sum() / batch_pairs, self._metrics(terms, policy.detach(), mixed, references)
 
     @torch.no_grad()
+    def score(self, model: LanguageModel, parallel: Parallel = ALONE) -> Tensor:
+        """(2, N) log-probabilities of all chosen and rejected responses under the policy, on the CPU."""
+        device = next(model.parameters()).device
+        parts = self._parts(list(range(len(self.pairs))))
+        own = [self._logps(model, self._pack(rows).to(device)).cpu() for rows in parallel.share(parts)]
+        found = torch.zeros(2, len(self.pairs), dtype=torch.float64)
+        for rows, flat in zip(parts, parallel.woven(own)):
+            found[:, rows] = flat.reshape(-1, 2).T
+        return found
+
     def measure(self, model: LanguageModel, parallel: Parallel = ALONE) -> dict[str, np.ndarray]:
+        """`measured` of a policy."""
+        return self.measured(self.score(model, parallel))
+
+    def measured(self, logps: Tensor) -> dict[str, np.ndarray]:
         """Metric -> (N,) 1 where the chosen response is the higher one, one half at a tie, else 0; pairs in order.
 
         preference_accuracy by the implicit reward, hence against this run's own references, alpha and loss: the same
@@ -385,14 +413,11 @@ class Dpo:
         over tokens, need no reference (arXiv 2405.19534).
         """
         found = {name: np.zeros(len(self.pairs)) for name in PAIR_METRICS}
-        device = next(model.parameters()).device
-        parts = self._parts(list(range(len(self.pairs))))
-        own = [self._logps(model, self._pack(rows).to(device)).cpu() for rows in parallel.share(parts)]
-        for rows, flat in zip(parts, parallel.woven(own)):
-            logps = flat.reshape(-1, 2).T
-            reward = self._implicit_reward(self._terms(rows), logps, self._mixed(rows))
-            per_token = logps / self.lengths[:, rows].clamp(min=1)
-            for name, (chosen, rejected) in zip(PAIR_METRICS, (reward, logps, per_token)):
+        for rows in self._by_route(list(range(len(self.pairs)))):
+            own = logps[:, rows]
+            reward = self._implicit_reward(self._terms(rows), own, self._mixed(rows))
+            per_token = own / self.lengths[:, rows].clamp(min=1)
+            for name, (chosen, rejected) in zip(PAIR_METRICS, (reward, own, per_token)):
                 found[name][rows] = wins(chosen.numpy(), rejected.numpy())
         return found
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from multiref_cli.config.schema import Evaluation, Experiment, Level
-from multiref_cli.data.chat import shape_of
+from multiref_cli.data.chat import end_ids, shape_of
 from multiref_cli.data.prompts import Prompt
 from multiref_cli.evaluation.kept import add_reference, answers_of
 from multiref_cli.evaluation.measures import avg_at_k, length_controlled_wins, pass_at_k
@@ -162,14 +162,15 @@ class Evaluator:
         found = {f"pass@{k}/{reward.name}": pass_at_k(correct, count, k) for k in sorted({*powers, count})}
         return found | {f"avg@{count}/{reward.name}": avg_at_k(table, count)}
 
-    def samples(self, completions: list[list[Completion]]) -> list[Sample]:
-        """Responses as the scorers read them, prompt-major."""
-        ends, opening = set(self.end_ids), shape_of(self.tokenizer).opening
+    def samples(self, completions: list[list[Completion]], foreign: Tokenizer | None = None) -> list[Sample]:
+        """Responses as the scorers read them, prompt-major; in tokens of `foreign` where these are given."""
+        tokenizer = self.tokenizer if foreign is None else foreign
+        ends, opening = set(self.end_ids if foreign is None else end_ids(foreign)), shape_of(tokenizer).opening
         rows = []
         for prompt, group in zip(self.prompts, completions):
             for one in group:
                 ids = one.ids[:-1] if one.ids and one.ids[-1] in ends else one.ids
-                text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
+                text = str(tokenizer.decode(ids, skip_special_tokens=True))
                 rows.append(
                     Sample(
                         messages=prompt.messages,
@@ -298,23 +299,23 @@ class Evaluator:
         """Share of prompts on which the policy's score is above a reference's, ties counting half; its score too.
 
         By a Bradley-Terry reward model also win_rate_lc, what is left of the preference at equal lengths, pairing the
-        responses of a prompt in order.
+        responses of a prompt in order. A reference with other tokens answers in these; lengths are then of the texts.
         """
         if self.reference_samples is None or not scores:
             return {}
-        found, lengths = {}, _lengths(completions)
+        found, policy = {}, self.samples(completions)
         for reference in self.references:
-            if reference.name in self.foreign:  # its samples would have to come from a prompt in its own tokens
-                continue
-            others = self.reference_samples(reference)
-            samples, own = self.samples(others), dict[str, np.ndarray]()
+            others, foreign = self.reference_samples(reference), self.foreign.get(reference.name)
+            samples = self.samples(others, foreign)
+            longer = _lengths(completions) - _lengths(others) if foreign is None else _bytes(policy) - _bytes(samples)
+            own: dict[str, np.ndarray] = {}
             for name in self.scorers:
                 theirs = own[name] = self._scored(name, samples).reshape(len(self.prompts), -1)
                 found[f"win_rate/{name}/{reference.name}"] = wins(scores[name].mean(1), theirs.mean(1))
                 found[f"reference/{name}/{reference.name}"] = theirs.mean(1)
                 if name == REWARD_MODEL:
                     preferences = (1 + np.tanh((scores[name] - theirs) / 2)) / 2  # the sigmoid
-                    rates = length_controlled_wins(preferences, lengths - _lengths(others))
+                    rates = length_controlled_wins(preferences, longer.reshape(preferences.shape))
                     found |= {} if rates is None else {f"win_rate_lc/{name}/{reference.name}": rates}
             add_reference(self.answers, reference.name, samples, own)
         return found
@@ -360,6 +361,11 @@ def _sums(tokens: list[Tensor]) -> Tensor:
 
 def _per_prompt(completions: list[list[Completion]], value: Callable[[Completion], float]) -> np.ndarray:
     return np.array([np.mean([float(value(c)) for c in group]) for group in completions])
+
+
+def _bytes(samples: list[Sample]) -> np.ndarray:
+    """(B,) bytes of every response's text."""
+    return np.array([float(len(sample.whole.encode())) for sample in samples])
 
 
 def _lengths(completions: list[list[Completion]]) -> np.ndarray:

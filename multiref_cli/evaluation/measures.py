@@ -55,6 +55,27 @@ def avg_at_k(scores: np.ndarray, k: int) -> np.ndarray:
     return table.mean(1)
 
 
+def bits_per_byte(logps: np.ndarray, sizes: np.ndarray) -> np.ndarray | None:
+    """Return the bits that a model needs for a byte of some texts, as one value a text with that mean.
+
+    Equation: -sum_i log p_i / (ln 2 sum_i bytes_i); a model's tokens play no part in it. Each text's value is the ratio
+    plus its influence on it, (bits_i - ratio bytes_i) / mean bytes, so that the values' spread gives the ratio's
+    standard error (delta method).
+
+    Args:
+        logps: (N,) log-probabilities of whole texts, nats, end tokens included.
+        sizes: (N,) their bytes in UTF-8.
+
+    Returns:
+        (N,) values; None where the texts have no byte.
+    """
+    bits, counts = -np.asarray(logps, dtype=np.float64) / math.log(2), np.asarray(sizes, dtype=np.float64)
+    if counts.sum() == 0:
+        return None
+    ratio = bits.sum() / counts.sum()
+    return ratio + (bits - ratio * counts) / counts.mean()
+
+
 def length_controlled_wins(preferences: np.ndarray, length_differences: np.ndarray) -> np.ndarray | None:
     """Return the win rate that is left when both responses are equally long, as one value a prompt with that mean.
 

@@ -275,13 +275,14 @@ class ServedReference:
             "max_tokens": sampling.max_new_tokens,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
+            "top_k": sampling.top_k or -1,  # left out, a server may take what the model's folder recommends
+            "min_p": sampling.min_p,
+            "repetition_penalty": 1.0,
             "seed": seed % 2**31,
             "stop_token_ids": list(sampling.end_ids),
             "logprobs": 1,
             "return_tokens_as_token_ids": True,
         }
-        body |= {"top_k": sampling.top_k} if sampling.top_k else {}
-        body |= {"min_p": sampling.min_p} if sampling.min_p else {}
         return self._client.submit(_COMPLETIONS, body, lambda answer: self._drawn(answer, sampling))
 
     def _drawn(self, answer: dict[str, Any], sampling: Sampling) -> Completion:

@@ -195,6 +195,7 @@ class ReferenceStore:
         sampling: Sampling,
         seeds: Items[int],
         batch_size: int,
+        vocabulary: int | None = None,
     ) -> list[list[Completion]]:
         """Responses of one reference to some prompts, drawn once.
 
@@ -205,6 +206,7 @@ class ReferenceStore:
             sampling: how they are drawn.
             seeds: P seeds.
             batch_size: responses decoded at once; no part of the address.
+            vocabulary: ids that may be drawn; None: those that the run's models normalize over.
 
         Returns:
             [P][G] completions.
@@ -221,9 +223,9 @@ class ReferenceStore:
 
         def build(missing: Items[str]) -> None:
             """Draw them."""
-            start, vocabulary = time.monotonic(), self._scoring.vocabulary if self._scoring else None
+            start, shared = time.monotonic(), self._scoring.vocabulary if self._scoring else None
             ids, own = self.parallel.share([list(prompt) for prompt in prompts]), self.parallel.share(list(seeds))
-            drawn = reference.generate(ids, group_size, sampling, own, batch_size, vocabulary) if ids else []
+            drawn = reference.generate(ids, group_size, sampling, own, batch_size, vocabulary or shared) if ids else []
             self.parallel.once(reference.confirm)
             arrays = _sample_arrays([one for group in self.parallel.woven(drawn) for one in group])
             self._write(address, arrays, _origin([reference]), start)

@@ -18,6 +18,7 @@ _BEGINNINGS = {
     "objective/": "J, ",
     "kl/": "KL to ",
     "greedy/": "decoded without sampling, ",
+    "bits_per_byte/": "bits per byte of chosen responses, ",
     "win_rate/": "win rate, ",
     "win_rate_lc/": "length-controlled win rate, ",
 }

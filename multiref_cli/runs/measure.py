@@ -11,7 +11,9 @@ from multiref_cli.config import schema
 from multiref_cli.data.chat import end_ids
 from multiref_cli.errors import RequestError
 from multiref_cli.evaluation.evaluate import REWARD_MODEL, Evaluator, Scorer, summary
+from multiref_cli.models.inspect import position_limit
 from multiref_cli.references.base import Reference
+from multiref_cli.references.tokens import response_ids
 from multiref_cli.rewards.combine import build_reward
 from multiref_cli.rewards.sample import Sample
 from multiref_cli.rollouts.engine import Completion
@@ -98,7 +100,7 @@ def sample_references(job: Job, progress: Progress) -> None:
     """Draw the responses of the active references that win rates compare with, where they are not stored."""
     evaluator = _evaluator(job, {})
     for reference in evaluator.references:
-        if reference.name in {one.name for one in job.experiment.active_references} - set(evaluator.foreign):
+        if reference.name in {one.name for one in job.experiment.active_references}:
             progress.advance(f"evaluate: samples of {reference.name}", 0, len(evaluator.prompts))
             _reference_samples(job, evaluator, reference)
             reference.release()
@@ -125,10 +127,19 @@ def _evaluator(job: Job, scorers: dict[str, Scorer]) -> Evaluator:
 
 
 def _reference_samples(job: Job, evaluator: Evaluator, reference: Reference) -> list[list[Completion]]:
-    """Stored responses [P][S] of one reference, drawn once."""
-    settings, prompts = evaluator.settings, [prompt.ids for prompt in evaluator.prompts]
-    how = evaluator.sampling(), evaluator.seeds()
-    return job.open_store().samples(reference, prompts, settings.samples_per_prompt, *how, settings.batch_size)
+    """Stored responses [P][S] of one reference, drawn once; one with other tokens answers prompts in these."""
+    settings, prompts, how = evaluator.settings, [prompt.ids for prompt in evaluator.prompts], evaluator.sampling()
+    foreign, vocabulary = evaluator.foreign.get(reference.name), None
+    if foreign is not None:
+        prompts = [tuple(response_ids(foreign, prompt.messages, "", False)[0]) for prompt in evaluator.prompts]
+        positions = None if reference.spec.server else position_limit(reference.spec)
+        room = settings.max_new_tokens if positions is None else positions - max(map(len, prompts))
+        fewer = max(1, min(settings.max_new_tokens, room))
+        how = replace(how, max_new_tokens=fewer, end_ids=tuple(end_ids(foreign)))
+        vocabulary = max(foreign.get_vocab().values()) + 1
+    return job.open_store().samples(
+        reference, prompts, settings.samples_per_prompt, how, evaluator.seeds(), settings.batch_size, vocabulary
+    )
 
 
 def _scorers(job: Job) -> tuple[dict[str, Scorer], list[str]]:

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from multiref_cli.evaluation.measures import avg_at_k, length_controlled_wins, pass_at_k
+from multiref_cli.evaluation.measures import avg_at_k, bits_per_byte, length_controlled_wins, pass_at_k
 
 
 def test_pass_at_k_by_hand() -> None:
@@ -61,3 +61,21 @@ def test_length_controlled_wins_have_the_mean_and_spread_of_the_rate() -> None:
     # Averaged over prompts that differ by a standard deviation of 1 in log odds, sigmoid(.3) is less than .574.
     assert 0.55 < np.mean(rates) < 0.574
     assert np.mean(errors) == pytest.approx(np.std(rates), rel=0.1)
+
+
+def test_bits_per_byte_is_the_ratio_of_sums_and_its_spread_that_of_the_ratio():
+    """Two texts: 8 bits in 2 bytes, 4 bits in 4 bytes: 12 / 6 = 2 bits a byte; influences (8 - 4) / 3, (4 - 8) / 3."""
+    found = bits_per_byte(-np.log(2) * np.array([8.0, 4.0]), np.array([2, 4]))
+    np.testing.assert_allclose(found, [2 + 4 / 3, 2 - 4 / 3], rtol=1e-12)
+    assert bits_per_byte(np.array([-1.0]), np.array([0])) is None
+
+
+def test_the_spread_of_bits_per_byte_is_its_standard_error():
+    """Beside a bootstrap of the ratio itself."""
+    generator = np.random.default_rng(0)
+    sizes = generator.integers(20, 200, 400)
+    logps = -sizes * generator.gamma(4.0, 0.25, 400)
+    values = bits_per_byte(logps, sizes)
+    rows = generator.integers(0, 400, (4000, 400))
+    ratios = -logps[rows].sum(1) / np.log(2) / sizes[rows].sum(1)
+    assert abs(values.std() / 20 / ratios.std() - 1) < 0.05

@@ -281,6 +281,8 @@ def test_samples_are_drawn_with_a_seed_and_kept(server, teacher, store, sequence
     found = store.samples(teacher, prompts, 2, sampling, [1, 2, 3], 8)
     assert [len(group) for group in found] == [2, 2, 2] and len(server.drawn) == 6
     assert all(body["stop_token_ids"] == [tokenizer.eos_token_id] for body in server.drawn)
+    off = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+    assert all(off.items() <= body.items() for body in server.drawn)  # nothing is left to the server's taste
     for group, prompt in zip(found, prompts):
         for one in group:
             assert one.finished == (one.ids[-1] == tokenizer.eos_token_id)
