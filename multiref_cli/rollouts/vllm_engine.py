@@ -1,18 +1,22 @@
 """Rollouts from a vLLM engine in the same process; the policy's weights are copied into it before every generation.
 
-Written against vLLM 0.11 and later (names and arguments compared with the source of 0.33): `LLM.generate` with token
-prompts, `SamplingParams`, `LLM.apply_model`, `LLM.reset_prefix_cache`, `LLM.sleep`, `LLM.wake_up`. The engine lives in
-the trainer's process (vLLM's own multiprocessing switched off), so that weights move on the device and nothing is
-serialized.
+Tried with vLLM 0.32: `LLM.generate` with token prompts, `SamplingParams`, `LLM.collective_rpc("reload_weights")` (its
+own way to new weights, on every backend), `LLM.reset_prefix_cache`, `LLM.sleep`, `LLM.wake_up`. The engine lives in the
+trainer's process (vLLM's own multiprocessing switched off), so that weights move on the device and nothing is
+serialized. It seeds the generators of the process that it lives in: they are put back.
 
 Seeds make a generation repeatable for a given batch, but vLLM's numbers depend on its scheduling: common random numbers
 across sweep points hold in tendency, not to the bit as with the transformers engine.
 """
 
 import os
+import random
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from multiref_cli.config.check import VLLM_MISSING
@@ -62,15 +66,16 @@ class VllmEngine:
         head = model.get_output_embeddings().weight.shape[0]
         # The largest negative bias that vLLM takes: e^-100 of the probability is left to the padding of the head.
         self.bias = {i: -100.0 for i in range(vocabulary or head, head)}
-        self.llm = LLM(
-            model=policy_path,
-            dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
-            max_num_seqs=batch_size,
-            enable_sleep_mode=sleep,
-            # Temperature first, so that what comes back is the policy that is sampled.
-            logprobs_mode="processed_logprobs",
-            **options,
-        )
+        with _own_generators():
+            self.llm = LLM(
+                model=policy_path,
+                dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+                max_num_seqs=batch_size,
+                enable_sleep_mode=sleep,
+                # Temperature first, so that what comes back is the policy that is sampled.
+                logprobs_mode="processed_logprobs",
+                **options,
+            )
         if sleep:
             self.llm.sleep(level=2)
 
@@ -84,10 +89,12 @@ class VllmEngine:
         """
         from vllm import TokensPrompt
 
-        self._synchronize()
+        with _own_generators():
+            self._synchronize()
         requests = [TokensPrompt(prompt_token_ids=list(p)) for p in prompts for _ in range(group_size)]
         params = [self._params(sampling, seed, g) for seed in seeds for g in range(group_size)]
-        outputs = self.llm.generate(requests, params, use_tqdm=False)
+        with _own_generators():
+            outputs = self.llm.generate(requests, params, use_tqdm=False)
         if self.sleep:
             self.llm.sleep(level=2)
         flat = [_completion(output.outputs[0], sampling) for output in outputs]
@@ -115,15 +122,23 @@ class VllmEngine:
         """Copies the policy's weights into vLLM's model and forgets cached prefixes, which old weights computed."""
         if self.sleep:
             self.llm.wake_up(tags=["weights"])
-        weights = list(named_weights(self.model))
-
-        def load(inner: Any) -> None:
-            inner.load_weights(iter(weights))
-
-        self.llm.apply_model(load)
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": named_weights(self.model)})
         if self.sleep:
             self.llm.wake_up(tags=["kv_cache"])
         self.llm.reset_prefix_cache()
+
+
+@contextmanager
+def _own_generators() -> Iterator[None]:
+    """The process's global generators as they were, whatever is done in between."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    plain, numbers = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            random.setstate(plain)
+            np.random.set_state(numbers)
 
 
 def named_weights(model: LanguageModel) -> Iterator[tuple[str, Tensor]]:

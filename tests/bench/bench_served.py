@@ -45,7 +45,7 @@ def vllm_server(python, model, log, batch):
     own |= {"VLLM_NO_USAGE_STATS": "1"}
     with Path(log).open("w") as output:
         process = subprocess.Popen(command, env={**os.environ, **own}, stdout=output, stderr=subprocess.STDOUT)
-        url, deadline = f"http://127.0.0.1:{port}", time.time() + 600
+        url, deadline = f"http://127.0.0.1:{port}", time.time() + 1800
         try:
             while True:
                 if process.poll() is not None or time.time() > deadline:
@@ -117,6 +117,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--server", required=True, help="python of an environment with vLLM")
+    parser.add_argument("--url", help="a server of that environment that runs already, with the model named teacher")
     parser.add_argument("--rows", type=int, default=192)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[4, 16])
     parser.add_argument("--repeats", type=int, default=3)
@@ -138,7 +139,9 @@ def main():
     sequences, passes = [Sequence(*row) for row in rows], []
     with tempfile.TemporaryDirectory() as scratch:
         log = f"{scratch}/server.log"
-        with vllm_server(options.server, options.model, log, max(options.concurrency)) as url:
+        running = contextlib.nullcontext(options.url)
+        started = vllm_server(options.server, options.model, log, max(options.concurrency))
+        with running if options.url else started as url:
             plain_loop(url, rows[:32], 4)  # the first requests of a server take longer
             for concurrency in options.concurrency:
                 for repeat in range(options.repeats):

@@ -1,8 +1,10 @@
 """The vLLM engine without vLLM: the message, the requests it makes, the weights it hands over."""
 
+import random
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,21 +13,24 @@ from multiref_cli.rollouts.engine import Sampling
 from multiref_cli.rollouts.vllm_engine import VllmEngine, named_weights
 
 
-class FakeModel:
-    """Collects what it is told to load."""
-
-    def load_weights(self, weights):
-        self.loaded = dict(weights)
+def seed_everything():
+    """What vLLM does to the process that it lives in."""
+    random.seed(7)
+    np.random.seed(7)
+    torch.manual_seed(7)
 
 
 class FakeLLM:
     """Answers every request with its seed and an end token."""
 
     def __init__(self, **options):
-        self.options, self.model, self.calls = options, FakeModel(), []
+        self.options, self.calls, self.loaded = options, [], {}
+        seed_everything()
 
-    def apply_model(self, function):
-        return [function(self.model)]
+    def collective_rpc(self, method, kwargs):
+        assert method == "reload_weights"
+        self.loaded = dict(kwargs["weights_iterator"])
+        seed_everything()
 
     def reset_prefix_cache(self):
         self.calls.append("reset")
@@ -43,6 +48,7 @@ class FakeLLM:
             return SimpleNamespace(outputs=[SimpleNamespace(token_ids=ids, logprobs=logprobs)])
 
         self.requests, self.params = requests, params
+        seed_everything()
         return [answer(*pair) for pair in zip(requests, params)]
 
 
@@ -73,9 +79,30 @@ def test_requests_results_and_weights(fake_vllm, qwen2):
     assert all(c.finished and c.ids[-1] == 9 and c.logps[-1] == -4.5 for group in groups for c in group)
     assert engine.llm.params[0].logit_bias == dict.fromkeys(range(30, 40), -100.0)
     assert engine.llm.calls == ["sleep", "weights", "kv_cache", "reset", "sleep"]
-    loaded = engine.llm.model.loaded
+    loaded = engine.llm.loaded
     assert loaded.keys() == dict(qwen2.named_parameters()).keys()
     assert all(torch.equal(loaded[name], value) for name, value in qwen2.named_parameters())
+
+
+def test_the_generators_of_the_process_are_left_alone(fake_vllm, qwen2):
+    """What is drawn behind the engine is what would be drawn without it."""
+
+    def drawn():
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    random.seed(1)
+    np.random.seed(1)
+    torch.manual_seed(1)
+    without = [drawn() for _ in range(3)]
+    random.seed(1)
+    np.random.seed(1)
+    torch.manual_seed(1)
+    engine = VllmEngine(qwen2, "somewhere", batch_size=5)
+    found = [drawn()]
+    for seed in (1, 2):
+        engine.generate([[2, 3]], 2, Sampling(max_new_tokens=4, end_ids=(9,)), [seed])
+        found.append(drawn())
+    assert found == without
 
 
 def test_adapters_are_merged_into_what_they_adapt(make_model):
