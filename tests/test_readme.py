@@ -173,10 +173,9 @@ def sweep(shop: Workshop, words: list[str]) -> None:
     """The whole grid is planned; then the first value of every axis is run, with one seed and without baselines."""
     options = words[words.index("--workers") :] if "--workers" in words else []
     overrides = [word for word in words if word not in [*options, "--dry-run"]]
-    if any(word.startswith("sweep=") for word in overrides):  # a file has grids of its own, offline and online
+    # A file has grids of its own, offline and online; a search is many sweeps, on rows of its own.
+    if any(word.startswith(("sweep=", "search.")) for word in overrides):
         return shop.run("sweep", *overrides, "--dry-run")
-    if any(word.startswith("search.") for word in overrides):  # a search is many sweeps: its plan
-        return shop.run("sweep", *shop.small(overrides), "--dry-run")
     shop.run("sweep", *shop.small(overrides), "--dry-run")
     first = [re.sub(r"^([\w.]+=[^\[\],]+),.*", r"\1", word) for word in overrides if key(word) != "seeds"]
     shop.run("sweep", *shop.small(first), "seeds=1", "baselines=false", "run.dir=out", *options)
