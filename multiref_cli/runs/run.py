@@ -19,7 +19,7 @@ from multiref_cli.config.plain import digest, from_plain, to_plain
 from multiref_cli.config.schema import Experiment, Hardware, Model
 from multiref_cli.data.probe import facts
 from multiref_cli.errors import RequestError, RunError
-from multiref_cli.files import read_lines, read_object, sentence_of, write_json, write_lines, write_text
+from multiref_cli.files import read_lines, read_object, read_yaml, sentence_of, write_json, write_lines, write_text
 from multiref_cli.models.files import fingerprint, weights_problem
 from multiref_cli.models.merge import recipe_of, without_merges
 from multiref_cli.models.precision import lost_share
@@ -416,7 +416,7 @@ def evaluate(folder: Path, overrides: Sequence[str] = (), progress: Progress | N
 
     Args:
         folder: a run folder with a policy/.
-        overrides: of evaluation, reward, hardware or data; what an earlier eval changed of them stays as it was.
+        overrides: of evaluation, reward, hardware or data; what an earlier eval scored with stays as it was.
         progress: told of every phase.
 
     Raises:
@@ -433,21 +433,29 @@ def evaluate(folder: Path, overrides: Sequence[str] = (), progress: Progress | N
                 f"eval cannot change {group!r} of a finished run; it can change {', '.join(_MEASURED_BY)}."
             )
     _check_policy(run)
-    # What an earlier eval changed stays; on which machine it ran does not.
-    measured_before = {k: v for k, v in (_saved_results(run).get("measured_by") or {}).items() if k != "hardware"}
-    experiment = compose_saved(saved, list(overrides), measured_before)
+    scored_before = _scored_before(run, saved)
+    experiment = compose_saved(saved, list(overrides), scored_before)
     check_devices(experiment)
     job = open_job(experiment, progress)
     with run.alone():
         outcome = measure_folder(job, run.path / "policy", progress)
         results = _saved_results(run)
         # config.yaml says how the run was trained; a report must also know how it was measured since.
-        again = overrides or measured_before
+        again = overrides or scored_before
         measured_by = {name: experiment.plain[name] for name in _MEASURED_BY} if again else None
         trained = results.get("config_hash", experiment.hash)
         run.keep_evaluation()
         _write_outcome(job, run, outcome, results.get("training_notes", []), trained, measured_by=measured_by)
     return run.path
+
+
+def _scored_before(run: RunDir, saved: Path) -> dict[str, Any]:
+    """What an earlier eval scored with, as keys of the config: another scorer stays, how much it scored does not."""
+    before = _saved_results(run).get("measured_by") or {}
+    if not before:
+        return {}
+    evaluation = read_yaml(saved)["evaluation"] | {"scorer": before["evaluation"]["scorer"]}
+    return {"reward": before["reward"], "evaluation": evaluation}
 
 
 def _saved_results(run: RunDir) -> dict[str, Any]:

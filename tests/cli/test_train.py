@@ -12,7 +12,7 @@ from multiref_cli.reports.collect import read_run
 
 FILES = (
     "config.yaml overrides.txt manifest.json status.json metrics.jsonl samples.jsonl results.json evaluation.jsonl "
-    "pairs.jsonl report logs checkpoints policy"
+    "answers.jsonl pairs.jsonl report logs checkpoints policy"
 )
 
 
@@ -156,6 +156,15 @@ def test_eval_scores_again_and_refuses_what_training_depends_on(place, multiref,
     assert read_json(Path("out/results.json"))["metrics"] == first["metrics"]
     assert multiref("eval", "out", "beta=2") == 2
     assert "cannot change 'beta'" in capsys.readouterr().err
+
+
+def test_eval_keeps_the_scorer_of_an_earlier_one(place, multiref, offline):
+    """What scores stays until another is named; how much is scored is the run's own."""
+    assert multiref("train", *offline, "run.dir=out") == 0
+    assert multiref("eval", "out", "evaluation.scorer=null", "evaluation.prompts=3") == 0
+    assert multiref("eval", "out") == 0
+    metrics = read_json(Path("out/results.json"))["metrics"]
+    assert "reward_model" not in metrics and metrics["toy_gold"]["n"] == 6
 
 
 def test_stored_references_are_computed_once(place, multiref, offline, capsys):

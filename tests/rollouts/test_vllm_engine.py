@@ -61,10 +61,10 @@ def fake_vllm(monkeypatch):
 
 
 def test_without_vllm_the_message_says_what_to_do(monkeypatch, qwen2):
-    """One sentence with the extra and the alternative."""
+    """One sentence with what to install and the alternative."""
     monkeypatch.setitem(sys.modules, "vllm", None)
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    with pytest.raises(RequestError, match=r"multiref\[vllm\].*rollout=transformers"):
+    with pytest.raises(RequestError, match="pip install vllm.*rollout=transformers"):
         VllmEngine(qwen2, "somewhere")
 
 
