@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 VLLM_MISSING = "rollout=vllm needs vLLM, which is not installed: pip install vllm, or use rollout=transformers"
 _DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:\d{1,3})?")
 # Our names of what columns hold.
-COLUMNS = ("prompt", "chosen", "rejected", "completion", "answer", "messages", "tools", "chat_template_kwargs")
+COLUMNS = ("prompt", "chosen", "rejected", "completion", "answer", "messages", "text", "tools", "chat_template_kwargs")
 
 
 def check(experiment: "Experiment") -> None:

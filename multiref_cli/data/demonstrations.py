@@ -1,13 +1,13 @@
-"""Demonstrations for supervised fine-tuning: a prompt and the response to learn."""
+"""Demonstrations for supervised fine-tuning: a prompt and the response to learn, or a text that is learned whole."""
 
 import re
 from dataclasses import dataclass, field
 from typing import Any
 
 from multiref_cli.config.schema import Data
-from multiref_cli.data.chat import end_ids
-from multiref_cli.data.encode import bounded_conversation, load_encoded, plain_response
-from multiref_cli.data.messages import column, conversation, prompt_messages, response_of, with_tools
+from multiref_cli.data.chat import end_ids, text_ids
+from multiref_cli.data.encode import bounded_conversation, load_encoded, plain_response, truncate, unicode_text
+from multiref_cli.data.messages import column, conversation, prompt_column, prompt_messages, response_of, with_tools
 from multiref_cli.data.messages import plain_response as without_fields
 from multiref_cli.data.preferences import parse_pair
 from multiref_cli.data.prompts import question
@@ -24,9 +24,9 @@ class Demonstration:
     """One demonstration.
 
     Args:
-        prompt: ids up to where the assistant begins.
-        completion: ids of the response, with its end token unless it was truncated.
-        messages: the prompt as messages, system prompt included.
+        prompt: ids up to where the assistant begins; the first id of a text that is learned whole.
+        completion: ids of the response, or of the rest of the text, with its end token unless it was truncated.
+        messages: the prompt as messages, system prompt included; of a text one message with the role `text`.
         text: the response, a turn where it has reasoning or tool calls.
         row: number of the row in its source, from 1.
         extra: the other columns of the row.
@@ -43,7 +43,7 @@ class Demonstration:
 
 
 def load_demonstrations(data: Data, tokenizer: Tokenizer) -> Split[Demonstration]:
-    """Load demonstrations: prompt and completion, question and answer, a conversation, or the chosen side of pairs.
+    """Load demonstrations: prompt and completion, question and answer, conversation, chosen side of pairs, or a text.
 
     Args:
         data: the data part of the config; `options.calculator_marks: false` drops GSM8K's `<<48/2=24>>`.
@@ -51,7 +51,7 @@ def load_demonstrations(data: Data, tokenizer: Tokenizer) -> Split[Demonstration
 
     Returns:
         Training and held-out demonstrations, and the account of the rows that were dropped. Of a conversation the last
-        turn of the assistant is learned, the turns before it are the prompt.
+        turn of the assistant is learned, the turns before it are the prompt; of rows of `text` alone every token.
 
     Raises:
         RequestError: nothing to read, nothing left, or bad rows that the config refuses.
@@ -65,6 +65,8 @@ def parse_demonstration(number: int, row: dict[str, Any], data: Data, tokenizer:
         pair = parse_pair(number, row, data, tokenizer)
         cut = int(pair.chosen[-1] not in end_ids(tokenizer))
         return Demonstration(pair.prompt, pair.chosen, pair.messages, pair.chosen_text, number, pair.extra, cut)
+    if _is_text(row, data):
+        return _whole(number, row, data, tokenizer)
     used, messages, text = _texts(row, data)
     if not data.options.get("calculator_marks", True) and isinstance(text, str):
         text = _CALCULATOR.sub("", text)
@@ -72,6 +74,28 @@ def parse_demonstration(number: int, row: dict[str, Any], data: Data, tokenizer:
     prompt, (completion,), (cut,) = bounded_conversation(tokenizer, messages, [text], data)
     extra = {name: value for name, value in row.items() if name not in used}
     return Demonstration(prompt, completion, messages, text, number, extra, cut)
+
+
+def _is_text(row: dict[str, Any], data: Data) -> bool:
+    """Whether a row is a text without prompt and response, for language modeling."""
+    if "text" in data.columns:
+        return True
+    parts = [column(row, data, "messages"), prompt_column(row, data)[1], *(row.get(name) for name in COMPLETIONS)]
+    return row.get("text") is not None and all(part is None for part in parts)
+
+
+def _whole(number: int, row: dict[str, Any], data: Data, tokenizer: Tokenizer) -> Demonstration:
+    """A text as it is, control tokens read as what they are, and the end token unless it brings that along."""
+    name, text = data.columns.get("text", "text"), column(row, data, "text")
+    if not isinstance(text, str):
+        raise BadRow(f"{name} has the wrong type: {type(text).__name__}")
+    ids, ends = text_ids(tokenizer, unicode_text(text, name)) if text.strip() else [], end_ids(tokenizer)
+    if not ids:
+        raise BadRow(f"empty {name}")
+    rest = ids[1:] if ids[-1] in ends and len(ids) > 1 else [*ids[1:], ends[0]]
+    completion, cut = truncate(rest, data.max_completion_tokens)
+    extra = {key: value for key, value in row.items() if key != name}
+    return Demonstration((ids[0],), completion, [{"role": "text", "content": text}], text, number, extra, cut)
 
 
 def _texts(row: dict[str, Any], data: Data) -> tuple[set[str], list[Message], Response]:

@@ -130,12 +130,22 @@ def plain_text(tokenizer: Tokenizer, text: str, name: str) -> str:
     Raises:
         BadRow: it holds a control token, which would open or end a turn, or half of a surrogate pair.
     """
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise BadRow(f"{name} is no Unicode text")
+    unicode_text(text, name)
     text = text if name == "prompt" else without_end(tokenizer, text)
     token = control_token(tokenizer, text)
     if token is not None:
         raise BadRow(f"control token in {name}: {token}")
+    return text
+
+
+def unicode_text(text: str, name: str) -> str:
+    """The text of a column.
+
+    Raises:
+        BadRow: it holds half of a surrogate pair.
+    """
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise BadRow(f"{name} is no Unicode text")
     return text
 
 

@@ -51,7 +51,9 @@ def test_calculator_marks_and_columns(write, config, chatml):
         ({"prompt": "Q", "completion": ""}, "empty completion"),
         ({"prompt": "Q", "completion": 3}, "completion has the wrong type: int"),
         ({"messages": [USER]}, "messages hold no response to a prompt"),
-        ({"text": "A"}, "missing prompt: there is text"),
+        ({"text": " "}, "empty text"),
+        ({"text": 3}, "text has the wrong type: int"),
+        ({"text": "\ud800"}, "text is no Unicode text"),
     ],
 )
 def test_bad_row(row, reason, write, config, chatml):
@@ -70,3 +72,28 @@ def test_gsm8k_solutions(shared, config, words):
     data = config(str(shared / "gsm8k/test.jsonl"), options={"calculator_marks": False})
     split = load_demonstrations(data, words)
     assert len(split.train) == 1319 and not any("<<" in one.text for one in split.train)
+
+
+@pytest.mark.parametrize(
+    "text, whole",
+    [
+        ("two words", "two words<|im_end|>"),
+        ("<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\nA<|im_end|>",) * 2,
+    ],
+)
+def test_a_text_is_learned_whole(text, whole, write, config, chatml):
+    """Every token but the first, which nothing comes before, and the end token once."""
+    (one,) = load_demonstrations(config(write([{"text": text, "id": 1}])), chatml).train
+    assert list(one.prompt + one.completion) == chatml(whole, add_special_tokens=False)["input_ids"]
+    assert len(one.prompt) == 1 and one.extra == {"id": 1} and one.truncated == 0
+
+
+def test_a_text_of_another_column_is_cut_at_the_limit(write, config, chatml):
+    data = config(write([{"body": "one two three four"}]), columns={"text": "body"}, max_completion_tokens=2)
+    (one,) = load_demonstrations(data, chatml).train
+    assert len(one.completion) == 2 and one.truncated == 1
+
+
+def test_a_text_beside_a_prompt_is_no_text_to_learn(write, config, chatml):
+    (one,) = load_demonstrations(config(write([{"text": "T", "prompt": "Q", "completion": "A"}])), chatml).train
+    assert one.text == "A"

@@ -64,7 +64,7 @@ def test_without_vllm_the_message_says_what_to_do(monkeypatch, qwen2):
     """One sentence with what to install and the alternative."""
     monkeypatch.setitem(sys.modules, "vllm", None)
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    with pytest.raises(RequestError, match="pip install vllm.*rollout=transformers"):
+    with pytest.raises(RequestError, match=r"pip install vllm.*rollout=transformers"):
         VllmEngine(qwen2, "somewhere")
 
 
