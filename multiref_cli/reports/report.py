@@ -170,7 +170,8 @@ def _add_worlds(page: Page, made: Material) -> None:
 
 def _add_rivals(page: Page, made: Material) -> None:
     """The ranking of mixes and rivals; its comparisons go beside those of the jobs."""
-    own = add_rivals(page, [job.found for job in made.jobs], made.found, _left_out(made.sweeps))
+    groups = [(job.found, job.verdicts) for job in made.jobs]
+    own = add_rivals(page, groups, made.found, _left_out(made.sweeps))
     of_jobs = [(job_name(job.found[0]), one) for job in made.jobs for one in job.verdicts]
     write_verdicts([*of_jobs, *own], made.target / VERDICTS)
 

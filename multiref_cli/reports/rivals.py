@@ -80,14 +80,15 @@ def ranked(group: Sequence[Condition], rivals: Sequence[Condition], metric: str)
 def compare_rivals(
     group: Sequence[Condition], rivals: Sequence[Condition], metrics: Sequence[str]
 ) -> list[tuple[str, Verdict]]:
-    """Every line over alpha (its mean) against everything else that is ranked, by metric: one family under Holm.
+    """Every line over alpha (its mean) against the rivals and the untrained, by metric: one family under Holm.
 
-    Differences are paired by prompt, and by seed where both sides have been trained. What was not trained is the same
-    at every seed: the spread over seeds is then that of the mix alone.
+    A reference alone is judged among the job's own comparisons, see `judged_before`. Differences are paired by prompt,
+    and by seed where both sides have been trained. What was not trained is the same at every seed: the spread over
+    seeds is then that of the mix alone.
     """
     made = []
     for metric in metrics:
-        entries = [one for one in ranked(group, rivals, metric) if one.role != "grid"]
+        entries = [one for one in ranked(group, rivals, metric) if one.role in ("rival", "untrained")]
         for line in series(group):
             first = line.by_seed(metric)
             for entry in entries:
@@ -101,18 +102,29 @@ def compare_rivals(
     ]
 
 
+def judged_before(group: Sequence[Condition], verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """Of a job's own comparisons those of its lines over alpha with what is ranked beside rivals, named as there."""
+    lines = {side_label(line) for line in series(group)}
+    others = {one.label for one in group if one.role in ("single", "beta0")}
+    return [one for one in verdicts if one.first in lines and one.second in others]
+
+
 def add_rivals(
-    page: Page, groups: Sequence[Sequence[Condition]], found: Sequence[Condition], left_out: Sequence[str]
+    page: Page,
+    groups: Sequence[tuple[Sequence[Condition], Sequence[Verdict]]],
+    found: Sequence[Condition],
+    left_out: Sequence[str],
 ) -> list[tuple[str, Verdict]]:
     """Add the ranking of every job that has rivals, with one figure of all; returns the comparisons by job.
 
     Args:
         page: to add to.
-        groups: the jobs.
+        groups: the jobs, each with its own comparisons.
         found: all conditions, rivals among them.
         left_out: sentences on rivals that are not there.
     """
-    jobs = [(group, rivals) for group in groups if (rivals := rivals_of(group, found)) and scorers(group)]
+    own = {id(group): verdicts for group, verdicts in groups}
+    jobs = [(group, rivals) for group, _ in groups if (rivals := rivals_of(group, found)) and scorers(group)]
     if not jobs:
         return []
     page.text("## One mix against its rivals")
@@ -123,7 +135,8 @@ def add_rivals(
     for (group, rivals), stem in zip(jobs, stems([group for group, _ in jobs])):
         made = compare_rivals(group, rivals, scorers(group))
         page.text(f"### {job_name(group[0])}")
-        _add_table(page, group, rivals, [one for _, one in made], f"{stem}-rivals".strip("-"))
+        shown = [*(one for _, one in made), *judged_before(group, own[id(group)])]
+        _add_table(page, group, rivals, shown, f"{stem}-rivals".strip("-"))
         page.text("\n".join(f"- {one.sentence(CONFIDENCE)}" for _, one in made))
         verdicts += [(job_name(group[0]), one) for _, one in made]
     return verdicts
@@ -155,8 +168,9 @@ def _add_table(
     headers += ["responses trained on", "drawn an answer", "models an answer", f"{mix} minus it", "the mix is"]
     caption = (
         f"Ranked by {heading(metrics[0])}. Differences are paired by prompt and seed, with {CONFIDENCE:.0%} intervals; "
-        "above and below: after Holm's correction for all comparisons of mixes with what is ranked here, on every "
-        "score. ≤: an upper bound (best of N). Responses trained on: pairs count two; stored samples of references "
+        "above and below: after Holm's correction, for rivals and the untrained over all comparisons of mixes with "
+        "them on every score, for a reference alone among the job's own comparisons. \u2264: an upper bound (best of "
+        "N). Responses trained on: pairs count two; stored samples of references "
         "count as others. \u2020: chosen among candidates by the score itself, with the solution at hand."
     )
     page.table(headers, rows, caption, name=name)

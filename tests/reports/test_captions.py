@@ -81,10 +81,15 @@ def test_rivals_are_ranked_by_what_the_files_say(found) -> None:
         pair("the mix itself", -0.01, "not significant"),
         pair("best of 4", 0.5, "above", metric="reward_model"),
         Judged(row.job, "gold", "regularizer", False, row.condition, "fkl", 0.1, "above"),
+        Judged(row.job, "gold", "single reference", False, row.condition, "b alone", -0.2, "below"),
+        Judged(row.job, "gold", "single reference", False, "another mix", "b alone", -0.2, "below"),
     ]
     text = captions.rivals(rows, made)
-    assert f"{row.job}, by gold: {row.condition} ({row.interval.mean:.3g}) is number 3 of 4" in text
-    assert "significantly above it: best of 4 \u2020; below it: b untrained; not told apart: the mix itself." in text
+    assert f"{row.job}, by gold: {row.condition} ({row.interval.mean:.3g}) is number 4 of 5" in text
+    assert (
+        "significantly above it: best of 4 \u2020, b alone; below it: b untrained; not told apart: the mix itself."
+        in text
+    )
     assert "fkl" not in text and "by the score itself" in text and "reward_model" not in text
     without = captions.rivals(rows, [pair("a soup", 0.2, "above")])
     assert "is number 1 of 2; significantly above it: none" in without and "\u2020" not in without
