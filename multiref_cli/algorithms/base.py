@@ -102,6 +102,7 @@ class Job:
             tokenizer=self.tokenizer,
             vocabulary=self.vocabulary,
             truncation=(experiment.data.max_prompt_tokens, experiment.data.max_completion_tokens),
+            keep_hidden=experiment.hardware.keep_hidden,
         )
         return ReferenceStore(experiment.hardware.cache_folder / "store", scoring, self.parallel)
 

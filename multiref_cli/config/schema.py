@@ -230,6 +230,7 @@ class Hardware:
     threads: Optional[int] = number("[1, 4096]", None)
     processes: int = number("[1, 1024]", 1)
     cache_dir: Optional[str] = None
+    keep_hidden: bool = False
     checkpoint_every: int = number(COUNT_OR_0, 50, note="0 is at the end only")
     checkpoint_minutes: Optional[float] = number("(0, 1e6]", None)
     checkpoint_async: bool = False

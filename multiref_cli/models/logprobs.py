@@ -88,13 +88,24 @@ def token_logps(
     Returns:
         Results of shape (B, T).
     """
-    head = head_of(model, vocabulary)
+    return logps_of(hidden_states(model, packed), head_of(model, vocabulary), packed, temperature, chunk, entropy)
+
+
+def logps_of(
+    hidden: Tensor,
+    head: Head,
+    packed: Packed,
+    temperature: float = 1.0,
+    chunk: int | None = None,
+    entropy: bool = False,
+) -> TokenLogps:
+    """`token_logps`, given the (N, H) hidden states that predict the completion tokens."""
     sizes = Sizes(
         chunk or default_chunk(head, packed.targets.device, ENTROPY_COPIES if entropy else SAMPLED_COPIES),
         temperature,
         2 if entropy else 1,
     )
-    results = over_chunks(hidden_states(model, packed), head, Sampled(packed.targets, entropy), sizes)
+    results = over_chunks(hidden, head, Sampled(packed.targets, entropy), sizes)
     return TokenLogps(*(spread(values, packed.mask) for values in results))
 
 

@@ -34,12 +34,12 @@ class Entry:
 
     Attributes:
         folder: where it lies; its name is the address.
-        kind: logps, normalizers or samples.
+        kind: logps, hidden, normalizers or samples.
         address: the content that it was computed from, as hashed.
         origin: where its models were found, for people and for `verify`; no part of the address.
         sha256: of its data file.
-        rows: responses (logps, normalizers) or prompts (samples).
-        tokens: stored per-token values.
+        rows: responses (logps, hidden, normalizers) or prompts (samples).
+        tokens: of which something is stored each.
         created: seconds since the epoch.
         seconds: that building it took.
     """
@@ -219,6 +219,10 @@ class EntryFolder:
     def parts(self, key: str, signature: str) -> Parts:
         """What is kept of a pass that will write the entry at `key`, divided as `signature` says."""
         return Parts(self.root / f".parts-{key}-{signature[:16]}")
+
+    def room(self, key: str) -> Path:
+        """A folder for what a pass that will write the entry at `key` has beside its parts; it goes with them."""
+        return self.root / f".parts-{key}-room"
 
     def forget_parts(self, key: str, before: float = float("inf")) -> None:
         """Delete what is kept of unfinished passes for an entry, unless it was written to since `before` (epoch)."""

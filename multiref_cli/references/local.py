@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -10,12 +11,12 @@ from torch import Tensor
 
 from multiref_cli.config import schema
 from multiref_cli.data.template import Rendering
-from multiref_cli.models.decoder import Adapted
+from multiref_cli.models.decoder import Adapted, Head, head_of
 from multiref_cli.models.files import fingerprint
 from multiref_cli.models.load import load_causal_lm, load_tokenizer
 from multiref_cli.models.logprobs import token_logps
 from multiref_cli.models.packing import Packed
-from multiref_cli.models.precision import Precision
+from multiref_cli.models.precision import Precision, parameter_type
 from multiref_cli.rollouts.engine import Completion, Sampling
 from multiref_cli.rollouts.transformers_engine import TransformersEngine
 from multiref_cli.types import Device
@@ -69,6 +70,25 @@ class LocalReference:
         if self._model is None:
             self._model = self._opener()
         return self._model
+
+    def alone(self) -> "LocalReference":
+        """The same one with weights of its own, an adapter merged into its base; nothing is opened."""
+        return LocalReference(self.spec, self.device, self.precision.name, rendering=self._rendering)
+
+    @property
+    def product_type(self) -> torch.dtype:
+        """The type of its hidden states."""
+        mixed = self.precision.name == "bf16_mixed"
+        found: torch.dtype = getattr(torch, "bfloat16" if mixed else parameter_type(self.precision.name))
+        return found
+
+    def head(self, vocabulary: int | None = None) -> Head:
+        """Its output head, on its device, an adapter merged; its files are opened, nothing is run."""
+        # Fewer bits are made of the weights where they lie; everything else is kept from the device.
+        device = "cpu" if self.spec.quantization is None else self.device
+        head = head_of(load_causal_lm(self.spec, device, self.precision.name, probe=False), vocabulary)
+        bias = None if head.bias is None else head.bias.detach().to(self.device)
+        return replace(head, weight=head.weight.detach().to(self.device), bias=bias)
 
     @property
     def module(self) -> Any:

@@ -32,15 +32,17 @@ class Work:
 
     Attributes:
         models: that are asked, on one device; all must take shared prompts for prompts to be shared. Empty: a server.
-        compute: rows -> (B, T) tensors.
+        compute: rows, and the (n,) places of their tokens in `completions` -> (B, T) tensors.
         expect: told of rows some time before `compute` gets them.
         confirm: called by the main process before a part is kept; raises where it must not be.
+        widths: `sharing_width` of models that are not at hand, where batches are to be as if they were.
     """
 
     models: Sequence[Any]
-    compute: Callable[[Packed], Sequence[torch.Tensor]]
+    compute: Callable[[Packed, np.ndarray], Sequence[torch.Tensor]]
     expect: Callable[[Packed], None] = _nothing
     confirm: Callable[[], None] = lambda: None
+    widths: Sequence[int | None] = ()
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class ScoredRows:
         """
         groups = self._groups(range(len(self.prompt_of)) if numbers is None else numbers)
         inner = [model.model if isinstance(model, Adapted) else model for model in work.models]
-        widths = [sharing_width(model) for model in inner] or [None]
+        widths = list(work.widths) or [sharing_width(model) for model in inner] or [None]
         if None in widths or not sharing_pays(*self._lengths(groups), widths[0]):
             groups = [[i] for group in groups for i in group]
         rows = [row_length(prompt, responses, True) for prompt, responses in zip(*self._lengths(groups))]
@@ -125,8 +127,8 @@ class ScoredRows:
             if number < first:
                 values, before = found[number] if parallel.main else None, end
             else:
-                while not inner and asked < min(
-                    number + 2, len(pieces)
+                while (
+                    not inner and not work.widths and asked < min(number + 2, len(pieces))
                 ):  # a server goes on while the next piece is waited for
                     for batch in parallel.share(pieces[asked]):
                         work.expect(self._packed([groups[i] for i in batch]))
@@ -148,12 +150,12 @@ class ScoredRows:
     def _computed(
         self,
         groups: Sequence[Sequence[int]],
-        compute: Callable[[Packed], Sequence[torch.Tensor]],
+        compute: Callable[[Packed, np.ndarray], Sequence[torch.Tensor]],
         device: torch.device,
     ) -> np.ndarray:
         """(R, n) what `compute` says of the n tokens of some responses, group by group."""
         packed = self._packed(groups)
-        tensors = compute(packed.to(device))
+        tensors = compute(packed.to(device), self._places([groups]))
         return np.stack([tensor.float().cpu()[packed.mask].numpy() for tensor in tensors])
 
     def _packed(self, groups: Sequence[Sequence[int]]) -> Packed:

@@ -29,6 +29,8 @@ from multiref_cli.models.packing import Packed
 from multiref_cli.parallel import ALONE, Parallel
 from multiref_cli.references.base import Reference
 from multiref_cli.references.entries import Entry, EntryFolder, address_key
+from multiref_cli.references.hidden import Keeping, Kept, kept_of, normalizing, not_kept, size_said
+from multiref_cli.references.local import LocalReference
 from multiref_cli.references.parts import Parts
 from multiref_cli.references.rows import ScoredRows, Work, scored_rows
 from multiref_cli.references.tokens import (
@@ -72,12 +74,14 @@ class Scoring:
         vocabulary: ids that policy and references normalize over.
         truncation: longest prompt and completion in tokens, as the data were cut; part of the address.
         micro_tokens: padded tokens per forward pass; no part of the address.
+        keep_hidden: keep final hidden states beside log-probabilities, of references that this process opens itself.
     """
 
     tokenizer: Tokenizer
     vocabulary: int
     truncation: tuple[int | None, int] | None = None
     micro_tokens: int = 8192
+    keep_hidden: bool = False
 
     @cached_property
     def tokens(self) -> dict[str, Any]:
@@ -133,13 +137,20 @@ class ReferenceStore:
         tokens, rows = self._rows(reference, sequences)
         model, dtype = reference.fingerprint(), reference.dtype
         address = {"kind": "logps", "model": model, "dtype": dtype, "rows": rows.sha256, **tokens}
+        told, states = progress or Silent(), self._states_address(reference, rows, tokens, progress)
 
         def build(missing: Items[str]) -> None:
-            """Compute it."""
-            self._build_logps(reference, rows, address, missing, progress or Silent())
+            """Compute it, and the hidden states where they are wanted."""
+            if states is not None and address_key(states) in missing:
+                self._build_hidden(reference, rows, {"logps": address, "hidden": states}, missing, told)
+            else:
+                self._build_logps(reference, rows, address, missing, told)
 
-        (arrays,) = self._stored([address_key(address)], build)
-        return _split(arrays, "values")
+        keys = [address_key(address)]
+        # Whole files of hidden states are read where they are needed, not by every run.
+        if states is not None and self.parallel.once(lambda: self.entries.find(address_key(states)) is None):
+            keys.append(address_key(states))
+        return _split(self._stored(keys, build)[0], "values")
 
     def sums(
         self, reference: Reference, sequences: Items[Sequence], progress: Progress | None = None
@@ -158,8 +169,9 @@ class ReferenceStore:
     ) -> list[list[np.ndarray]]:
         """log F_t of token-level mixes, from disk or computed now, all that are missing in one pass.
 
-        This pass has the K references in memory together: F_t sums the mixture over the whole vocabulary, which no
-        stored number of one reference can replace. Mixes of order 1, or of a single reference, have log F_t = 0.
+        F_t sums the mixture over the whole vocabulary. Where the hidden states of all its references are kept, their
+        output heads are applied to them; else this pass has the K references in memory together. Mixes of order 1, or
+        of a single reference, have log F_t = 0.
 
         Args:
             references: K of them over the policy's tokenizer, in memory together where something is missing.
@@ -310,7 +322,7 @@ class ReferenceStore:
         if model is not None:
             _check_size(reference, address["vocabulary"])
 
-        def compute(packed: Packed) -> list[Any]:
+        def compute(packed: Packed, _: np.ndarray) -> list[Any]:
             return [reference.token_logps(packed, vocabulary=address["vocabulary"])]
 
         report = _reporter(progress, f"reference {reference.name}")
@@ -319,6 +331,65 @@ class ReferenceStore:
         reference.release()
         _refuse_infinite(values, rows, reference.name)
         self._write(address, {**rows.arrays(), "values": values}, _origin([reference]), start)
+
+    def _build_hidden(
+        self,
+        reference: Reference,
+        rows: ScoredRows,
+        addresses: Mapping[str, Mapping[str, Any]],
+        missing: Items[str],
+        progress: Progress,
+    ) -> None:
+        """Hidden states in one pass, and log-probabilities where they are missing too."""
+        start, vocabulary = time.monotonic(), self.scoring.vocabulary
+        progress.note(f"hidden states of {reference.name}: {size_said(reference, len(rows.completions))}")
+        _check_size(reference, vocabulary)
+        keeping = Keeping(reference, rows, vocabulary, self.entries.room(min(missing)))
+        values, checks = self._compute(
+            keeping.work(), rows, missing, _reporter(progress, f"reference {reference.name}")
+        )
+        _refuse_infinite(values, rows, reference.name)
+        origin = _origin([reference])
+        if self.parallel.main:
+            self._write(addresses["hidden"], keeping.arrays(checks), origin, start)
+        reference.release()
+        if address_key(addresses["logps"]) in missing:
+            self._write(addresses["logps"], {**rows.arrays(), "values": values}, origin, start)
+
+    def _states_address(
+        self, reference: Reference, rows: ScoredRows, tokens: Mapping[str, Any], progress: Progress | None = None
+    ) -> dict[str, Any] | None:
+        """Where a reference's hidden states are kept; None where they are not to be."""
+        if not self.scoring.keep_hidden:
+            return None
+        why = not_kept(reference, tokens != self.scoring.tokens)
+        if why is not None:
+            (progress or Silent()).note(f"hidden states of {reference.name} are not kept: {why}")
+        return self._hidden_address(reference, rows) if why is None else None
+
+    def _hidden_address(self, reference: Reference, rows: ScoredRows) -> dict[str, Any]:
+        known = {"model": reference.fingerprint(), "dtype": reference.dtype, "rows": rows.sha256}
+        return {"kind": "hidden", **known, **self.scoring.tokens}
+
+    def _kept(self, references: Items[Reference], rows: ScoredRows, progress: Progress) -> list[Kept] | None:
+        """What is kept of all of some references; made now where it is to be kept, None where one lacks it."""
+        own = [one.alone() for one in references if isinstance(one, LocalReference)]
+        if len(own) < len(references):
+            return None
+        addresses = [self._hidden_address(one, rows) for one in own]
+        keys = [address_key(one) for one in addresses]
+
+        def build(missing: Items[str]) -> None:
+            for one, address, key in zip(own, addresses, keys):
+                if key in missing:
+                    logps = {**address, "kind": "logps"}
+                    self._build_hidden(one, rows, {"logps": logps, "hidden": address}, [key], progress)
+
+        there = self.parallel.once(lambda: all(self.entries.find(key) is not None for key in keys))
+        if not there and not self.scoring.keep_hidden:
+            return None
+        found = [self._stored([key], build)[0] for key in keys]
+        return [kept_of(one, arrays, self.scoring.vocabulary) for one, arrays in zip(own, found)]
 
     def _build_normalizers(
         self,
@@ -330,16 +401,22 @@ class ReferenceStore:
         start, scoring = time.monotonic(), self.scoring
         needed = [i for i in range(len(references)) if any(mix.weights[i] != 0 for _, mix in wanted.values())]
         members = [references[i] for i in needed]
-        for reference in members:
-            _check_size(reference, scoring.vocabulary)
-        models = [reference.model for reference in members]
         mixes = [Mix(mix.order, tuple(mix.weights[i] for i in needed)) for _, mix in wanted.values()]
 
-        def compute(packed: Packed) -> list[Any]:
-            return normalizers(models, packed, mixes, vocabulary=scoring.vocabulary)
+        kept = self._kept(members, rows, progress)
+        if kept is not None:
+            work = normalizing(kept, mixes)
+        else:
+            for reference in members:
+                _check_size(reference, scoring.vocabulary)
+            models = [reference.model for reference in members]
 
+            def compute(packed: Packed, _: np.ndarray) -> list[Any]:
+                return normalizers(models, packed, mixes, vocabulary=scoring.vocabulary)
+
+            work = Work(models, compute)
         report = _reporter(progress, "normalizers of " + " + ".join(r.name for r in members))
-        found = self._compute(Work(models, compute), rows, list(wanted), report)
+        found = self._compute(work, rows, list(wanted), report)
         for reference in members:
             reference.release()
         for (address, mix), values in zip(wanted.values(), found):

@@ -13,6 +13,7 @@ from multiref_cli.errors import HubUnreachable
 from multiref_cli.files import read_json
 from multiref_cli.models.known import absent
 from multiref_cli.models.load import load_tokenizer
+from multiref_cli.references.hidden import not_kept, size_said
 from multiref_cli.runs.cards import CARDS, here
 from multiref_cli.runs.price import (
     LARGE,
@@ -139,7 +140,22 @@ def _reference_rows(job: Job, seen: Look) -> list[list[Any]]:
         rows.append(
             ["reference passes", f"{len(active)} x {seen.count(2 * len(job.data.train))} responses, once per machine"]
         )
+        rows += _hidden_rows(job, seen)
     return rows
+
+
+def _hidden_rows(job: Job, seen: Look) -> list[list[Any]]:
+    """What keeping the references' hidden states takes on disk."""
+    if not job.experiment.hardware.keep_hidden:
+        return []
+    every, parts = [*job.data.train, *job.data.held_out], module_of(job.experiment).parts
+    tokens = round(sum(len(ids) for row in every for _, _, ids in parts(row)) * seen.times)
+    about = "" if seen.times == 1 else "about "
+    return [
+        [f"hidden states of {one.name}", about + size_said(one, tokens) if why is None else f"not kept: {why}"]
+        for one in job.references()
+        for why in [not_kept(one, job.foreign_tokenizer(one) is not None)]
+    ]
 
 
 def _estimates(job: Job, seen: Look) -> list[list[Any]]:
