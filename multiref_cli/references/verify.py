@@ -70,10 +70,11 @@ def _recompute(entries: EntryFolder, entry: Entry, count: int, device: str) -> F
     dtypes = [one[1] for one in address["members"]] if entry.kind == "normalizers" else [address["dtype"]]
     members = references_of(references, device, dtypes[0], together=len(references) > 1)
     models = [one.model for one in members]
+    kept = kept_of(members[0], arrays, address["vocabulary"]) if entry.kind == "hidden" else None
 
     def compute(packed: Packed, places: np.ndarray) -> list[Any]:
-        if entry.kind == "hidden":  # in nats: what either says of the tokens
-            head, states = kept_of(members[0], arrays, address["vocabulary"]).at(places)
+        if kept is not None:  # in nats: what either says of the tokens
+            head, states = kept.at(places)
             live = token_logps(models[0], packed, vocabulary=address["vocabulary"]).logps
             return [live - logps_of(states, head, packed).logps]
         if entry.kind == "logps":
