@@ -69,7 +69,7 @@ class Client:
     """A process whose Hub is the stand-in."""
 
     def __init__(self, url, home, **more):
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_"))}
         environment |= {"HF_ENDPOINT": url, "HF_HOME": str(home), "PYTHONPATH": str(ROOT), "MULTIREF_CACHE": str(home)}
         environment |= {
             "HF_HUB_DISABLE_XET": "1",

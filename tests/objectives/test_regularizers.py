@@ -41,6 +41,11 @@ ORDERS = {
     "jeffreys": (None, None, "sequence"),
     "anchor": (None, None, "sequence"),
     "extrapolate": (0, 0, "sequence"),
+    "opd": (0, 0, "token"),
+    "mopd": (0, 0, "token"),
+    "gopd": (0, 0, "token"),
+    "shiftmopd": (0, 0, "token"),
+    "kdrl": (0, 0, "token"),
 }
 
 
