@@ -11,9 +11,11 @@ import yaml
 from multiref_cli.reports.collect import Condition, Run
 from multiref_cli.reports.metrics import scorers
 from multiref_cli.reports.page import Page
+from multiref_cli.reports.search import searched
 from multiref_cli.reports.varied import named, varied
 from multiref_cli.reports.wording import listed
 from multiref_cli.sweeps.ledger import Ledger
+from multiref_cli.sweeps.search import FOLDER
 from multiref_cli.tracking.progress import duration
 from multiref_cli.tracking.run_dir import read_choices
 
@@ -31,7 +33,7 @@ def add_checklist(page: Page, found: Sequence[Condition], sweeps: Sequence[Path]
     """
     runs = [run for condition in found for run in condition.runs]
     rows = [
-        ["ranges searched", named(varied(found), 20) or "nothing: one condition"],
+        ["ranges searched", _ranges(found, sweeps)],
         ["how values were chosen", _chosen(found, sweeps, folders)],
         ["what differs between repetitions", _repetitions(runs)],
         ["what is held out", _held_out(found)],
@@ -45,10 +47,16 @@ def add_checklist(page: Page, found: Sequence[Condition], sweeps: Sequence[Path]
     page.table(["question", "answer"], rows, "Answered from the files of the runs and of the sweeps.", name="checklist")
 
 
+def _ranges(found: Sequence[Condition], sweeps: Sequence[Path]) -> str:
+    said = [named(varied(found), 20), *(made[0] for one in sweeps if (made := searched(one)) is not None)]
+    return ", ".join(one for one in dict.fromkeys(said) if one) or "nothing: one condition"
+
+
 def _chosen(found: Sequence[Condition], sweeps: Sequence[Path], folders: Sequence[Path]) -> str:
     said = [f"all {len(found)} conditions that finished are reported, none was left out by its result"]
     rules = {str(choice.get("rule")) for folder in folders for choice in read_choices(folder)}
     said += [f"alpha={rule} is computed from training prompts before any training" for rule in sorted(rules)]
+    said += [made[1] for sweep in sweeps if (made := searched(sweep)) is not None]
     for sweep in sweeps:
         asked = Ledger(sweep).description().get("history") or []
         if len(asked) > 1:
@@ -116,10 +124,11 @@ def spent(events: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float], int]:
 def _compute(sweeps: Sequence[Path], runs: Sequence[Run]) -> str:
     seconds, killed = dict[str, float](), 0
     for sweep in sweeps:
-        own, more = spent(Ledger(sweep).events()[0])
-        killed += more
-        for ended, value in own.items():
-            seconds[ended] = seconds.get(ended, 0.0) + value
+        for folder in (sweep, sweep / FOLDER):  # its points, and the trials of its search
+            own, more = spent(Ledger(folder).events()[0] if folder.is_dir() else ())
+            killed += more
+            for ended, value in own.items():
+                seconds[ended] = seconds.get(ended, 0.0) + value
     if not seconds:
         return "not recorded: runs outside of a sweep keep no times of failed attempts."
     words = {"done": "points that finished", "failed": "points that failed", "stopped": "attempts that were stopped"}

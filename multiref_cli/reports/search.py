@@ -45,6 +45,20 @@ def add_search(page: Page, sweep: Path) -> None:
         )
 
 
+def searched(sweep: Path) -> tuple[str, str] | None:
+    """The ranges that the arms of a sweep were tuned over, and how; None where it has no search."""
+    settings = read_object(sweep / FOLDER / SETTINGS)
+    if settings is None:
+        return None
+    trials = len(read_lines(sweep / FOLDER / TRIALS))
+    keys = [one["key"] for one in settings["space"]]
+    how = (
+        f"{' and '.join(keys)} of each arm are those of its best trial, of {trials} by {settings['sampler']} over "
+        f"{len(settings['arms'])} arms, on seeds and rows that are not reported"
+    )
+    return ", ".join(f"{one['key']} {from_plain(Axis, one)}" for one in settings["space"]), how
+
+
 def edges(arms: Sequence[Line], axes: Sequence[Axis], trials: Sequence[Line]) -> list[str]:
     """A sentence for every arm's best value that lies at an end of its range, or the one that none does."""
     found = []

@@ -183,6 +183,10 @@ def test_a_search_comes_before_what_is_compared(place, multiref, offline, capfd,
     assert (
         re.search(r"\| toy_gold \| rkl α=0\.4 β=\S+ \|.*\| fkl α=0\.4 β=\S+ \|", text) and text.count("## Setting") == 1
     )
+    assert "beta 0.1 to 1, log scale, optimizer.learning_rate 0.0001 to 0.01, log scale |" in text
+    assert (
+        "beta and optimizer.learning_rate of each arm are those of its best trial, of 6 by random over 2 arms" in text
+    )
     before = {path: path.stat().st_mtime_ns for path in Path("sweep").rglob("results.json")}
     assert multiref("sweep", "--resume", "sweep/search") == 0
     assert "nothing is left" in capfd.readouterr().out
