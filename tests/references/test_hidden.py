@@ -245,3 +245,34 @@ def test_the_commands(tmp_path, monkeypatch, references, capsys):
     assert "1 new entries" in capsys.readouterr().out
     refs.list_entries()
     assert capsys.readouterr().out.count("hidden") == 2
+
+
+def test_adapters_of_one_base_are_kept_merged(tmp_path, store, references, sequences, monkeypatch):
+    """In live use they share a base, and each is switched on; what is kept, and its head, are of the merged model."""
+    peft = pytest.importorskip("peft")
+    wanted = [replace(references[0], name="bare")]
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        targets = ["q_proj", "down_proj", "lm_head"]
+        model = peft.get_peft_model(
+            load_causal_lm(references[0], trainable=True), peft.LoraConfig(r=2, target_modules=targets)
+        )
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.2)
+        model.save_pretrained(tmp_path / f"adapter{seed}")
+        wanted.append(replace(references[0], name=f"adapter{seed}", adapter=str(tmp_path / f"adapter{seed}")))
+    kept, mix = keeping(store), Mix(0.0, (0.2, 0.5, 0.3))
+    for reference in references_of(wanted):
+        kept.logps(reference, sequences)
+    plain = torch.stack([torch.cat([_logits(spec, one) for one in sequences]).log_softmax(-1) for spec in wanted])
+    expected = torch.logsumexp(torch.einsum("k,knv->nv", torch.tensor(mix.weights), plain), -1)
+    forbid_passes(monkeypatch)
+    (given,) = kept.normalizers_of(references_of(wanted, together=True), sequences, [mix])
+    np.testing.assert_allclose(np.concatenate(given), expected.numpy(), atol=1e-5, rtol=1e-4)
+
+
+def _logits(spec, one):
+    with torch.no_grad():
+        ids = torch.tensor([[*one.prompt, *one.completion]])
+        return load_causal_lm(spec)(ids).logits[0, len(one.prompt) - 1 : -1]
