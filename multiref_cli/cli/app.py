@@ -156,7 +156,7 @@ def theory(overrides: Studies = None, dry_run: DryRun = False, conf: Conf = None
     theory(overrides or [], dry_run=dry_run)
 
 
-@app.command(context_settings=TOLD)
+@app.command(context_settings=TOLD, epilog=usage.COMPARE)
 def compare(
     first: Annotated[
         str,
@@ -187,7 +187,7 @@ def compare(
     compare((first, second), words or [], file=prompts, page=html, plain=plain)
 
 
-@app.command(context_settings=TOLD)
+@app.command(context_settings=TOLD, epilog=usage.CONVERT)
 def convert(
     file: Annotated[str, typer.Argument(metavar="FILE", help="YAML or JSON of TRL's DPO or GRPO trainer.")],
     overrides: Experiment = None,
@@ -200,7 +200,7 @@ def convert(
     show(file, overrides or [], trainer=trainer, processes=processes)
 
 
-@app.command()
+@app.command(epilog=usage.PUSH)
 def push(
     folder: Annotated[str, typer.Argument(metavar="RUN", help="A finished run.", autocompletion=complete_folder)],
     repository: Annotated[str, typer.Argument(metavar="REPO", help="owner/name on the Hub.")],
@@ -217,7 +217,7 @@ def push(
     push(folder, repository, yes=yes, private=private, revision=revision, adapter=adapter)
 
 
-@app.command("runs")
+@app.command("runs", epilog=usage.RUNS)
 def list_runs(
     folder: Annotated[
         str, typer.Option("--dir", metavar="FOLDER", help="Of runs and sweeps.", autocompletion=complete_folder)
@@ -304,7 +304,7 @@ def refs_mix(overrides: Mixes = None, conf: Conf = None) -> None:
     mix(overrides or [])
 
 
-@refs_app.command("export", context_settings=TOLD)
+@refs_app.command("export", context_settings=TOLD, epilog=usage.EXPORT)
 def refs_export(
     overrides: Experiment = None,
     form: Annotated[str, typer.Option("--format", help="Whose columns: trl.")] = "trl",

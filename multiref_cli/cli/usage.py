@@ -79,3 +79,10 @@ THEORY = examples(
 BUILD = examples("refs build experiment=offline_toy", "refs build data=jsonl data.path=pairs.jsonl references=pair …")
 MIX = examples("refs mix experiment=online_toy", "refs mix alpha=0.1,0.5,0.9 evaluation.prompts=200")
 WEIGHTS = examples("refs weights experiment=online_toy")
+EXPORT = examples("refs export experiment=offline_toy alpha=0.3 --out pairs-trl")
+COMPARE = examples(
+    'compare runs/A runs/B "How many apples?"', "compare runs/A toy:math --prompts questions.txt --html page.html"
+)
+CONVERT = examples("convert trl.yaml", "convert trl.yaml references=pair first=A second=B alpha=0.3")
+PUSH = examples("push runs/NAME owner/name", "push runs/NAME owner/name --private --yes")
+RUNS = examples("runs", "runs --where 'beta=1 and regularizer=rkl'")
