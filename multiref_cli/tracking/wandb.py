@@ -16,8 +16,16 @@ from multiref_cli.tracking.mirror import COLUMNS, Ending, Mirror, NoMirror, Sour
 from multiref_cli.tracking.tensorboard import TensorBoard
 from multiref_cli.tracking.trackio import Trackio
 
-# How long an online run may wait for the server before the mirror is given up; without this it is a minute and a half.
+# How long an online run may wait for the server at its start, and at its end, before the mirror is given up: without
+# this it is a minute and a half at the start, and at the end for as long as a server that hangs likes. In between the
+# server is only told, never waited for.
 _SECONDS = 30
+
+
+def _patience(settings: Any) -> dict[str, Any]:
+    """The settings that end a wait at the end of a run, as far as this version of wandb has them."""
+    wanted = {"finish_timeout": _SECONDS, "finish_timeout_raises": True}
+    return {name: value for name, value in wanted.items() if name in getattr(settings, "model_fields", {})}
 
 
 def open_mirror(folder: Path, warn: Callable[[str], None]) -> Mirror | NoMirror:
@@ -84,6 +92,7 @@ class WeightsAndBiases:
                 x_disable_stats=True,
                 x_save_requirements=False,
                 init_timeout=_SECONDS,
+                **_patience(wandb.Settings),
             ),
         )
         # A resumed run says which step comes next; a new one says 0.
