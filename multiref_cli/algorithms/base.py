@@ -183,7 +183,8 @@ class PairJudge(Protocol):
     """What an algorithm of preference pairs holds besides."""
 
     def measure_pairs(self, job: Job, model: LanguageModel, progress: Progress) -> dict[str, np.ndarray]:
-        """Metric -> (N,) 1 where the model prefers the chosen response of a held-out pair, 1/2 at a tie, else 0."""
+        """Metric -> (N,) 1 where the model prefers the chosen response of a held-out pair, 1/2 at a tie, else 0; and
+        bits per byte of the chosen responses where a reference has other tokens."""
 
 
 class SamplerModule(Protocol):

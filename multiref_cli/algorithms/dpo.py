@@ -186,7 +186,7 @@ def row_weights(weighing: Weighing, rows: PairLogps, held_out: PairLogps) -> Ten
     function, (count, pairs) = function_of(weighing.path, "alpha.by"), rows.chosen.shape
     try:
         found = torch.as_tensor(function(rows, held_out, **weighing.options), dtype=torch.float64)
-    except Exception as error:
+    except Exception as error:  # the user's own code: whatever it raises is theirs to mend
         raise RequestError(f"alpha.by={weighing.path} failed: {type(error).__name__}: {error}.") from error
     if found.shape not in ((count,), (pairs, count)):
         raise RequestError(
@@ -400,10 +400,6 @@ class Dpo:
         for rows, flat in zip(parts, parallel.woven(own)):
             found[:, rows] = flat.reshape(-1, 2).T
         return found
-
-    def measure(self, model: LanguageModel, parallel: Parallel = ALONE) -> dict[str, np.ndarray]:
-        """`measured` of a policy."""
-        return self.measured(self.score(model, parallel))
 
     def measured(self, logps: Tensor) -> dict[str, np.ndarray]:
         """Metric -> (N,) 1 where the chosen response is the higher one, one half at a tie, else 0; pairs in order.

@@ -101,10 +101,6 @@ class Search:
         kept = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("trials", "batch")}
         return digest(to_plain(kept))
 
-    def axis(self, key: str) -> Axis:
-        """The axis of a key."""
-        return next(axis for axis in self.space if axis.key == key)
-
 
 def parse_search(file: object, given: Mapping[str, str], seeds: Sequence[int]) -> Search | None:
     """The search of a sweep, None where there is none.
