@@ -104,18 +104,19 @@ class Evaluator:
             "length": _per_prompt(completions, lambda c: len(c.ids)),
             "truncated": _per_prompt(completions, lambda c: not c.finished),
         }
-        scores = self._score(completions, progress)
+        samples = self.samples(completions)
+        scores = self._score(samples, progress)
         means = {name: table.mean(1) for name, table in scores.items()}
         values |= means | self._attempts(scores) | self._greedy(engine, progress)
-        distances = self._distances(policy, engine, completions, progress)
+        distances = self._distances(policy, engine, completions, samples, progress)
         values |= {name: table.mean(1).numpy() for name, table in distances.items()}
         values |= self._objectives(values, means)
-        self.answers = answers_of(self.prompts, self.samples(completions), scores, distances)
-        values |= self._win_rates(scores, completions, progress)
+        self.answers = answers_of(self.prompts, samples, scores, distances)
+        values |= self._win_rates(scores, completions, samples, progress)
         bootstrap = self.settings.bootstrap
         metrics = {name: summary(np.asarray(v, dtype=float), bootstrap) for name, v in values.items()}
         metrics |= self._groups(means)
-        return metrics, self._rows(completions, values)
+        return metrics, self._rows(samples, values)
 
     def _groups(self, scores: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
         """Every score over the prompts of each value of alpha.by: `<scorer>/<column>=<value>`."""
@@ -130,13 +131,12 @@ class Evaluator:
             if (values == value).any()
         }
 
-    def _score(self, completions: list[list[Completion]], progress: Progress) -> dict[str, np.ndarray]:
+    def _score(self, samples: list[Sample], progress: Progress) -> dict[str, np.ndarray]:
         """Scorer -> (P, S) scores of S responses a prompt."""
         scores = {}
-        samples = self.samples(completions)
         for name in self.scorers:
             progress.advance(f"evaluate: {name}", 0, len(samples))
-            scores[name] = self._scored(name, samples).reshape(len(completions), -1)
+            scores[name] = self._scored(name, samples).reshape(len(self.prompts), -1)
         return scores
 
     def _greedy(self, engine: Engine, progress: Progress) -> dict[str, np.ndarray]:
@@ -148,7 +148,7 @@ class Evaluator:
         own = self.parallel.share(self.prompts)
         seeds = self.parallel.share(self.seeds())
         drawn = engine.generate([p.ids for p in own], 1, sampling, seeds) if own else []
-        scores = self._score(self.parallel.woven(drawn), progress)
+        scores = self._score(self.samples(self.parallel.woven(drawn)), progress)
         return {f"greedy/{name}": table[:, 0] for name, table in scores.items()}
 
     def _attempts(self, scores: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -186,7 +186,12 @@ class Evaluator:
         return rows
 
     def _distances(
-        self, policy: LanguageModel | None, engine: Engine, completions: list[list[Completion]], progress: Progress
+        self,
+        policy: LanguageModel | None,
+        engine: Engine,
+        completions: list[list[Completion]],
+        samples: list[Sample],
+        progress: Progress,
     ) -> dict[str, Tensor]:
         """kl/<reference>, (P, S): log pi - log pi_i of whole responses in nats; kl/mixed, to the mixed reference."""
         if not self.references or self.settings.temperature != 1.0 or self.settings.top_p != 1.0:
@@ -195,7 +200,7 @@ class Evaluator:
         each = len(flat) // len(self.prompts)
         sequences = [
             Sequence(tuple(self.prompts[i // each].ids), tuple(one.ids), sample.messages, sample.whole)
-            for i, (one, sample) in enumerate(zip(flat, self.samples(completions)))
+            for i, (one, sample) in enumerate(zip(flat, samples))
         ]
         if engine.exact_logps:
             own = torch.tensor([sum(one.logps) for one in flat], dtype=torch.float64)
@@ -294,7 +299,11 @@ class Evaluator:
         return {f"objective/{name}": score - self.experiment.beta * penalty for name, score in scores.items()}
 
     def _win_rates(
-        self, scores: dict[str, np.ndarray], completions: list[list[Completion]], progress: Progress
+        self,
+        scores: dict[str, np.ndarray],
+        completions: list[list[Completion]],
+        policy: list[Sample],
+        progress: Progress,
     ) -> dict[str, np.ndarray]:
         """Share of prompts on which the policy's score is above a reference's, ties counting half; its score too.
 
@@ -303,7 +312,7 @@ class Evaluator:
         """
         if self.reference_samples is None or not scores:
             return {}
-        found, policy = {}, self.samples(completions)
+        found = {}
         for reference in self.references:
             others, foreign = self.reference_samples(reference), self.foreign.get(reference.name)
             samples = self.samples(others, foreign)
@@ -324,12 +333,11 @@ class Evaluator:
         """(B,) scores, by the main process: the same response scored in another batch would not tie with itself."""
         return np.asarray(self.parallel.once(lambda: self.scorers[name](samples)), dtype=float)
 
-    def _rows(self, completions: list[list[Completion]], values: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-        samples = iter(self.samples(completions))
-        rows = []
-        for index, (prompt, group) in enumerate(zip(self.prompts, completions)):
+    def _rows(self, samples: list[Sample], values: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+        each, rows = len(samples) // max(1, len(self.prompts)), []
+        for index, prompt in enumerate(self.prompts):
             means = {name: float(v[index]) for name, v in values.items()}
-            texts = [next(samples).completion for _ in group]
+            texts = [sample.completion for sample in samples[index * each : (index + 1) * each]]
             rows.append(
                 {"prompt": prompt.messages[-1]["content"], "answer": prompt.answer, "responses": texts, **means}
             )
