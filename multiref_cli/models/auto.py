@@ -7,6 +7,7 @@ logits), and its tokenizers are opened from their files: so a qwen2 model over s
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,17 @@ def open_right(folder: Path, tokenizer: Tokenizer) -> None:
 def as_trained(folder: Path) -> None:
     """Undo `open_right`: the config of a qwen2 model again, byte for byte; any other folder stays as it is."""
     config = _config(folder)
-    if config.get("model_type") == _TO and all(config.get(key) == value for key, value in _FIXED.items()):
-        kept = {key: value for key, value in config.items() if key not in {*_FIXED, "head_dim"}}
-        _write(folder, _renamed(kept, _FROM, _PREFIXES[::-1]))
+    trained = before_opening(config)
+    if trained != config:
+        _write(folder, trained)
+
+
+def before_opening(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config as it was before `open_right`; any other one as it is."""
+    if config.get("model_type") != _TO or any(config.get(key) != value for key, value in _FIXED.items()):
+        return dict(config)
+    kept = {key: value for key, value in config.items() if key not in {*_FIXED, "head_dim"}}
+    return _renamed(kept, _FROM, _PREFIXES[::-1])
 
 
 def agrees(folder: Path, tokenizer: Tokenizer) -> bool:

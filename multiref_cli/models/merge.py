@@ -22,6 +22,7 @@ from multiref_cli.config.merges import members
 from multiref_cli.config.schema import Experiment, Model, Part
 from multiref_cli.errors import RequestError
 from multiref_cli.files import read_object, sync_folder, sync_tree, write_json
+from multiref_cli.models.auto import before_opening
 from multiref_cli.models.files import file_sha256, fingerprint, resolve, weight_files
 from multiref_cli.models.inspect import check_language_model, config_of, headers
 from multiref_cli.models.load import load_causal_lm, load_tokenizer
@@ -203,7 +204,7 @@ def _small_files(folder: Path) -> list[Path]:
 
 
 def _settings(model: Model) -> dict[str, Any]:
-    config = config_of(resolve(model.path, model.revision), "a model of a merge")
+    config = before_opening(config_of(resolve(model.path, model.revision), "a model of a merge"))
     return {key: value for key, value in config.items() if key not in _FREE}
 
 

@@ -130,6 +130,21 @@ def test_another_shape_is_refused(place, other):
         merged(place, f"policy.models=[{place}/one,{other}]")
 
 
+def test_a_model_that_was_saved_under_another_name_of_its_network_is_merged(place, other):
+    """A trained qwen2 is saved as seed_oss where AutoTokenizer would misread its tokenizer; its start is not."""
+    config = json.loads((other / "config.json").read_text())
+    assert config["model_type"] == "qwen2"
+    named = {"model_type": "seed_oss", "architectures": ["SeedOssForCausalLM"], "head_dim": 8}
+    fixed = {"attention_bias": True, "attention_out_bias": False, "mlp_bias": False, "residual_dropout": 0.0}
+    (other / "config.json").write_text(json.dumps(config | named | fixed))
+    found = merged(place, f"policy.models=[{other}]", f"policy.base={place}/one", "policy.weights=[0.5]")
+    one, two = weights(place / "one"), weights(place / "two")
+    assert all(torch.equal(value, 0.5 * one[name] + 0.5 * two[name]) for name, value in weights(found.path).items())
+    (other / "config.json").write_text(json.dumps(config | named | fixed | {"mlp_bias": True}))
+    with pytest.raises(RequestError, match="cannot be merged"):
+        merged(place, f"policy.models=[{other}]", f"policy.base={place}/one", "policy.weights=[0.5]")
+
+
 def test_another_vocabulary_is_refused(place, other):
     path = other / "tokenizer.json"
     content = json.loads(path.read_text())
