@@ -159,7 +159,7 @@ class Trainee:
 class AlgorithmModule(Protocol):
     """What the module of an algorithm holds; its row in config.algorithms names it."""
 
-    def load(self, data: Data, tokenizer: Tokenizer) -> Split:
+    def load(self, data: Data, tokenizer: Tokenizer, progress: Progress) -> Split:
         """The rows that it reads."""
 
     def assemble(self, job: Job, progress: Progress) -> Trainee:

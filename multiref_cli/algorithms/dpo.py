@@ -43,9 +43,9 @@ _START_TOLERANCE = {True: 1e-3, False: 0.2}
 PAIR_METRICS = ("preference_accuracy", "ranking_accuracy", "ranking_accuracy_per_token")
 
 
-def load(data: Data, tokenizer: Tokenizer) -> Split[Pair]:
+def load(data: Data, tokenizer: Tokenizer, progress: Progress) -> Split[Pair]:
     """Preference pairs."""
-    return load_preferences(data, tokenizer)
+    return load_preferences(data, tokenizer, progress)
 
 
 def assemble(job: Job, progress: Progress) -> Trainee:

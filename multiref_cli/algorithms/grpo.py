@@ -13,9 +13,9 @@ from multiref_cli.tracking.progress import Progress
 from multiref_cli.types import Tokenizer
 
 
-def load(data: Data, tokenizer: Tokenizer) -> Split[Prompt]:
+def load(data: Data, tokenizer: Tokenizer, progress: Progress) -> Split[Prompt]:
     """Prompts, with their answers where the reward wants them."""
-    return load_prompts(data, tokenizer)
+    return load_prompts(data, tokenizer, progress)
 
 
 def assemble(job: Job, progress: Progress) -> Trainee:

@@ -25,9 +25,9 @@ from multiref_cli.tracking.progress import Progress
 from multiref_cli.types import LanguageModel, Tokenizer
 
 
-def load(data: Data, tokenizer: Tokenizer) -> Split[Pair]:
+def load(data: Data, tokenizer: Tokenizer, progress: Progress) -> Split[Pair]:
     """Preference pairs."""
-    return load_preferences(data, tokenizer)
+    return load_preferences(data, tokenizer, progress)
 
 
 def assemble(job: Job, progress: Progress) -> Trainee:

@@ -19,9 +19,9 @@ from multiref_cli.tracking.progress import Progress
 from multiref_cli.types import LanguageModel, Tokenizer
 
 
-def load(data: Data, tokenizer: Tokenizer) -> Split[Demonstration]:
+def load(data: Data, tokenizer: Tokenizer, progress: Progress) -> Split[Demonstration]:
     """Demonstrations: a prompt and its completion."""
-    return load_demonstrations(data, tokenizer)
+    return load_demonstrations(data, tokenizer, progress)
 
 
 def assemble(job: Job, progress: Progress) -> Trainee:

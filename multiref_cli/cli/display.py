@@ -53,9 +53,9 @@ def table(title: str, headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
 
 
 def figure(value: object) -> str:
-    """A cell as text: four significant digits for fractions."""
+    """A cell as text: four significant digits for fractions, no power of ten where digits are read more easily."""
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
     return "" if value is None else str(value)
 
 
@@ -120,20 +120,24 @@ class PlainProgress:
     def __init__(self, every_seconds: float = 5.0) -> None:
         self.every_seconds, self._printed = every_seconds, 0.0
         self._phase, self._done, self._total = "", 0, 0
+        self._began, self._first = 0.0, 0
 
     def note(self, text: str) -> None:
         """Print the line."""
         print(text, flush=True)
 
     def advance(self, phase: str, done: int, total: int, **figures: float) -> None:
-        """Print `phase done/total figures`, not too often."""
+        """Print `phase done/total figures time left`, not too often."""
         now = time.monotonic()
         if phase != self._phase:
             self.finish()
+            self._began, self._first = now, done
         elif done < total and now - self._printed < self.every_seconds:
             return
         self._phase, self._printed, self._done, self._total = phase, now, done, total
         shown = [f"{name} {figure(float(figures[name]))}" for name in _SHOWN if name in figures]
+        if self._first < done < total and now > self._began:
+            shown.append(remaining((now - self._began) / (done - self._first) * (total - done)))
         print(" ".join([phase if total <= 1 else f"{phase} {done}/{total}", *shown]), flush=True)
 
     def finish(self) -> None:

@@ -56,7 +56,7 @@ def conversation_ids(
     messages: Sequence[Message],
     responses: Sequence[Response],
     finished: bool = True,
-    opened: str | None = None,
+    opened: tuple[str, list[int]] | None = None,
 ) -> tuple[list[int], list[list[int]]]:
     """Encode a prompt and the responses to it.
 
@@ -65,7 +65,7 @@ def conversation_ids(
         messages: role and content of each turn of the prompt.
         responses: one or more; they share the ids of the prompt, which end where the first of them departs.
         finished: whether the responses ended; else they have no end token.
-        opened: the prompt as `prompt_text` writes it, where it is known.
+        opened: the prompt as `prompt_text` writes it, and its ids, where they are known.
 
     Returns:
         (prompt ids, completion ids of each response): together the ids of the rendered conversation up to the end of
@@ -75,16 +75,17 @@ def conversation_ids(
     Raises:
         RequestError: the template refuses the conversation, or leaves out a part of the response.
     """
-    opened = prompt_text(tokenizer, messages) if opened is None else opened
-    prompt, end = text_ids(tokenizer, opened), end_ids(tokenizer)[0]
+    text = prompt_text(tokenizer, messages) if opened is None else opened[0]
+    prompt, end = text_ids(tokenizer, text) if opened is None else opened[1], end_ids(tokenizer)[0]
     if not tokenizer.chat_template:
-        completions = [_continued(tokenizer, prompt, opened, said(response)) for response in responses]
+        completions = [_continued(tokenizer, prompt, text, said(response)) for response in responses]
         return prompt, [[*ids, end] if finished else ids for ids in completions]
-    turns = [written_turn(tokenizer, messages, response, opened) for response in responses]
+    turns = [written_turn(tokenizer, messages, response, text) for response in responses]
     shortest = min((turn.before for turn in turns), key=len)
-    if shortest != opened:
+    if shortest != text:
         prompt = text_ids(tokenizer, shortest)
-    wholes = [text_ids(tokenizer, turn.before + turn.said + (turn.end if finished else "")) for turn in turns]
+    written = [turn.before + turn.said + (turn.end if finished else "") for turn in turns]
+    wholes: list[list[int]] = tokenizer(written, add_special_tokens=False)["input_ids"]
     while any(whole[: len(prompt)] != prompt for whole in wholes):
         prompt = prompt[:-1]
     closing = [[] if turn.end or not finished else [end] for turn in turns]

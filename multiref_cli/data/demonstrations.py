@@ -7,12 +7,14 @@ from typing import Any
 from multiref_cli.config.schema import Data
 from multiref_cli.data.chat import end_ids, text_ids
 from multiref_cli.data.encode import bounded_conversation, load_encoded, plain_response, truncate, unicode_text
+from multiref_cli.data.made import BadRow
 from multiref_cli.data.messages import column, conversation, prompt_column, prompt_messages, response_of, with_tools
 from multiref_cli.data.messages import plain_response as without_fields
 from multiref_cli.data.preferences import parse_pair
 from multiref_cli.data.prompts import question
-from multiref_cli.data.rows import BadRow, Split
+from multiref_cli.data.rows import Split
 from multiref_cli.data.template import Message, Response
+from multiref_cli.tracking.progress import Progress
 from multiref_cli.types import Tokenizer
 
 COMPLETIONS = ("completion", "response", "output", "answer")
@@ -42,12 +44,13 @@ class Demonstration:
     truncated: int = 0
 
 
-def load_demonstrations(data: Data, tokenizer: Tokenizer) -> Split[Demonstration]:
+def load_demonstrations(data: Data, tokenizer: Tokenizer, progress: Progress | None = None) -> Split[Demonstration]:
     """Load demonstrations: prompt and completion, question and answer, conversation, chosen side of pairs, or a text.
 
     Args:
         data: the data part of the config; `options.calculator_marks: false` drops GSM8K's `<<48/2=24>>`.
         tokenizer: of the policy.
+        progress: told how far it is.
 
     Returns:
         Training and held-out demonstrations, and the account of the rows that were dropped. Of a conversation the last
@@ -56,7 +59,7 @@ def load_demonstrations(data: Data, tokenizer: Tokenizer) -> Split[Demonstration
     Raises:
         RequestError: nothing to read, nothing left, or bad rows that the config refuses.
     """
-    return load_encoded(data, tokenizer, parse_demonstration)
+    return load_encoded(data, tokenizer, parse_demonstration, progress)
 
 
 def parse_demonstration(number: int, row: dict[str, Any], data: Data, tokenizer: Tokenizer) -> Demonstration:

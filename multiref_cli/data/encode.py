@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -10,13 +11,15 @@ import numpy as np
 
 from multiref_cli.config.schema import BadRows, Data
 from multiref_cli.data.chat import control_token, conversation_ids, prompt_text, text_ids, without_end
-from multiref_cli.data.parsed import recipe_of
-from multiref_cli.data.rows import BadRow, Split, load_split
+from multiref_cli.data.made import BadRow, Encoder
+from multiref_cli.data.rows import Split, load_split
 from multiref_cli.data.template import OF_THE_ROW, Message, Response, left_out
+from multiref_cli.tracking.progress import Progress
 from multiref_cli.types import Tokenizer
 
 T = TypeVar("T")
 # A limit of prompts that is chosen from the data: the share of them that fits, and its step in tokens.
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _SHARE, _STEP = 0.995, 64
 
 
@@ -24,6 +27,7 @@ def load_encoded(
     data: Data,
     tokenizer: Tokenizer,
     parse: Callable[[int, dict[str, Any], Data, Any], T],
+    progress: Progress | None = None,
 ) -> Split[T]:
     """Load rows that hold a prompt as ids; the one way from a data set to tokens.
 
@@ -31,6 +35,7 @@ def load_encoded(
         data: the data part of the config.
         tokenizer: of the policy.
         parse: (row number, row, data, tokenizer) -> encoded row, as `parse_pair` does.
+        progress: told how far it is.
 
     Returns:
         The split; its report counts the truncated responses.
@@ -38,8 +43,7 @@ def load_encoded(
     Raises:
         RequestError: see `load_split`.
     """
-    recipe = recipe_of(data, tokenizer, f"{parse.__module__}.{parse.__qualname__}")
-    split = load_split(data, lambda number, row: parse(number, row, data, tokenizer), prompt_key, recipe)
+    split = load_split(data, Encoder(parse, data, tokenizer), prompt_key, progress)
     return split if data.max_prompt_tokens is not None else _with_limit(split, data)
 
 
@@ -96,9 +100,10 @@ def bounded_conversation(
     Returns:
         (prompt ids, ids of each response, 1 where it was cut else 0).
     """
-    opened = _written_prompt(tokenizer, messages)
-    _bounded(text_ids(tokenizer, opened), data)
-    prompt, completions = conversation_ids(tokenizer, messages, responses, opened=opened)
+    text = _written_prompt(tokenizer, messages)
+    ids = text_ids(tokenizer, text)
+    _bounded(ids, data)
+    prompt, completions = conversation_ids(tokenizer, messages, responses, opened=(text, ids))
     cut = [truncate(ids, data.max_completion_tokens) for ids in completions]
     return _bounded(prompt, data), [ids for ids, _ in cut], [number for _, number in cut]
 
@@ -144,7 +149,7 @@ def unicode_text(text: str, name: str) -> str:
     Raises:
         BadRow: it holds half of a surrogate pair.
     """
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    if _SURROGATE.search(text):
         raise BadRow(f"{name} is no Unicode text")
     return text
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from multiref_cli.config.schema import Data
-from multiref_cli.data.rows import BadRow
+from multiref_cli.data.made import BadRow
 from multiref_cli.data.template import Message, Response
 
 # Names of one thing: what a model thought before it answered.

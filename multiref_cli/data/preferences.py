@@ -5,6 +5,7 @@ from typing import Any
 
 from multiref_cli.config.schema import Data
 from multiref_cli.data.encode import bounded_conversation, load_encoded, plain_response
+from multiref_cli.data.made import BadRow
 from multiref_cli.data.messages import (
     column,
     conversation,
@@ -16,8 +17,9 @@ from multiref_cli.data.messages import (
     turns_or_text,
     with_tools,
 )
-from multiref_cli.data.rows import BadRow, Split
+from multiref_cli.data.rows import Split
 from multiref_cli.data.template import Message, Response
+from multiref_cli.tracking.progress import Progress
 from multiref_cli.types import Tokenizer
 
 # Columns in which data sets keep the scores of both responses.
@@ -58,7 +60,7 @@ class Pair:
     margin: float | None = None
 
 
-def load_preferences(data: Data, tokenizer: Tokenizer) -> Split[Pair]:
+def load_preferences(data: Data, tokenizer: Tokenizer, progress: Progress | None = None) -> Split[Pair]:
     """Load preference pairs in any of the forms that TRL users have.
 
     A row has `prompt`, `chosen` and `rejected` as text or as conversations; or `chosen` and `rejected` alone as full
@@ -67,6 +69,7 @@ def load_preferences(data: Data, tokenizer: Tokenizer) -> Split[Pair]:
     Args:
         data: the data part of the config; `options.ties: drop` drops pairs with equal scores, which else are counted.
         tokenizer: of the policy.
+        progress: told how far it is.
 
     Returns:
         Training and held-out pairs, and the account of the rows that were dropped.
@@ -74,7 +77,7 @@ def load_preferences(data: Data, tokenizer: Tokenizer) -> Split[Pair]:
     Raises:
         RequestError: nothing to read, nothing left, or bad rows that the config refuses.
     """
-    return load_encoded(data, tokenizer, parse_pair)
+    return load_encoded(data, tokenizer, parse_pair, progress)
 
 
 def parse_pair(number: int, row: dict[str, Any], data: Data, tokenizer: Tokenizer) -> Pair:

@@ -7,13 +7,15 @@ from typing import Any
 from multiref_cli.config.schema import Data
 from multiref_cli.data.answers import final_answer, parse_math
 from multiref_cli.data.encode import bounded_prompt, load_encoded, prompt_key
+from multiref_cli.data.made import BadRow
 from multiref_cli.data.messages import column, conversation, prompt_column, prompt_messages, turns_or_text, with_tools
 from multiref_cli.data.numbers import parse_number
 from multiref_cli.data.preferences import parse_pair
-from multiref_cli.data.rows import BadRow, Split
+from multiref_cli.data.rows import Split
 from multiref_cli.data.shelf import Shelf
 from multiref_cli.data.template import Message
 from multiref_cli.errors import RequestError
+from multiref_cli.tracking.progress import Progress
 from multiref_cli.types import Tokenizer
 
 ANSWERS = ("auto", "number", "math", "text")
@@ -40,7 +42,7 @@ class Prompt:
     conversational: bool = False
 
 
-def load_prompts(data: Data, tokenizer: Tokenizer) -> Split[Prompt]:
+def load_prompts(data: Data, tokenizer: Tokenizer, progress: Progress | None = None) -> Split[Prompt]:
     """Load prompts: GSM8K, any rows with a prompt (and an answer), preference pairs, or generated problems.
 
     Of preference pairs the prompts are taken, each once; the same prompts are held out as by `load_preferences`.
@@ -49,6 +51,7 @@ def load_prompts(data: Data, tokenizer: Tokenizer) -> Split[Prompt]:
         data: the data part of the config. `options.answer` says how a gold answer must read: `number`, `math` (an
             expression that math-verify parses), `text`, or `auto`: a number where the row writes it behind `####`.
         tokenizer: of the policy.
+        progress: told how far it is.
 
     Returns:
         Training and held-out prompts, and the account of the rows that were dropped.
@@ -59,7 +62,7 @@ def load_prompts(data: Data, tokenizer: Tokenizer) -> Split[Prompt]:
     kind = data.options.get("answer", "auto")
     if kind not in ANSWERS:
         raise RequestError(f"data.options.answer={kind}; allowed: {', '.join(ANSWERS)}.")
-    split = load_encoded(data, tokenizer, parse_prompt)
+    split = load_encoded(data, tokenizer, parse_prompt, progress)
     kept = _once(split.train), _once(split.held_out)
     split.report.duplicates = len(split.train) + len(split.held_out) - sum(map(len, kept))
     split.train, split.held_out = kept

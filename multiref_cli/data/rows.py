@@ -4,6 +4,7 @@ import csv
 import gzip
 import hashlib
 import json
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,21 +15,20 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from multiref_cli.config.schema import BadRows, Data
-from multiref_cli.data.held_out import hold_out, random_place
+from multiref_cli.data.held_out import hold_out
+from multiref_cli.data.made import Encoder, Made, Maker, made
 from multiref_cli.data.parsed import PARSED_FROM, Parsed
 from multiref_cli.data.shelf import Shelf
 from multiref_cli.data.sources import make_rows
 from multiref_cli.errors import HubUnreachable, RequestError, RunError
+from multiref_cli.tracking.progress import Progress, Silent
 
 T = TypeVar("T")
 SUFFIXES = (".jsonl", ".parquet")
 OTHER_FILES = (".json", ".csv", ".jsonl.gz")  # read as a single file, not as part of a folder
 _BATCH = 1000  # rows that are read at once where a format has batches
+_LONG = 2.0  # seconds; what takes less is over before a bar is read
 OPTIONS = ("name", "answer", "calculator_marks", "ties")
-
-
-class BadRow(Exception):
-    """One row cannot be used; the message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -306,7 +306,7 @@ def load_split(
     data: Data,
     parse: Callable[[int, dict[str, Any]], T],
     prompt: Callable[[T], str],
-    recipe: str | None = None,
+    progress: Progress | None = None,
 ) -> Split[T]:
     """Read, parse and split a data set; the one place where rows are dropped, counted, refused and held out.
 
@@ -315,10 +315,10 @@ def load_split(
 
     Args:
         data: the data part of the config.
-        parse: (row number, row) -> usable row; raises BadRow with the reason otherwise.
+        parse: (row number, row) -> usable row; raises BadRow with the reason otherwise. Many rows that an `Encoder`
+            parses are shared out to helpers, and kept: those that were parsed once on this machine are read again.
         prompt: usable row -> the text that identifies its prompt.
-        recipe: what decides, beside the content of the rows, what `parse` and `prompt` make of them: rows that were
-            parsed once on this machine are read again; None: parse them.
+        progress: told how far it is, where that takes more than a moment.
 
     Returns:
         The split; `held_out` is empty if data.held_out is 0 and no held-out source is given.
@@ -328,19 +328,15 @@ def load_split(
             split of a single file.
     """
     _check_source(data)
-    name = data.options.get("name")
+    name, progress = data.options.get("name"), progress or Silent()
     source = _training_rows(data)
-
-    def place(row: T) -> bytes:
-        """Where a row's prompt lies among all prompts."""
-        return random_place(prompt(row), data.split_seed)
-
-    train, keys, report = _parse_rows(source, parse, place, recipe)
+    maker = Maker(parse, prompt, data.split_seed)
+    train, keys, report = _parse_rows(source, maker, progress)
     sha256 = source.sha256
     if data.held_out_path or data.held_out_split:
         path, split = data.held_out_path or data.path or "", data.held_out_split or data.split
         source = read_rows(path, split, data.revision, None, name)
-        held_out, others, other = _parse_rows(source, parse, place, recipe)
+        held_out, others, other = _parse_rows(source, maker, progress)
         for name in ("total", "kept", "truncated", "ties", "reversed"):
             setattr(report, name, getattr(report, name) + getattr(other, name))
         report.problems += [(line, f"held-out {reason}") for line, reason in other.problems]
@@ -396,39 +392,46 @@ def _check_source(data: Data) -> None:
         )
 
 
-def _parse_rows(
-    source: Rows, parse: Callable[[int, dict[str, Any]], T], key: Callable[[T], bytes], recipe: str | None
-) -> tuple[Shelf[T], np.ndarray, RowReport]:
+def _parse_rows(source: Rows, maker: Maker, progress: Progress) -> tuple[Shelf[Any], np.ndarray, RowReport]:
     """The usable rows, the keys of their prompts, and the account of the others."""
-    entry = None if recipe is None or len(source) < PARSED_FROM else Parsed(recipe, source.sha256, _ends(source))
-    known: tuple[Shelf[T], bytes, dict[str, Any]] | None = None if entry is None else entry.read()
+    parse = maker.parse
+    recipe = parse.recipe if isinstance(parse, Encoder) and len(source) >= PARSED_FROM else None
+    entry = None if recipe is None else Parsed(recipe, source.sha256, _ends(source))
+    known: tuple[Shelf[Any], bytes, dict[str, Any]] | None = None if entry is None else entry.read()
     if known is not None:
         shelf, places, told = known
         told["problems"] = [(number, reason) for number, reason in told["problems"]]
         return shelf, np.frombuffer(places, dtype="S32"), RowReport(**told)
     report = RowReport(total=len(source), problems=list(source.problems))
-    kept, keys = Shelf[T](), bytearray()
-    for number, row in source:
-        report.columns = report.columns or list(map(str, row))
-        try:
-            parsed = parse(number, row)
-            kept.append(parsed)
-            keys += key(parsed)
-            margin = getattr(parsed, "margin", None)
-            report.truncated += getattr(parsed, "truncated", 0)
-            report.ties, report.reversed = (
-                report.ties + (margin == 0),
-                report.reversed + (margin is not None and margin < 0),
-            )
-        except BadRow as problem:
-            report.problems.append((number, str(problem)))
-        except RequestError as problem:
-            report.problems.append((number, f"refused: {problem}"))
+    report.columns = next((list(map(str, row)) for _, row in source if row), [])
+    kept, keys = Shelf[Any](), bytearray()
+    for chunk in _watched(made(source.rows, maker, recipe), len(source.rows), progress):
+        for one in chunk:
+            if one.problem is not None:
+                report.problems.append((one.number, one.problem))
+                continue
+            kept.add(one.content)
+            keys += one.key
+            report.truncated += one.truncated
+            report.ties += one.margin == 0
+            report.reversed += one.margin is not None and one.margin < 0
     report.problems.sort()
     report.kept = len(kept)
     if entry is not None:
         entry.write(kept, bytes(keys), vars(report))
     return kept, np.frombuffer(bytes(keys), dtype="S32"), report
+
+
+def _watched(chunks: Iterator[list[Made]], total: int, progress: Progress) -> Iterator[list[Made]]:
+    """The chunks; told how far they are, where they take long enough for somebody to wonder."""
+    start, done, tokens, shown = time.monotonic(), 0, 0, False
+    for chunk in chunks:
+        done, tokens = done + len(chunk), tokens + sum(one.tokens for one in chunk)
+        seconds = time.monotonic() - start
+        shown = shown or seconds / done * total > _LONG
+        if shown:
+            progress.advance("tokenize", done, total, tokens_per_second=tokens / seconds)
+        yield chunk
 
 
 def _ends(source: Rows) -> list[int]:

@@ -49,6 +49,18 @@ class _Pages:
         return os.pread(self._file.fileno(), size, start)
 
 
+def pickled(row: object) -> bytes:
+    """A row as a shelf keeps it.
+
+    Raises:
+        RequestError: it holds what cannot be kept, such as a function.
+    """
+    try:
+        return pickle.dumps(row, pickle.HIGHEST_PROTOCOL)
+    except (pickle.PicklingError, TypeError, AttributeError, RecursionError) as error:
+        raise RequestError(f"a row holds what cannot be kept: {error}") from error
+
+
 class Shelf(Sequence[T], Generic[T]):
     """A sequence of rows, each an object of its own whenever it is asked for: a million need 12 MiB of memory.
 
@@ -68,10 +80,10 @@ class Shelf(Sequence[T], Generic[T]):
             RequestError: it holds what cannot be kept, such as a function.
             RunError: the folder of temporary files is full.
         """
-        try:
-            content = pickle.dumps(row, pickle.HIGHEST_PROTOCOL)
-        except (pickle.PicklingError, TypeError, AttributeError, RecursionError) as error:
-            raise RequestError(f"a row holds what cannot be kept: {error}") from error
+        self.add(pickled(row))
+
+    def add(self, content: bytes) -> None:
+        """Add a row that is `pickled` already; raises as `append`."""
         self._starts.append(self._pages.add(content))
         self._sizes.append(len(content))
 

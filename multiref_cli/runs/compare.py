@@ -8,8 +8,9 @@ from typing import Any
 from multiref_cli.config.compose import compose_saved
 from multiref_cli.config.schema import TOY, Data, Experiment, Hardware, ReferenceSpec
 from multiref_cli.data.chat import end_ids, token_pieces
+from multiref_cli.data.made import BadRow
 from multiref_cli.data.prompts import parse_prompt
-from multiref_cli.data.rows import BadRow, read_rows
+from multiref_cli.data.rows import read_rows
 from multiref_cli.data.template import Message, Rendering, rendering_of
 from multiref_cli.errors import RequestError
 from multiref_cli.evaluation.answers import Answer, Compared, Comparison, Piece

@@ -35,6 +35,7 @@ from multiref_cli.runs.fit import (
 from multiref_cli.runs.judge import check_scorer
 from multiref_cli.runs.processes import threads_of
 from multiref_cli.tracking.places import check_place, holds_something
+from multiref_cli.tracking.progress import Progress
 from multiref_cli.types import Tokenizer
 
 # The latest data sets that were loaded, by what they were made of: a sweep of two jobs reads this many.
@@ -42,12 +43,13 @@ _LOADED: OrderedDict[str, Split] = OrderedDict()
 _KEPT = 4
 
 
-def prepare(asked: Experiment, local: Experiment) -> Job:
+def prepare(asked: Experiment, local: Experiment, progress: Progress) -> Job:
     """Open tokenizers and data and check that they fit each other; loads no model.
 
     Args:
         asked: the experiment as the user gave it.
         local: the same with local folders in place of `toy:` names.
+        progress: told how far the data are.
 
     Raises:
         RequestError: data, tokenizers or references that do not fit; nothing was written.
@@ -71,12 +73,12 @@ def prepare(asked: Experiment, local: Experiment) -> Job:
     check_heads(local, vocabulary, foreign)
     limit = shortest_limit(local, foreign)
     problem, what = training_problem(local, limit, readers), f"data.path={local.data.path or local.data.name}"
-    data = fitting(load_data(local, tokenizer), problem, local.data.bad_rows, what)
+    data = fitting(load_data(local, tokenizer, progress), problem, local.data.bad_rows, what)
     if not data.train:
         raise RequestError(f"{what} has no usable training row: {data.report.summary()}.")
     _check_routes(local, data)
     job = Job(asked, local, tokenizer, data, vocabulary)
-    job = replace(job, prompts=_evaluation_prompts(job, limit, readers))
+    job = replace(job, prompts=_evaluation_prompts(job, limit, readers, progress))
     check_scorer(job)
     _try_reward(job)
     return job
@@ -94,7 +96,9 @@ def _probe(name: str, tokenizer: Tokenizer) -> None:
         raise RequestError(f"{name}: {error}") from error
 
 
-def _evaluation_prompts(job: Job, limit: tuple[int, str] | None, readers: list[Reader]) -> list[Prompt]:
+def _evaluation_prompts(
+    job: Job, limit: tuple[int, str] | None, readers: list[Reader], progress: Progress
+) -> list[Prompt]:
     """Prompts of the evaluation: those of the data's held-out (or training) rows, repeated prompts once.
 
     Raises:
@@ -107,7 +111,7 @@ def _evaluation_prompts(job: Job, limit: tuple[int, str] | None, readers: list[R
     if not rows:
         raise RequestError(f"evaluation.split={settings.split} has no rows; set data.held_out or evaluation.prompts=0.")
     if not isinstance(rows[0], Prompt):
-        split = load_data(experiment, job.tokenizer, as_prompts=True)
+        split = load_data(experiment, job.tokenizer, progress, as_prompts=True)
     if settings.scorer is not None:
         reader = Reader("the scorer", load_tokenizer(settings.scorer, rendering_of(experiment.data)))
         _probe(f"evaluation.scorer.path={settings.scorer.path}", reader.tokenizer)
@@ -210,12 +214,13 @@ def check_cache(experiment: Experiment) -> None:
         check_place(store, "hardware.cache_dir's store")
 
 
-def load_data(experiment: Experiment, tokenizer: Tokenizer, as_prompts: bool = False) -> Split:
+def load_data(experiment: Experiment, tokenizer: Tokenizer, progress: Progress, as_prompts: bool = False) -> Split:
     """The experiment's rows, kept for the next point of a sweep, which mostly wants the same.
 
     Args:
         experiment: with local folders in place of `toy:` names.
         tokenizer: of the policy.
+        progress: told how far it is.
         as_prompts: as every evaluation reads them; else as its algorithm does.
 
     Raises:
@@ -227,7 +232,7 @@ def load_data(experiment: Experiment, tokenizer: Tokenizer, as_prompts: bool = F
     stamps = [(str(path), path.stat().st_mtime_ns) for path in files]
     key = f"{load.__module__}.{load.__name__} {data} {policy.path} {policy.tokenizer} {stamps}"
     if key not in _LOADED:
-        _LOADED[key] = load(data, tokenizer)
+        _LOADED[key] = load(data, tokenizer, progress)
     _LOADED.move_to_end(key)
     while len(_LOADED) > _KEPT:
         _LOADED.popitem(last=False)

@@ -111,7 +111,7 @@ def open_job(experiment: Experiment, progress: Progress, looking: bool = False) 
     """
     set_up_torch(experiment)
     check_parts(experiment)
-    return prepare(experiment, without_merges(localized(experiment, progress, train_embedded), looking))
+    return prepare(experiment, without_merges(localized(experiment, progress, train_embedded), looking), progress)
 
 
 def train_embedded(experiment: Experiment, progress: Progress) -> Path:

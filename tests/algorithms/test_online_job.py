@@ -55,7 +55,7 @@ def job_of(world, tmp_path, *overrides):
             *overrides,
         ]
     )
-    return prepare(config, config)
+    return prepare(config, config, Silent())
 
 
 def assembled(job):

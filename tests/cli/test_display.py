@@ -42,6 +42,27 @@ def test_plain_lines_end_every_phase(capsys: pytest.CaptureFixture[str]) -> None
     ]
 
 
+def test_plain_lines_say_the_time_left_and_speeds_in_digits(capsys, monkeypatch) -> None:
+    clock = iter([100.0, 102.0, 104.0, 106.0])
+    monkeypatch.setattr(display.time, "monotonic", lambda: next(clock))
+    lines = PlainProgress(every_seconds=1)
+    for done in (256, 512, 1280, 2304):
+        lines.advance("tokenize", done, 2304, tokens_per_second=51234.5)
+    assert capsys.readouterr().out.splitlines() == [
+        "tokenize 256/2304 tokens_per_second 51234",
+        "tokenize 512/2304 tokens_per_second 51234 14 s left",
+        "tokenize 1280/2304 tokens_per_second 51234 4 s left",
+        "tokenize 2304/2304 tokens_per_second 51234",
+    ]
+    assert [display.figure(one) for one in (9999.4, 12345.6, -5e5, 2e9, 1e-6)] == [
+        "9999",
+        "12346",
+        "-500000",
+        "2e+09",
+        "1e-06",
+    ]
+
+
 def test_what_fails_is_not_said_to_be_finished(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ValueError), display.progress(plain=True, title="a run") as progress:
         progress.advance("train", 3, 9)

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from multiref_cli.config.schema import BadRows
-from multiref_cli.data import encode, parsed, rows
+from multiref_cli.data import parsed, rows
 from multiref_cli.data.preferences import load_preferences, parse_pair
 from tests.data.conftest import CHATML, byte_tokenizer
 
@@ -103,4 +103,4 @@ def test_the_least_used_entries_go(load, tmp_path, monkeypatch):
 def test_few_rows_and_tokenizers_without_rules_leave_nothing(load, tmp_path, monkeypatch, config, chatml):
     monkeypatch.setattr(rows, "PARSED_FROM", 5_000)
     load()
-    assert encode.recipe_of(config("x"), object(), "any") is None and not (tmp_path / "cache/tokens").exists()
+    assert parsed.recipe_of(config("x"), object(), "any") is None and not (tmp_path / "cache/tokens").exists()

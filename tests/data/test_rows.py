@@ -8,7 +8,8 @@ import pytest
 
 from multiref_cli.config.schema import BadRows
 from multiref_cli.data.held_out import hold_out
-from multiref_cli.data.rows import BadRow, load_split, read_rows
+from multiref_cli.data.made import BadRow
+from multiref_cli.data.rows import load_split, read_rows
 from multiref_cli.data.shelf import Shelf
 from multiref_cli.errors import RequestError
 

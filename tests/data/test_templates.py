@@ -5,10 +5,10 @@ import pytest
 from multiref_cli.config.schema import Data
 from multiref_cli.data.chat import conversation_ids, end_ids, prompt_ids, prompt_text, shape_of
 from multiref_cli.data.demonstrations import parse_demonstration
+from multiref_cli.data.made import BadRow
 from multiref_cli.data.preferences import parse_pair
 from multiref_cli.data.probe import verdict
 from multiref_cli.data.prompts import parse_prompt
-from multiref_cli.data.rows import BadRow
 from multiref_cli.data.template import Rendering, attach, render
 from multiref_cli.errors import RequestError
 from multiref_cli.references.tokens import response_ids, template_fingerprint

@@ -30,7 +30,7 @@ def setting(place, offline, monkeypatch):
 
     def make(*overrides):
         config = compose([*offline, "evaluation.scorer=null", "evaluation.samples_per_prompt=2", *overrides])
-        evaluator, _ = build_evaluator(prepare(config, config))
+        evaluator, _ = build_evaluator(prepare(config, config, Silent()))
         policy = load_causal_lm(Model(path=f"{place}/two"))
         with torch.no_grad():
             policy.model.layers[0].mlp.down_proj.weight.mul_(1.5)  # neither of the references
