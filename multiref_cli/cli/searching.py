@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from multiref_cli.cli import display
-from multiref_cli.tracking.progress import duration
+from multiref_cli.tracking.progress import duration, memory_text
 
 if TYPE_CHECKING:
     from multiref_cli.sweeps.cost import Needs
@@ -49,7 +49,7 @@ def show_arms(tuning: "Tuning") -> None:
 
 def price(tuning: "Tuning", seeds: Sequence[int], workers: int) -> None:
     """Print what one trial and the whole search take, counted; every trial as at the middle of its ranges."""
-    from multiref_cli.runs.forecast import forecast, memory_text
+    from multiref_cli.runs.forecast import forecast
     from multiref_cli.sweeps.cost import counted
     from multiref_cli.sweeps.estimate import MAKING
     from multiref_cli.sweeps.plan import arrange

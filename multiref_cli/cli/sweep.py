@@ -15,7 +15,7 @@ from multiref_cli.sweeps.plan import Plan, make_plan
 from multiref_cli.sweeps.request import Request, key_of, parse_request
 from multiref_cli.sweeps.watch import Snapshot, Watcher, event_line
 from multiref_cli.tracking.places import check_place, command
-from multiref_cli.tracking.progress import duration
+from multiref_cli.tracking.progress import duration, memory_text
 from multiref_cli.tracking.run_dir import read_choices
 
 # More rows than this say nothing on a terminal; plan.jsonl has every point.
@@ -238,7 +238,7 @@ def _time_left(plan: Plan, ledger: Ledger, now: Snapshot, workers: int) -> str:
 
 def _show_cost(plan: Plan, workers: int) -> None:
     """Print one point as `train --dry-run` does, and what the whole sweep takes, counted."""
-    from multiref_cli.runs.forecast import forecast, memory_text
+    from multiref_cli.runs.forecast import forecast
     from multiref_cli.sweeps.cost import counted
 
     found = forecast(plan.points[0].experiment)

@@ -218,7 +218,10 @@ class Tracking:
 
 
 # Ways to train, and the type of the trained parameters in each (models.precision); `auto` is one of the first two.
-PRECISIONS = {"float32": "float32", "bf16_mixed": "float32", "bf16_master": "bfloat16", "bf16": "bfloat16"}
+PRECISIONS = {
+    **{"float32": "float32", "bf16_mixed": "float32"},
+    **{"bf16_master": "bfloat16", "bf16_kahan": "bfloat16", "bf16": "bfloat16"},
+}
 
 
 @dataclass(frozen=True)

@@ -298,7 +298,7 @@ def _surroundings(found: Converted, values: dict[str, Any]) -> None:
     precision = {name: values.pop(name, None) for name in ("bf16", "fp16", "dtype", "torch_dtype")}
     loaded = str(precision["dtype"] or precision["torch_dtype"] or "float32")
     if precision["fp16"]:
-        found.missing.append("fp16=True: hardware.precision is float32, bf16_mixed, bf16_master or bf16")
+        found.missing.append("fp16=True: hardware.precision is float32, bf16_mixed, bf16_master, bf16_kahan or bf16")
     elif loaded == "bfloat16":
         found.set(hardware__precision="bf16_master")
         found.differs.append(

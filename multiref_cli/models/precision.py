@@ -1,7 +1,8 @@
 """How a model computes while it is trained: the type of its parameters, of its matrix products, of its master copy.
 
 An AdamW step of 1e-6 is lost to rounding in almost every bfloat16 weight, so bfloat16 parameters alone do not train:
-either the parameters are float32 and the products run in bfloat16 (autocast), or the optimizer keeps a float32 copy.
+either the parameters are float32 and the products run in bfloat16 (autocast), or the optimizer keeps a float32 copy, or
+the bits that rounding has lost.
 """
 
 from contextlib import AbstractContextManager
@@ -27,7 +28,8 @@ class Precision:
 
     Attributes:
         name: float32; bf16_mixed: float32 parameters, bfloat16 products; bf16_master: bfloat16 parameters and a
-            float32 copy in the optimizer; bf16: bfloat16 throughout.
+            float32 copy in the optimizer; bf16_kahan: bfloat16 parameters and the 16 bits that their rounding
+            has lost; bf16: bfloat16 throughout.
         device: torch device of the model.
     """
 
@@ -39,15 +41,15 @@ class Precision:
         return "bfloat16" if adapted and self.name != "float32" else PRECISIONS[self.name]
 
     def bytes_of(self, adapted: bool) -> tuple[int, int]:
-        """Bytes of a parameter, and what training adds for one: gradient, two moments, the float32 copy."""
+        """Bytes of a parameter, and what training adds for one: gradient, two moments, what is kept beside it."""
         held = 2 if self.parameters(adapted) == "bfloat16" else 4
-        added = {"float32": 12, "bf16_mixed": 12, "bf16_master": 14, "bf16": 6}[self.name]
+        added = {"float32": 12, "bf16_mixed": 12, "bf16_master": 14, "bf16_kahan": 12, "bf16": 6}[self.name]
         return held, added
 
     @property
-    def masters(self) -> bool:
-        """Whether the optimizer updates a float32 copy of the parameters."""
-        return self.name == "bf16_master"
+    def kept(self) -> str:
+        """What the optimizer keeps beside the parameters: `masters`, `remainders` or nothing."""
+        return {"bf16_master": "masters", "bf16_kahan": "remainders"}.get(self.name, "")
 
     def autocast(self) -> AbstractContextManager[None]:
         """Around everything that computes with the model, the backward pass aside.
@@ -65,6 +67,35 @@ def product_type(tensor: torch.Tensor) -> torch.dtype:
     """The type that matrix products with a parameter have here: autocast's where it is on, else its own."""
     kind = tensor.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
+
+
+@torch.no_grad()
+def split(whole: torch.Tensor, weight: torch.Tensor, rest: torch.Tensor) -> None:
+    """Keep a float32 tensor as bfloat16 weights and what their rounding loses: `joined` gives it back bit for bit.
+
+    Bits of float32 numbers count up with their size, and a bfloat16 number has the upper half of them: the nearest one
+    is that of the bits + 2^15, a tie away from zero, and the bits differ from its own by -2^15 to 2^15 - 1.
+
+    Args:
+        whole: float32, finite.
+        weight: same shape, written to; where it is not bfloat16 it takes the tensor as it is.
+        rest: same shape, int16, written to.
+    """
+    if weight.dtype != torch.bfloat16:
+        weight.copy_(whole)
+        return
+    bits = whole.view(torch.int32)
+    upper = (bits + 2**15) >> 16
+    weight.copy_(upper.to(torch.int16).view(torch.bfloat16))
+    rest.copy_(bits - (upper << 16))
+
+
+@torch.no_grad()
+def joined(weight: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
+    """The float32 tensor that was `split`."""
+    if weight.dtype != torch.bfloat16:
+        return weight.float().clone()
+    return ((weight.view(torch.int16).to(torch.int32) << 16) + rest).view(torch.float32)
 
 
 def lost_share(model: LanguageModel, step: float) -> float:

@@ -33,7 +33,8 @@ from multiref_cli.runs.price import (
 )
 from multiref_cli.runs.run import open_job
 from multiref_cli.tracking.places import command, holds_something
-from multiref_cli.tracking.progress import Silent, duration
+from multiref_cli.tracking.progress import Silent, duration, memory_text
+from multiref_cli.training.checkpoint import write_speed
 from multiref_cli.world.worlds import missing
 
 
@@ -190,8 +191,15 @@ def _priced(experiment: Experiment, sizes: Sizes, rows: Rows) -> list[list[Any]]
         said.append(["evaluation time, roughly", duration(found.evaluation)])
     if found.references:
         said.append(["time of reference passes, roughly", duration(found.references)])
-    said.append(["a checkpoint", f"{memory_text(found.checkpoint)}, {experiment.hardware.keep_checkpoints} kept"])
+    said.append(["a checkpoint", _checkpoint_said(experiment, found.checkpoint)])
     return said + [[f"on {name}", text] for name, text in fitted(experiment, sizes, rows)]
+
+
+def _checkpoint_said(experiment: Experiment, size: float) -> str:
+    """Its size, how long it takes to write where the run folder will be, how many are kept."""
+    speed = write_speed(experiment.folder)
+    time = "" if speed is None else f"{duration(size / speed)} each at {memory_text(speed)} a second, "
+    return f"{memory_text(size)}, {time}{experiment.hardware.keep_checkpoints} kept"
 
 
 def fitted(experiment: Experiment, sizes: Sizes, rows: Rows) -> list[tuple[str, str]]:
@@ -219,11 +227,6 @@ def memory_said(cost: Cost) -> str:
         f"{memory_text(cost.activations)} for a pass of {cost.tokens} tokens, "
         f"{memory_text(cost.measuring)} in the evaluation"
     )
-
-
-def memory_text(count: float) -> str:
-    """Bytes as people read them."""
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
 def _masks(job: Job) -> list[tuple[str, list[tuple[str, bool]]]]:

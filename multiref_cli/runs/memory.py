@@ -22,6 +22,17 @@ class Shape:
     intermediate: int
     keys: int
 
+    @property
+    def maps(self) -> list[tuple[int, int]]:
+        """Widths of the linear maps of a layer: of the attention four, then of the feed-forward network three."""
+        attention = [(self.hidden, self.hidden)] * 2 + [(self.hidden, self.keys)] * 2
+        return attention + [(self.hidden, self.intermediate)] * 3
+
+    @property
+    def parameters(self) -> int:
+        """Numbers of these maps in one layer."""
+        return sum(a * b for a, b in self.maps)
+
 
 def shape_of(config: dict[str, Any]) -> Shape | None:
     """Sizes out of a config.json of the Llama family and its relatives; None where it has no such sizes."""

@@ -240,9 +240,8 @@ def price(experiment: Experiment, sizes: Sizes, rows: Rows, card: Card) -> Cost:
         training += FORWARD * sum(sizes.active) * tokens / speed + _sampling(experiment, sizes, steps, card)
     if settings.reads_store:
         stored = FORWARD * sum(sizes.active) * (rows.train + rows.held_out) * rows.row / speed
-    base, added = precision.bytes_of(adapted=bool(policy.lora))
-    share = adapter_share(experiment, sizes) if policy.lora else 1.0
-    trained = sizes.policy * (share if settings.trains else 0.0)
+    base, _ = precision.bytes_of(adapted=bool(policy.lora))
+    weights, checkpoint = _training_bytes(experiment, sizes, precision)
     live = _live_bytes(experiment, sizes) if settings.online and experiment.penalized else 0.0
     passed = int(min(settings.pass_tokens, settings.batch_size * rows.row))
     half = experiment.precision != "float32"
@@ -257,13 +256,33 @@ def price(experiment: Experiment, sizes: Sizes, rows: Rows, card: Card) -> Cost:
         training=training,
         evaluation=_evaluation(experiment, sizes, rows, card),
         references=stored,
-        memory=sizes.policy * base + trained * added + live,
+        memory=weights + live,
         activations=kept,
         tokens=passed,
         rollout=cache_bytes(sizes.shape, together * length, half) if settings.online and sizes.shape else 0.0,
         measuring=_measuring_bytes(experiment, sizes, base),
-        checkpoint=trained * (8 + (4 if precision.masters else base)),
+        checkpoint=checkpoint,
     )
+
+
+def _training_bytes(experiment: Experiment, sizes: Sizes, precision: Precision) -> tuple[float, float]:
+    """Bytes of the policy with its gradient and what the optimizer keeps, and of a checkpoint of what is trained.
+
+    Muon has one moment of a hidden matrix where AdamW has two. An adapter's parameters are float32.
+    """
+    adapted = bool(experiment.policy.lora)
+    base, added = precision.bytes_of(adapted)
+    trained = sizes.policy * (adapter_share(experiment, sizes) if adapted else 1.0)
+    if not experiment.algorithm.trains:
+        return sizes.policy * base, 0.0
+    moment, saved = 2.0 if precision.name == "bf16" and not adapted else 4.0, 0.0
+    if experiment.optimizer.name == "muon":
+        matrices = 0 if sizes.shape is None else sizes.shape.layers * sizes.shape.parameters
+        saved = moment * (trained if adapted else min(matrices, trained))
+    kept = {"masters": 4, "remainders": 2}.get(precision.kept, 0)
+    own = 4 if adapted else base
+    memory = sizes.policy * base + trained * (added + (own if adapted else 0)) - saved
+    return memory, trained * (2 * moment + kept + own) - saved
 
 
 def adapter_share(experiment: Experiment, sizes: Sizes) -> float:
@@ -271,8 +290,7 @@ def adapter_share(experiment: Experiment, sizes: Sizes) -> float:
     lora, shape = experiment.policy.lora, sizes.shape
     if lora is None or shape is None:
         return 0.02
-    maps = [(shape.hidden, shape.hidden)] * 2 + [(shape.hidden, shape.keys)] * 2
-    maps += [(shape.hidden, shape.intermediate)] * 3
+    maps = shape.maps
     if not isinstance(lora.target_modules, str):
         maps = maps[: len(list(lora.target_modules))]
     return shape.layers * lora.rank * sum(a + b for a, b in maps) / sizes.policy

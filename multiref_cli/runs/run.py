@@ -359,7 +359,7 @@ def _trained(job: Job, run: RunDir, parallel: Parallel, progress: Progress) -> T
     progress.advance(OPENING, 0, 1)
     trainee = module_of(job.experiment).assemble(job, progress)
     experiment, precision = job.experiment, job.precision
-    optimizers = Optimizers(trainee.model, experiment.optimizer, job.total_steps, precision.masters)
+    optimizers = Optimizers(trainee.model, experiment.optimizer, job.total_steps, precision.kept)
     trainee.notes.extend(_precision_notes(trainee.model, experiment))
     Loop(run, trainee, optimizers, experiment.hardware, identity(job), precision, parallel).fit(progress)
     return trainee

@@ -67,3 +67,8 @@ def remaining(seconds: float) -> str:
     """A time that is still to go: `42 s left`, `19 min 36 s left`, `2 h 05 min left`."""
     whole = max(0, round(seconds))
     return f"{duration(whole) if whole >= 60 else f'{whole} s'} left"
+
+
+def memory_text(count: float) -> str:
+    """Bytes as people read them."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

@@ -1,8 +1,11 @@
 """Checkpoints: everything that a bitwise resume needs, written atomically."""
 
 import copy
+import os
 import pickle
 import shutil
+import tempfile
+import time
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +16,9 @@ import torch
 
 from multiref_cli.errors import RequestError, RunError
 from multiref_cli.files import replacing
+
+# Size of the checkpoint that a disk is measured with.
+_TRIAL_BYTES = 2**25
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
@@ -34,11 +40,38 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -
     return target
 
 
+def write_speed(folder: Path) -> float | None:
+    """Bytes a second at which a checkpoint would reach the disk of a folder, measured with a small nameless one.
+
+    Args:
+        folder: may not be there yet: the nearest one above it is measured.
+
+    Returns:
+        The faster of two; None where nothing can be written.
+    """
+    place = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.is_dir())
+    tensor, best = torch.rand(_TRIAL_BYTES // 4, generator=torch.Generator().manual_seed(0)), float("inf")
+    try:
+        for _ in range(2):
+            start = time.perf_counter()
+            with tempfile.TemporaryFile(dir=place) as file:
+                torch.save(tensor, file)
+                file.flush()
+                os.fsync(file.fileno())
+                best = min(best, time.perf_counter() - start)
+    except (OSError, RuntimeError):  # torch.save says RuntimeError of a full disk
+        return None
+    return _TRIAL_BYTES / best
+
+
 class Writer:
     """Writes checkpoints of a run, one after the other, on request beside the training.
 
     What is written is the state as it was when it was handed over; a write that failed is raised by the next `write` or
     `wait`, and no later one is begun.
+
+    Attributes:
+        took: (bytes, seconds) of the last one that is on the disk.
     """
 
     def __init__(self, folder: Path, beside: bool) -> None:
@@ -49,16 +82,22 @@ class Writer:
             beside: copy the state to main memory and write the copy in a thread.
         """
         self.folder = folder
+        self.took: tuple[int, float] | None = None
         self._pool = ThreadPoolExecutor(1, "checkpoint") if beside else None
-        self._pending: Future[Path] | None = None
+        self._pending: Future[None] | None = None
 
     def write(self, step: int, state: dict[str, Any], keep: int) -> None:
         """Write a checkpoint, or begin to, and delete all but the newest `keep`; waits for the one before."""
         self.wait()
         if self._pool is None:
-            save_checkpoint(self.folder, step, state, keep)
+            self._save(step, state, keep)
         else:
-            self._pending = self._pool.submit(save_checkpoint, self.folder, step, _copied(state), keep)
+            self._pending = self._pool.submit(self._save, step, _copied(state), keep)
+
+    def _save(self, step: int, state: dict[str, Any], keep: int) -> None:
+        start = time.perf_counter()
+        path = save_checkpoint(self.folder, step, state, keep)
+        self.took = path.stat().st_size, time.perf_counter() - start
 
     def wait(self) -> None:
         """Until what was begun is on the disk.

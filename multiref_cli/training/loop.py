@@ -17,12 +17,15 @@ from multiref_cli.models.precision import FLOAT32, Precision
 from multiref_cli.parallel import ALONE, Parallel
 from multiref_cli.tracking.metrics import Averages
 from multiref_cli.tracking.places import command
-from multiref_cli.tracking.progress import Progress
+from multiref_cli.tracking.progress import Progress, duration, memory_text
 from multiref_cli.tracking.run_dir import RunDir
 from multiref_cli.tracking.rungs import Missed, Pruned, read_rungs
 from multiref_cli.training.checkpoint import Writer, check_same, checkpoints, load_checkpoint
 from multiref_cli.training.health import Health
 from multiref_cli.training.optimizer import Optimizers
+
+# A checkpoint that took less is not spoken of.
+LONG_SECONDS = 1.0
 
 
 class Stopped(KeyboardInterrupt):
@@ -58,7 +61,7 @@ class Loop:
         self.precision, self.parallel = precision, parallel
         self.rungs = read_rungs(run.path)
         self.writer = Writer(run.path / "checkpoints", hardware.checkpoint_async)
-        self.step, self.saved, self.health = 0, 0.0, Health()
+        self.step, self.saved, self.health, self._said = 0, 0.0, Health(), False
 
     def fit(self, progress: Progress) -> None:
         """Train from the last checkpoint (or the start) to the last step.
@@ -91,6 +94,7 @@ class Loop:
                 if stop or due or self.step == total:
                     self._save()
                     self.saved = time.monotonic()
+                self._say_checkpoint(progress)
                 if stop or self.step == total:
                     self.writer.wait()
                 if stop and self.step < total:
@@ -98,6 +102,15 @@ class Loop:
                     raise Stopped(f"stopped after step {self.step} of {total}; {hint}")
         self.model.eval()
         self.trainee.notes.extend(self.health.notes())
+
+    def _say_checkpoint(self, progress: Progress) -> None:
+        """Size and time of the first checkpoint that is on the disk, where it took time that somebody may miss."""
+        if self.writer.took is None or self._said:
+            return
+        self._said = True
+        size, seconds = self.writer.took
+        if seconds >= LONG_SECONDS:
+            progress.note(f"a checkpoint: {memory_text(size)}, written in {duration(seconds)}")
 
     def _one_step(self) -> dict[str, float]:
         started = time.perf_counter()

@@ -1,14 +1,19 @@
 """Optimizers and the learning-rate schedule, a pure function of the step."""
 
 import math
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from multiref_cli.config import schema
+from multiref_cli.models.precision import joined, split
 from multiref_cli.training.muon import Muon
 from multiref_cli.types import LanguageModel
+
+# Parameters of which sums with their remainders are alive at once.
+_PIECE = 2**24
 
 
 def schedule(step: int, total: int, settings: schema.Optimizer) -> float:
@@ -29,27 +34,34 @@ def schedule(step: int, total: int, settings: schema.Optimizer) -> float:
 
 
 class Optimizers:
-    """AdamW, or Muon for hidden matrices beside AdamW for the rest, behind one step."""
+    """AdamW, or Muon for hidden matrices beside AdamW for the rest, behind one step.
 
-    def __init__(self, model: LanguageModel, settings: schema.Optimizer, total: int, masters: bool = False) -> None:
+    What the optimizers update are the trained parameters themselves, or float32 weights that stand behind them: copies
+    that stay (`masters`), or sums of bfloat16 weights and remainders that are made for the step, some at a time
+    (`remainders`: what rounding has lost so far is added before the next step, as in Kahan's summation, arXiv
+    2010.06192; a remainder of 16 bits loses nothing of a float32 sum, see `models.precision.split`).
+    """
+
+    def __init__(self, model: LanguageModel, settings: schema.Optimizer, total: int, kept: str = "") -> None:
         """Takes the parameters that have a gradient.
 
         Args:
             model: to train.
             settings: of the config.
             total: optimizer steps of the run.
-            masters: update a float32 copy of every parameter, with float32 moments, and round it after each step.
+            kept: `masters`, `remainders` or nothing: what is kept beside the parameters. The moments are then float32.
         """
-        self.settings, self.total = settings, total
+        self.settings, self.total, self.kept = settings, total, kept
         self.trained = [p for p in model.parameters() if p.requires_grad]
-        self.parameters = [nn.Parameter(p.detach().float().clone()) for p in self.trained] if masters else self.trained
+        self.remainders = [torch.zeros_like(p, dtype=torch.int16) for p in self.trained if kept == "remainders"]
+        self.parameters = [_behind(p, kept) for p in self.trained]
         copies = {id(p): copy for p, copy in zip(self.trained, self.parameters)}
         muon = [copies[id(p)] for p in _hidden_matrices(model)] if settings.name == "muon" else []
         chosen = {id(p) for p in muon}
-        rest = [p for p in self.parameters if id(p) not in chosen]
+        rest = [(p, copies[id(p)]) for p in self.trained if id(copies[id(p)]) not in chosen]
         groups = [
-            {"params": [p for p in rest if p.ndim >= 2], "weight_decay": settings.weight_decay},
-            {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+            {"params": [copy for p, copy in rest if p.ndim >= 2], "weight_decay": settings.weight_decay},
+            {"params": [copy for p, copy in rest if p.ndim < 2], "weight_decay": 0.0},
         ]
         betas = (settings.betas[0], settings.betas[1])
         peak = settings.learning_rate
@@ -65,42 +77,91 @@ class Optimizers:
         Returns:
             `gradient_norm` (before clipping) and `learning_rate`.
         """
-        self._take_gradients()
-        limit = self.settings.max_gradient_norm or math.inf
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, limit))
         multiplier = schedule(step, self.total, self.settings)
+        for optimizer, peak in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = peak * multiplier
+        limit = self.settings.max_gradient_norm or math.inf
+        norm = self._update_sums(limit) if self.kept == "remainders" else self._update(limit)
+        return {"gradient_norm": norm, "learning_rate": self.optimizers[0][1] * multiplier}
+
+    def _update(self, limit: float) -> float:
+        """Update the parameters, or their copies and with them the parameters; the norm of the gradient."""
+        self._take_gradients()
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, limit))
         if math.isfinite(norm):
-            for optimizer, peak in self.optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = peak * multiplier
+            for optimizer, _ in self.optimizers:
                 optimizer.step()
             self._give_weights()
         for optimizer, _ in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        return {"gradient_norm": norm, "learning_rate": self.optimizers[0][1] * multiplier}
+        return norm
+
+    @torch.no_grad()
+    def _update_sums(self, limit: float) -> float:
+        """Update weight + remainder in float32, some parameters at a time; the norm of the gradient."""
+        every = [place for place, p in enumerate(self.trained) if p.grad is not None]
+        norms = [torch.linalg.vector_norm(self.trained[place].grad, dtype=torch.float32) for place in every]
+        norm = float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
+        share = min(1.0, limit / (norm + 1e-6))
+        for places in self._pieces(every) if math.isfinite(norm) else []:
+            for place in places:
+                whole, weight = self.parameters[place], self.trained[place]
+                whole.data = joined(weight, self.remainders[place])
+                whole.grad = cast(Tensor, weight.grad).float() * share
+            for optimizer, _ in self.optimizers:
+                optimizer.step()  # only what has a gradient
+            for place in places:
+                whole = self.parameters[place]
+                split(whole, self.trained[place], self.remainders[place])
+                whole.grad, whole.data = None, whole.data.new_empty(0)
+        for weight in self.trained:
+            weight.grad = None
+        return norm
+
+    def _pieces(self, places: Sequence[int]) -> Iterator[list[int]]:
+        """Places of parameters that together have about `_PIECE` numbers, or of one that has more."""
+        piece: list[int] = []
+        count = 0
+        for place in places:
+            if piece and count + self.trained[place].numel() > _PIECE:
+                yield piece
+                piece, count = [], 0
+            piece.append(place)
+            count += self.trained[place].numel()
+        if piece:
+            yield piece
+
+    def weights(self) -> list[Tensor]:
+        """What is trained, in float32, in the order of the trained parameters."""
+        if self.kept == "remainders":
+            return [joined(p.detach(), rest) for p, rest in zip(self.trained, self.remainders)]
+        return [p.detach().float() for p in self.parameters]
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """States of the optimizers, in order, and the float32 copies of the weights where there are any."""
-        copies = [{"masters": [p.detach() for p in self.parameters]}] if self._masters else []
-        return [optimizer.state_dict() for optimizer, _ in self.optimizers] + copies
+        """States of the optimizers, in order, and what is kept beside the parameters."""
+        return [optimizer.state_dict() for optimizer, _ in self.optimizers] + [
+            {name: [tensor.detach() for tensor in tensors]} for name, tensors in self._beside()
+        ]
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
         """Restore what `state_dict` gave."""
         for (optimizer, _), state in zip(self.optimizers, states):
             optimizer.load_state_dict(state)
-        if self._masters:
-            with torch.no_grad():
-                for copy, saved in zip(self.parameters, states[-1]["masters"]):
-                    copy.copy_(saved)
+        with torch.no_grad():
+            for name, tensors in self._beside():
+                for tensor, saved in zip(tensors, states[-1][name]):
+                    tensor.copy_(saved)
 
-    @property
-    def _masters(self) -> bool:
-        return self.parameters is not self.trained
+    def _beside(self) -> list[tuple[str, Sequence[Tensor]]]:
+        if not self.kept:
+            return []
+        return [(self.kept, self.parameters if self.kept == "masters" else self.remainders)]
 
     @torch.no_grad()
     def _take_gradients(self) -> None:
         """Move the gradients of the trained parameters to their copies."""
-        if self._masters:
+        if self.kept:
             for copy, parameter in zip(self.parameters, self.trained):
                 copy.grad = None if parameter.grad is None else parameter.grad.float()
                 parameter.grad = None
@@ -108,9 +169,18 @@ class Optimizers:
     @torch.no_grad()
     def _give_weights(self) -> None:
         """Round the copies into the trained parameters."""
-        if self._masters:
+        if self.kept:
             for copy, parameter in zip(self.parameters, self.trained):
                 parameter.copy_(copy)
+
+
+def _behind(parameter: nn.Parameter, kept: str) -> nn.Parameter:
+    """What an optimizer updates for a parameter; without content where that is made anew for every step."""
+    if not kept:
+        return parameter
+    if kept == "masters":
+        return nn.Parameter(parameter.detach().float().clone())
+    return nn.Parameter(torch.empty(0, device=parameter.device))
 
 
 def _hidden_matrices(model: LanguageModel) -> list[nn.Parameter]:

@@ -30,7 +30,7 @@ def update(folder: str, name: str, steps: int, rate: float) -> tuple[dict[str, t
     tokenizer = load_tokenizer(Model(path=folder))
     before = {key: p.detach().float().clone() for key, p in model.named_parameters()}
     settings = Optimizer(learning_rate=rate, schedule="constant", warmup=0)
-    optimizers = Optimizers(model, settings, steps, precision.masters)
+    optimizers = Optimizers(model, settings, steps, precision.kept)
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
     packed = pack([one[:2] for one in ids], [[one[2:]] for one in ids], 0, share_prompt=True)
     model.train()
@@ -41,9 +41,9 @@ def update(folder: str, name: str, steps: int, rate: float) -> tuple[dict[str, t
         loss.backward()
         optimizers.step(step)
     seconds = (time.monotonic() - start) / steps
-    # A float32 copy in the optimizer is what is trained: rounding it into the parameters is for the forward pass alone.
-    trained = dict(zip(before, optimizers.parameters)) if precision.masters else dict(model.named_parameters())
-    return {key: p.detach().float() - before[key] for key, p in trained.items()}, seconds
+    # What stands behind the parameters is what is trained: its rounding into them is for the forward pass alone.
+    trained = {key: p for key, p in zip(before, optimizers.weights())}
+    return {key: p - before[key] for key, p in trained.items()}, seconds
 
 
 def main():

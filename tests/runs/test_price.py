@@ -1,5 +1,6 @@
 """What a run takes, beside hand arithmetic, and priced for models that are not on this machine."""
 
+import re
 import socket
 from dataclasses import replace
 
@@ -71,6 +72,37 @@ def test_an_offline_run_by_hand():
     assert cost.total == cost.memory + cost.activations
 
 
+@pytest.mark.parametrize(
+    ("overrides", "memory", "checkpoint"),
+    [
+        (["hardware.precision=bf16_master"], 16, 14),
+        (["hardware.precision=bf16_kahan"], 14, 12),
+        (["hardware.precision=bf16"], 8, 6),
+        (["hardware.precision=bf16_mixed", "optimizer=muon"], 16, 12),
+    ],
+)
+def test_bytes_of_a_parameter_by_hand(overrides, memory, checkpoint):
+    """Weight, gradient, two moments (one of Muon's matrices: 24 layers of 14.9 M at 0.5B), what is kept beside them."""
+    experiment = paper(*overrides, "evaluation.prompts=0")
+    cost = price(experiment, sizes_of(experiment), Rows(100, 0, 100.0, 100.0), H100)
+    layer = 2 * 896 * 896 + 2 * 896 * 128 + 3 * 896 * 4864
+    saved = 4 * 24 * layer if "optimizer=muon" in overrides else 0
+    assert cost.memory == 494_032_768 * memory - saved and cost.checkpoint == 494_032_768 * checkpoint - saved
+
+
+def test_bytes_of_an_adapter_by_hand():
+    """7B frozen in bfloat16; of an adapter of rank 16 on all maps weight, gradient and moments in float32."""
+    one = compose(
+        ["experiment=offline_ultrafeedback", "hardware.device=cuda", "policy=qwen_7b_lora", "references=qwen_7b_14b"]
+    )
+    sizes, rank = sizes_of(one), one.policy.lora.rank
+    adapter = 28 * rank * (2 * (3584 + 3584) + 2 * (3584 + 512) + 3 * (3584 + 18944))
+    cost = price(one, sizes, known_rows(one), H100)
+    assert cost.checkpoint == pytest.approx(12 * adapter) and cost.memory == pytest.approx(
+        2 * 7_615_616_512 + 16 * adapter
+    )
+
+
 def test_live_references_count_where_they_are():
     experiment = compose(["experiment=online_gsm8k", "hardware.device=cuda", "hardware.dtype=bfloat16"])
     beside = price(experiment, sizes_of(experiment), known_rows(experiment), H100)
@@ -114,6 +146,7 @@ def test_a_run_of_models_that_are_not_here_is_priced(monkeypatch):
     rows = dict(forecast(paper()).rows)
     assert "Qwen/Qwen2.5-1.5B-Instruct" in rows["not on this machine, fetched by the run"]
     assert rows["policy"] == "494.03 M parameters" and "62135" in rows["data, as known"]
+    assert re.match(r"5\.5 GiB, .* each at .* a second, 2 kept$", rows["a checkpoint"])
     assert rows["on H100, 80 GB"].startswith("fits") and "does not fit" not in rows["on H200, 141 GB"]
 
 

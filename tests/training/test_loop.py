@@ -1,6 +1,7 @@
 """The loop with a small regression: schedule, optimizer, non-finite losses, bitwise resume from any step, Ctrl-C."""
 
 import os
+import re
 import signal
 import threading
 import time
@@ -286,6 +287,40 @@ def test_checkpoints_beside_the_training_are_those_of_their_step(tmp_path, monke
         one, other = (torch.load(tmp_path / run / "checkpoints" / name) for run in ("plain", "beside"))
         assert one["step"] == other["step"] and str(one["optimizers"]) == str(other["optimizers"])
         assert all(torch.equal(one["model"][key], other["model"][key]) for key in one["model"])
+
+
+class _Notes(Silent):
+    def __init__(self):
+        self.lines = []
+
+    def note(self, text):
+        self.lines.append(text)
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_the_first_checkpoint_that_takes_long_is_spoken_of(tmp_path, monkeypatch, beside):
+    loop, notes = make_loop(tmp_path / "run", lambda step: time.sleep(0.03), every=1, beside=beside), _Notes()
+    loop.fit(notes)
+    assert notes.lines == []
+    monkeypatch.setattr("multiref_cli.training.loop.LONG_SECONDS", 0.0)
+    make_loop(tmp_path / "other", lambda step: time.sleep(0.03), every=1, beside=beside).fit(notes)
+    size, seconds = loop.writer.took
+    assert size == checkpoints(tmp_path / "run/checkpoints")[-1].stat().st_size and 0 < seconds < 60
+    assert len(notes.lines) == 1 and re.fullmatch(r"a checkpoint: 0\.0 MiB, written in \d+\.\d s", notes.lines[0])
+
+
+def test_a_disk_is_measured_where_the_run_will_be(tmp_path, monkeypatch):
+    seconds = iter([0.0, 2.0, 5.0, 5.5])
+    monkeypatch.setattr("multiref_cli.training.checkpoint.time.perf_counter", lambda: next(seconds))
+    assert checkpoint.write_speed(tmp_path / "not/yet") == 2**25 / 0.5
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    monkeypatch.setattr("multiref_cli.training.checkpoint.os.fsync", _full)
+    assert checkpoint.write_speed(tmp_path) is None
+
+
+def _full(_):
+    raise OSError(28, "No space left on device")
 
 
 @pytest.mark.parametrize("failing", [2, 7])
