@@ -14,6 +14,7 @@ from multiref_cli.config.merges import check_merge, members
 from multiref_cli.config.ranges import check_number, check_numbers
 from multiref_cli.config.regularizer import Arwc, Estimator, Level, Regularizer, States
 from multiref_cli.config.schema import PRECISIONS, SERVED
+from multiref_cli.config.tasks import check_tasks
 from multiref_cli.config.terms import OTHERS, START
 from multiref_cli.config.weights import AUTO, routes_of, weights_of
 from multiref_cli.errors import RequestError
@@ -113,6 +114,7 @@ def _check_parts(experiment: "Experiment") -> None:
     _choice("optimizer.name", optimizer.name, ("adamw", "muon"))
     _choice("optimizer.schedule", optimizer.schedule, ("linear", "cosine", "wsd", "constant"))
     _choice("evaluation.split", experiment.evaluation.split, ("held_out", "train"))
+    check_tasks(experiment.evaluation.tasks, experiment.algorithm.writes)
     _choice("rollout.engine", experiment.rollout.engine, ("transformers", "vllm"))
     _choice("hardware.dtype", hardware.dtype, ("auto", "float32", "bfloat16"))
     _choice("hardware.precision", hardware.precision, ("auto", *PRECISIONS))

@@ -4,7 +4,7 @@ import hashlib
 import json
 import types
 from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from enum import Enum
 from functools import cache
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -45,12 +45,13 @@ def without_later(settings: object, plain: Mapping[str, Any]) -> dict[str, Any]:
         settings: a dataclass of the schema.
         plain: what `to_plain` gave of it, or a part of that.
     """
-    idle = {
-        one.name
-        for one in fields(settings)  # type: ignore[arg-type]
-        if one.metadata.get("later") and getattr(settings, one.name) == one.default
-    }
+    later = [one for one in fields(settings) if one.metadata.get("later")]  # type: ignore[arg-type]
+    idle = {one.name for one in later if getattr(settings, one.name) == _default(one)}
     return {key: value for key, value in plain.items() if key not in idle}
+
+
+def _default(one: Field[Any]) -> Any:
+    return one.default if one.default_factory is MISSING else one.default_factory()
 
 
 def changed(value: object, change: Callable[[str], str]) -> Any:

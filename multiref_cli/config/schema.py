@@ -206,6 +206,10 @@ class Evaluation:
     win_rate: bool = True
     greedy: bool = field(default=False, metadata=LATER)
     bootstrap: int = number("[1, 1e6]", 2000)
+    tasks: list[str] = field(default_factory=list, metadata=LATER)
+    task_limit: Optional[int] = number(COUNT, None, later=True)
+    task_fewshot: Optional[int] = number(COUNT_OR_0, None, later=True)
+    task_chat_template: Optional[bool] = field(default=None, metadata=LATER)
 
 
 @dataclass(frozen=True)

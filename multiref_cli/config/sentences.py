@@ -32,6 +32,8 @@ def sentence(error: Exception, keys: set[str], options: Callable[[str], list[str
         return f"there is no key {key!r}{f'; here it is {here}' if here else nearest(key, sorted(keys))}."
     first = text.splitlines()[0].rstrip(".") if text else type(error).__name__
     full_key = getattr(error, "full_key", None)
+    if full_key and "is not a ListConfig" in first:
+        return f"{full_key} is a list; give it as {full_key}=[VALUE]."
     return f"{full_key}: {first}." if full_key and full_key not in first else f"{first}."
 
 

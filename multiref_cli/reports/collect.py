@@ -22,7 +22,7 @@ from multiref_cli.errors import RequestError, RunError
 from multiref_cli.evaluation.crossed import BySeed, Estimate, estimate
 from multiref_cli.evaluation.statistics import Interval
 from multiref_cli.files import each_line, read_object, read_yaml, write_text
-from multiref_cli.reports.numbers import Lines, read_numbers
+from multiref_cli.reports.numbers import Lines, read_groups, read_numbers
 from multiref_cli.tracking.places import command
 from multiref_cli.tracking.run_dir import are_results
 
@@ -101,9 +101,10 @@ class Run:
         return values if mean is not None and np.isclose(values.mean(), mean, rtol=1e-6, atol=1e-9) else None
 
     def lines(self, metric: str) -> Lines | None:
-        """The lines that hold a metric: prompts of evaluation.jsonl or held-out pairs of pairs.jsonl; else none."""
+        """The lines that hold a metric: prompts of evaluation.jsonl, held-out pairs of pairs.jsonl or documents of a
+        task; else none."""
         parts = self._combination(metric)
-        for lines in (self.evaluation, self.pairs):
+        for lines in (self.evaluation, self.pairs, *self.documents):
             if parts and lines.units and all(name in lines.columns for name in parts):
                 return lines
         return None
@@ -117,6 +118,16 @@ class Run:
     def pairs(self) -> Lines:
         """The lines of pairs.jsonl: the number of a held-out pair's `row` in the data, and how it was judged."""
         return read_numbers(self.folder / "pairs.jsonl", "row")
+
+    @cached_property
+    def documents(self) -> list[Lines]:
+        """The lines of tasks.jsonl, task by task: what a document is known by, and how it was answered."""
+        return read_groups(self.folder / "tasks.jsonl", "task", "document") if self.tasks else []
+
+    @property
+    def tasks(self) -> list[dict[str, Any]]:
+        """What is known of the tasks of evaluation libraries that were answered."""
+        return self.results.get("tasks") or []
 
     def _combination(self, metric: str) -> dict[str, float]:
         """What a metric is a weighted sum of: itself, or measured ones; empty where it has no meaning here.

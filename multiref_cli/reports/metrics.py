@@ -40,12 +40,20 @@ def heading(metric: str) -> str:
 
 
 def scorers(found: Sequence[Condition]) -> list[str]:
-    """What conditions are compared on: that which scored responses, the gold reward last; without any, how pairs rank.
+    """What conditions are compared on: that which scored responses, the gold reward last; without any, how pairs rank;
+    then the first metric of every task.
 
     preference_accuracy is never among them: it is read against each condition's own references, and the same policy
     has another one under others.
     """
-    return scorers_among(_measured(found))
+    tasks = {name: None for c in found for run in c.runs for task in run.tasks for name in task["higher"][:1]}
+    return [*scorers_among(_measured(found)), *tasks]
+
+
+def task_metrics(found: Sequence[Condition]) -> list[str]:
+    """All metrics of the tasks of evaluation libraries, task by task."""
+    names = (name for condition in found for run in condition.runs for task in run.tasks for name in task["metrics"])
+    return list(dict.fromkeys(names))
 
 
 def scores(found: Sequence[Condition]) -> list[str]:
@@ -59,6 +67,7 @@ def scores(found: Sequence[Condition]) -> list[str]:
     wanted = [*names, *(f"{name}{STANDARDIZED}" for name in centered(found))]
     wanted += [name for name in _measured(found) if name.startswith(("greedy/", "pass@"))]
     wanted += [f"{kind}/{name}/{start}" for kind in ("win_rate", "win_rate_lc") for name in centered(found)]
+    wanted += [name for name in task_metrics(found) if name not in names]
     return _those_of(found, [*wanted, *_groups(found), "length"])
 
 

@@ -2,8 +2,10 @@
 
 import sys
 from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from multiref_cli.files import each_line
 
@@ -23,8 +25,21 @@ class Lines:
 
 def read_numbers(path: Path, unit: str) -> Lines:
     """The lines of a file that says in `unit` what each of them is of; none where it is not there."""
-    units, columns = list[object](), dict[str, array]()
+    return _numbers(each_line(path), unit)
+
+
+def read_groups(path: Path, group: str, unit: str) -> list[Lines]:
+    """The lines of a file apart by what they say in `group`, in the order of their first ones."""
+    found: dict[object, list[dict[str, Any]]] = {}
     for row in each_line(path):
+        numbers = {key: value for key, value in row.items() if key == unit or isinstance(value, (int, float))}
+        found.setdefault(row.get(group), []).append(numbers)
+    return [_numbers(rows, unit) for rows in found.values()]
+
+
+def _numbers(rows: Iterable[dict[str, Any]], unit: str) -> Lines:
+    units, columns = list[object](), dict[str, array]()
+    for row in rows:
         name = row.get(unit)
         units.append(sys.intern(name) if isinstance(name, str) else name)
         for key, value in row.items():

@@ -67,4 +67,5 @@ def _of_run(run: Run) -> dict[str, str]:
     data = run.manifest.get("data") or {}
     known["seed"] = str(run.seed)
     known["data"] = f"{run.experiment.data.path}, {data.get('rows', 'rows unknown')}"
+    known |= {f"task {one['title']}": f"{one['library']}, sha256 `{one['sha256'][:12]}`" for one in run.tasks}
     return known | fingerprints(run.manifest)

@@ -138,7 +138,7 @@ def _conditions(runs: Sequence[Run], sweeps: Sequence[Path]) -> list[Condition]:
 
 def _add_warnings(page: Page, made: Material, damaged: Sequence[str]) -> None:
     """What a reader must know before any number is believed."""
-    mixed = _mixed_inputs(made.runs)
+    mixed = mixed_inputs(made.runs)
     if mixed:
         page.text(f"**Not comparable**: {'; '.join(mixed)}. Train the older runs again.")
     if damaged:
@@ -269,12 +269,14 @@ def _read(found_in: Mapping[Path, Sequence[Path]]) -> tuple[dict[Path, Run], lis
     return read, damaged
 
 
-def _mixed_inputs(runs: Sequence[Run]) -> list[str]:
-    """What runs were made from under one name though its content differed between them: data, policies, references."""
+def mixed_inputs(runs: Sequence[Run]) -> list[str]:
+    """What was under one name though its content differed between runs: data, policies, references, tasks."""
     found: dict[str, dict[str, str]] = {}
     for run in runs:
         for name, checksum in (run.manifest.get("inputs") or {}).items():
             found.setdefault(name, {}).setdefault(checksum, run.folder.name)
+        for task in run.tasks:
+            found.setdefault(f"task {task['title']}", {}).setdefault(task["sha256"], run.folder.name)
     return [
         f"{name} had another content in {' than in '.join(by_content.values())}"
         for name, by_content in found.items()
@@ -332,7 +334,7 @@ def write_run_report(folder: Path) -> Path:
     page.section("Files")
     names = (
         *("config.yaml", "overrides.txt", "manifest.json", "metrics.jsonl", "evaluation.jsonl", "answers.jsonl"),
-        *("pairs.jsonl", "results.json", "evaluations", "logs", "policy"),
+        *("pairs.jsonl", "tasks.jsonl", "results.json", "evaluations", "logs", "policy"),
     )
     page.files([(name, run.folder / name) for name in names])
     add_provenance(page, [run])

@@ -34,6 +34,7 @@ from multiref_cli.runs.fit import (
 )
 from multiref_cli.runs.judge import check_scorer
 from multiref_cli.runs.processes import threads_of
+from multiref_cli.runs.tasks import open_tasks
 from multiref_cli.tracking.places import check_place, holds_something
 from multiref_cli.tracking.progress import Progress
 from multiref_cli.types import Tokenizer
@@ -165,7 +166,7 @@ def _check_routes(experiment: Experiment, data: Split) -> None:
 
 
 def check_parts(experiment: Experiment) -> None:
-    """Find what an experiment names besides models and data: its engine's options, its reward functions, peft.
+    """Find what an experiment names besides models and data: its engine's options, reward functions, peft, tasks.
 
     Raises:
         RequestError: something is not there, or does not take what it is given.
@@ -179,6 +180,7 @@ def check_parts(experiment: Experiment) -> None:
     for reference in experiment.references if experiment.regularized else []:
         if reference.quantization is not None:
             require_bits(reference.quantization)
+    open_tasks(experiment.evaluation)
 
 
 def check_devices(experiment: Experiment) -> None:

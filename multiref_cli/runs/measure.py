@@ -19,6 +19,7 @@ from multiref_cli.rewards.sample import Sample
 from multiref_cli.rollouts.engine import Completion
 from multiref_cli.rollouts.transformers_engine import TransformersEngine
 from multiref_cli.runs.judge import accuracy_of, check_scorer, open_scorer
+from multiref_cli.runs.tasks import measure_tasks
 from multiref_cli.tracking.progress import Progress
 from multiref_cli.types import LanguageModel
 
@@ -37,6 +38,8 @@ class Outcome:
         pairs: rows of pairs.jsonl, one a held-out pair.
         notes: sentences for the report.
         answers: rows of answers.jsonl, the first prompts with their responses one by one.
+        tasks: what is known of the tasks of evaluation libraries that were answered.
+        task_rows: rows of tasks.jsonl, one a document of a task.
     """
 
     metrics: dict[str, dict[str, float]]
@@ -44,12 +47,26 @@ class Outcome:
     pairs: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     answers: list[dict[str, Any]] = field(default_factory=list)
+    tasks: list[dict[str, Any]] = field(default_factory=list)
+    task_rows: list[dict[str, Any]] = field(default_factory=list)
 
 
-def measure(job: Job, model: LanguageModel, progress: Progress) -> Outcome:
-    """Measure a trained model: held-out preference pairs, then samples of held-out prompts."""
+def measure(job: Job, model: LanguageModel, progress: Progress, folder: Path) -> Outcome:
+    """Measure a trained model: held-out preference pairs, samples of held-out prompts, tasks of evaluation libraries.
+
+    Args:
+        job: of the run.
+        model: trained, on its device.
+        progress: told of every phase.
+        folder: of the run, with the model in policy/.
+    """
     with job.precision.autocast():
-        return _measure(replace(job, experiment=job.experiment.final), model, progress)
+        found = _measure(replace(job, experiment=job.experiment.final), model, progress)
+        if not job.experiment.evaluation.tasks:
+            return found
+        tasks = job.parallel.once(lambda: measure_tasks(job, model, progress, folder))
+    notes = [*found.notes, *tasks.notes]
+    return replace(found, metrics=found.metrics | tasks.metrics, notes=notes, tasks=tasks.facts, task_rows=tasks.rows)
 
 
 def _measure(job: Job, model: LanguageModel, progress: Progress) -> Outcome:
@@ -87,7 +104,7 @@ def measure_folder(job: Job, policy_folder: Path, progress: Progress) -> Outcome
     """
     if not job.experiment.algorithm.writes:
         raise RequestError("a reward model is measured when it is trained; `multiref eval` scores policies.")
-    return measure(job, load_policy(job, str(policy_folder)), progress)
+    return measure(job, load_policy(job, str(policy_folder)), progress, policy_folder.parent)
 
 
 def build_evaluator(job: Job) -> tuple[Evaluator, list[str]]:

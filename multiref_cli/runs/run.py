@@ -31,6 +31,7 @@ from multiref_cli.runs.job import check_cache, check_devices, check_parts, prepa
 from multiref_cli.runs.judge import judge_scorer
 from multiref_cli.runs.measure import Outcome, measure, measure_folder
 from multiref_cli.runs.processes import connect, of_rank, speaking_for, started
+from multiref_cli.runs.tasks import open_tasks
 from multiref_cli.seeding import seed_everything
 from multiref_cli.tracking.places import command
 from multiref_cli.tracking.progress import OPENING, Heartbeat, Progress, Silent
@@ -222,6 +223,7 @@ def manifest(job: Job) -> dict[str, Any]:
         **_models(job),
         "merges": _merges(job),
         "scorer": fingerprint(scorer) if scorer is not None else None,
+        "tasks": [task.facts for task in open_tasks(job.experiment.evaluation)],
         "inputs": inputs(job),
     }
 
@@ -350,7 +352,7 @@ def _train_and_measure(job: Job, run: RunDir, parallel: Parallel, progress: Prog
     trainee = _trained(job, run, parallel, progress)
     if parallel.main:
         save_policy(trainee.model, job.tokenizer, run.path / "policy", for_auto=True)
-    return trainee.notes, measure(job, trainee.model, progress)
+    return trainee.notes, measure(job, trainee.model, progress, run.path)
 
 
 def _trained(job: Job, run: RunDir, parallel: Parallel, progress: Progress) -> Trainee:
@@ -400,8 +402,10 @@ def _write_outcome(
         write_lines(run.path / "answers.jsonl", outcome.answers)
     if outcome.pairs:
         write_lines(run.path / "pairs.jsonl", outcome.pairs)
+    if outcome.task_rows:
+        write_lines(run.path / "tasks.jsonl", outcome.task_rows)
     notes = [*training_notes, *outcome.notes]
-    more |= {"notes": notes, "training_notes": training_notes}
+    more |= {"notes": notes, "training_notes": training_notes, "tasks": outcome.tasks}
     run.write_results(outcome.metrics, run_hash, job.asked.seed, job.asked.condition, **more)
     write_card(run, job.asked, job.total_steps)
     run.write_status("done", job.total_steps, job.total_steps)
@@ -446,6 +450,7 @@ def evaluate(folder: Path, overrides: Sequence[str] = (), progress: Progress | N
         trained = results.get("config_hash", experiment.hash)
         run.keep_evaluation()
         _write_outcome(job, run, outcome, results.get("training_notes", []), trained, measured_by=measured_by)
+        discard_checkpoints(run.path / "checkpoints")
     return run.path
 
 

@@ -165,7 +165,7 @@ def _check_parts(experiments: Iterable[Experiment]) -> None:
     """What every run checks of its parts, once for all points with the same ones."""
     from multiref_cli.runs.job import check_parts
 
-    named = ("algorithm", "policy", "reward", "rollout")
+    named = ("algorithm", "policy", "reward", "rollout", "evaluation")
     different = {digest([one.plain[name] for name in named]): one for one in experiments}
     for experiment in different.values():
         check_parts(experiment)

@@ -20,6 +20,8 @@ PACKAGES = (
     "peft",
     "wandb",
     "vllm",
+    "lm_eval",
+    "inspect_ai",
 )
 
 
