@@ -26,6 +26,7 @@ from multiref_cli.models.files import fingerprint
 from multiref_cli.models.logprobs import token_logps
 from multiref_cli.models.packing import Packed, micro_batches, pack, row_length, sharing_pays
 from multiref_cli.models.precision import product_type
+from multiref_cli.objectives.aggregate import widest
 from multiref_cli.objectives.divergence import is_clipped, total_score
 from multiref_cli.objectives.mixing import log_mixed
 from multiref_cli.objectives.mrpo import TrustRegion, adjusted_references
@@ -370,12 +371,12 @@ class Dpo:
 
     def loss_of(self, policy: Tensor, rows: list[int], batch_pairs: int) -> tuple[Tensor, Averages]:
         """The loss of some pairs of one route, given (2, n) log-probabilities of the policy for chosen and rejected."""
-        terms, mixed = self._terms(rows), self._mixed(rows).to(policy.device)
-        references = self.stored.references[:, :, rows].to(policy.device)
+        terms, mixed = self._terms(rows), self._mixed(rows).to(policy)
+        references = self.stored.references[:, :, rows].to(policy)
         if self.penalty.multi_loss:
             score, clip = terms[0].score, self.penalty.score_clip
             alone = self.stored.references if self.stored.adjusted is None else self.stored.adjusted
-            reward = implicit_reward(policy, alone[:, :, rows].to(policy.device), self.scheduled.beta, score, clip)
+            reward = implicit_reward(policy, alone[:, :, rows].to(policy), self.scheduled.beta, score, clip)
         else:
             reward = self._implicit_reward(terms, policy, mixed)
         losses = preference_loss(
@@ -387,7 +388,7 @@ class Dpo:
             lengths=self.lengths[:, rows].to(policy.device),
         )
         if self.penalty.multi_loss:
-            losses = multi_preference_loss(losses, self._weights().to(policy.device))
+            losses = multi_preference_loss(losses, self._weights().to(policy))
         return losses.sum() / batch_pairs, self._metrics(terms, policy.detach(), mixed, references)
 
     @torch.no_grad()
@@ -471,18 +472,20 @@ class Dpo:
         return self.scheduled.beta * total_score(terms, policy, mixed, self.penalty.score_clip)
 
     def _logps(self, model: LanguageModel, packed: Packed) -> Tensor:
-        return token_logps(model, packed, vocabulary=self.stored.vocabulary).logps.sum(-1, dtype=torch.float64)
+        return token_logps(model, packed, vocabulary=self.stored.vocabulary).logps.sum(
+            -1, dtype=widest(packed.mask.device)
+        )
 
     def _metrics(self, terms: Sequence[Term], policy: Tensor, mixed: Tensor, references: Tensor) -> Averages:
         averages, reward = Averages(), self._implicit_reward(terms, policy, mixed)
         averages.add("reward_margin", reward[0] - reward[1])
-        averages.add("accuracy", (reward[0] > reward[1]).double())
+        averages.add("accuracy", (reward[0] > reward[1]).float())
         if self.experiment.one_mix:  # several summands have no mixed reference
             # On the data's responses a mean log ratio is no divergence; this one is to the mix that the loss saw.
             averages.add("log_ratio/mixed", policy - mixed[0])
         for name, reference in zip(self.stored.names, references):
             averages.add(f"log_ratio/{name}", policy - reference)
-        averages.add("score_clip_fraction", is_clipped(terms, policy, mixed, self.penalty.score_clip).double())
+        averages.add("score_clip_fraction", is_clipped(terms, policy, mixed, self.penalty.score_clip).float())
         averages.add("logps/chosen", policy[0])
         averages.add("logps/rejected", policy[1])
         return averages

@@ -43,7 +43,7 @@ from multiref_cli.models.decoder import honours_shared_prompts
 from multiref_cli.models.logprobs import TokenDivergence, token_divergence, token_logps
 from multiref_cli.models.packing import Packed
 from multiref_cli.objectives.advantages import advantages
-from multiref_cli.objectives.aggregate import StepSize, masked_sum, reduce
+from multiref_cli.objectives.aggregate import StepSize, masked_sum, reduce, widened
 from multiref_cli.objectives.penalty import penalty_to_go, sampled_charge, sampled_penalty
 from multiref_cli.objectives.policy_gradient import clipped_surrogate, importance_ratios, sampler_weights
 from multiref_cli.references.live import LiveReferences, ReferenceScores, joined
@@ -341,13 +341,13 @@ class Online:
         found = self._divergence(model, references, packed, micro)
         policy = found.logps.detach()
         if not self.experiment.rollout.truncated:
-            distances = [masked_sum((policy - logps).double(), mask, 1) for logps in found.reference_logps]
+            distances = [masked_sum(widened(policy - logps), mask, 1) for logps in found.reference_logps]
             self._add_references(averages, micro, distances)
         if self.experiment.one_mix:  # several summands have no mixed reference
             _add_tokens(averages, "disagreement", -found.log_normalizers[0], mask)
         if self.experiment.one_mix and not self.experiment.rollout.truncated:
             mixed = references.mixed_tokens(terms, found.reference_logps, found.log_normalizers)
-            averages.add("kl/mixed", masked_sum((policy - mixed[0]).double(), mask, 1))
+            averages.add("kl/mixed", masked_sum(widened(policy - mixed[0]), mask, 1))
         return found.logps, found.divergence, found.entropy
 
     def _divergence(
@@ -388,9 +388,9 @@ class Online:
 
     def _sampler_weights(self, drawn: Tensor, trainer: Tensor, mask: Tensor, averages: Averages) -> Tensor:
         """(B, T) what samples of an engine with log-probs of its own count for, and in the metrics how far it is."""
-        far = torch.where(mask, trainer - drawn, torch.zeros_like(trainer)).double()
+        far = widened(torch.where(mask, trainer - drawn, torch.zeros_like(trainer)))
         _add_tokens(averages, "rollout/kl", far.exp() - 1 - far, mask)
-        _add_tokens(averages, "rollout/beyond_fraction", (far.exp() - 1).abs().gt(_FAR).double(), mask)
+        _add_tokens(averages, "rollout/beyond_fraction", (far.exp() - 1).abs().gt(_FAR).float(), mask)
         if self.settings.sampler_correction == "none":
             return torch.ones_like(trainer)
         level = "sequence" if self.settings.sampler_correction == "sequence" else "token"
@@ -405,7 +405,7 @@ class Online:
         scores, references = self._window().scores, self.parts.references
         if scores is None or references is None or self.experiment.rollout.truncated:
             return
-        policy = masked_sum(logps.double(), mask, 1).cpu()
+        policy = masked_sum(widened(logps), mask, 1).cpu()
         self._add_references(averages, micro, [policy - sums[micro.places] for sums in scores.sums])
         if not self.experiment.one_mix:  # several summands have no mixed reference
             return
@@ -420,7 +420,7 @@ class Online:
         if micro.first and self.experiment.moving_beta is not None:
             prompts = [self.parts.prompts[self._window().rows[int(i) // self.group]] for i in micro.places]
             weights = torch.tensor([self.scheduled.weights(one.extra) for one in prompts], dtype=torch.float64).T
-            charge = (weights.to(distances[0].device) * torch.stack(list(distances))).sum()
+            charge = (weights.to(distances[0]) * torch.stack(list(distances))).sum()
             self.scheduled.see(float(charge), len(micro.places))
 
     def _stored_micros(self, rows: list[int], sampled: StepSize) -> list[StoredMicro]:

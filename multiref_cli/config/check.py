@@ -13,7 +13,7 @@ from multiref_cli.config.check_schedules import check_schedules
 from multiref_cli.config.merges import check_merge, members
 from multiref_cli.config.ranges import check_number, check_numbers
 from multiref_cli.config.regularizer import Arwc, Estimator, Level, Regularizer, States
-from multiref_cli.config.schema import PRECISIONS, SERVED
+from multiref_cli.config.schema import PRECISIONS, SERVED, torch_name
 from multiref_cli.config.tasks import check_tasks
 from multiref_cli.config.terms import OTHERS, START
 from multiref_cli.config.weights import AUTO, routes_of, weights_of
@@ -272,7 +272,7 @@ def _check_placement(experiment: "Experiment", given: str) -> None:
         "unset, or use level=sequence with regularizer.estimator=reward",
     )
     _require(
-        not exact or {given, policy_device} <= {"cuda", "cuda:0"} or given == policy_device,
+        not exact or torch_name(given) == torch_name(policy_device),
         f"estimator=exact and topk compare policy and references in one pass, so they share a device: leave "
         f"hardware.reference_device unset (given {given}), or use regularizer.estimator="
         f"{'reward' if experiment.penalty.level is Level.sequence else 'k2'}",

@@ -228,6 +228,11 @@ PRECISIONS = {
 }
 
 
+def torch_name(device: str) -> str:
+    """A device's name with its number: `cuda` is `cuda:0`."""
+    return device if ":" in device else f"{device}:0"
+
+
 @dataclass(frozen=True)
 class Hardware:
     device: str = "auto"

@@ -281,7 +281,7 @@ class Evaluator:
         own = []
         for part in self.parallel.share(parts):
             packed = pack([ids[i][0] for i in part], [(ids[i][1],) for i in part], 0, share_prompt=True)
-            values = compute(packed.to(device)).double().cpu()
+            values = compute(packed.to(device)).cpu().double()
             own.append([values[..., row, : len(ids[i][1])] for row, i in enumerate(part)])
         found: list[Tensor] = [torch.empty(0)] * len(ids)
         for part, rows in zip(parts, self.parallel.woven(own)):

@@ -28,6 +28,16 @@ class StepSize:
         return cls(mask.shape[0], int(mask.sum()), length or mask.shape[1])
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """The type that long sums are made in on a device: float64, float32 where it has no such numbers (Apple's GPUs)."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def widened(values: Tensor) -> Tensor:
+    """Values in the `widest` type of their device."""
+    return values.to(widest(values.device))
+
+
 def masked_sum(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
     """Sum of the values whose mask is true; whatever stands elsewhere, nan included, changes nothing.
 

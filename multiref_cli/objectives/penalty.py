@@ -39,6 +39,7 @@ import torch
 from torch import Tensor
 
 from multiref_cli.config.regularizer import Estimator, Term
+from multiref_cli.objectives.aggregate import widened
 from multiref_cli.objectives.divergence import kind_of, ratio_estimate, score_integral, total, weighted
 from multiref_cli.objectives.mixing import mix_factor
 
@@ -75,7 +76,7 @@ def calibrated_threshold(log_ratios: Tensor, confidence: float = 0.05) -> float:
     Returns:
         tau in nats, at least 1e-6.
     """
-    magnitudes = log_ratios.detach().abs().double()
+    magnitudes = widened(log_ratios.detach().abs())
     tail = math.sqrt(2.0 * math.log(2.0 / confidence) / len(magnitudes))
     return max(float(torch.quantile(magnitudes, max(0.0, 1.0 - tail))), 1e-6)
 

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from multiref_cli.objectives.aggregate import widest
 from multiref_cli.rollouts.engine import Sampling
 
 
@@ -39,7 +40,7 @@ def truncate(probabilities: Tensor, sampling: Sampling) -> Tensor:
         probabilities = torch.where(probabilities < smallest, 0.0, probabilities)
     if sampling.top_p < 1:
         ordered, order = probabilities.sort(-1, descending=True)
-        mass = ordered.cumsum(-1, dtype=torch.float64)
+        mass = ordered.cumsum(-1, dtype=widest(ordered.device))
         excluded = mass - ordered >= sampling.top_p * mass[..., -1:]
         probabilities = probabilities.masked_fill(torch.zeros_like(excluded).scatter(-1, order, excluded), 0.0)
     if sampling.min_p > 0:
@@ -53,12 +54,12 @@ def inverse_cdf(probabilities: Tensor, uniform: Tensor) -> Tensor:
 
     Args:
         probabilities: (S, V) non-negative, not necessarily normalized.
-        uniform: (S,) float64 in [0, 1).
+        uniform: (S,) in [0, 1), of the `widest` type of the device.
 
     Returns:
         (S,) token ids, distributed as `probabilities` normalized.
     """
-    cumulative = probabilities.cumsum(-1, dtype=torch.float64)
+    cumulative = probabilities.cumsum(-1, dtype=widest(probabilities.device))
     total = cumulative[:, -1:]
     target = torch.minimum(uniform[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
     return torch.searchsorted(cumulative, target, right=True)[:, 0]
@@ -69,7 +70,7 @@ def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, T
 
     Args:
         logits: (S, V) of the next token.
-        uniform: (S,) float64 in [0, 1).
+        uniform: (S,) in [0, 1), of the `widest` type of the device.
         sampling: temperature and truncations.
 
     Returns:

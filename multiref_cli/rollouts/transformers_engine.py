@@ -9,6 +9,7 @@ from torch import Tensor
 
 from multiref_cli.errors import RequestError
 from multiref_cli.models.precision import product_type
+from multiref_cli.objectives.aggregate import widest
 from multiref_cli.rollouts import lean, static_cache
 from multiref_cli.rollouts.engine import Completion, Sampling
 from multiref_cli.rollouts.sampling import draw, uniforms
@@ -158,7 +159,7 @@ def decode(session: Session, numbers: Tensor, sampling: Sampling, vocabulary: in
     """Runs a session to its end; `numbers` (S, T) are the uniforms of its rows."""
     device = session.logits.device
     rows_total, length = numbers.shape
-    numbers = numbers.to(device)
+    numbers = numbers.to(device, widest(device))
     is_end = torch.zeros(session.logits.shape[-1], dtype=torch.bool, device=device)
     is_end[[i for i in sampling.end_ids if i < len(is_end)]] = True
     ids = torch.zeros(rows_total, length, dtype=torch.long, device=device)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from multiref_cli.algorithms.base import Job, module_of
 from multiref_cli.config.algorithms import OnlineSettings, UntrainedSettings
-from multiref_cli.config.schema import Estimator, Experiment, Level, Model
+from multiref_cli.config.schema import Estimator, Experiment, Level, Model, torch_name
 from multiref_cli.evaluation.evaluate import RESIDENT
 from multiref_cli.models.inspect import text_config
 from multiref_cli.models.known import absent, known_config, remote_parameters
@@ -311,7 +311,7 @@ def _live_bytes(experiment: Experiment, sizes: Sizes) -> float:
     """Of the references beside the policy: all on its device, or the largest of those that visit it."""
     place = experiment.hardware.reference_device
     each = _frozen_bytes(experiment, experiment.active_references, sizes.active)
-    if place is None or place == experiment.hardware.device_name:
+    if place is None or torch_name(place) == torch_name(experiment.hardware.device_name):
         return sum(each)
     return max(each, default=0.0) if place.startswith("cpu") else 0.0
 

@@ -4,6 +4,8 @@ from collections import defaultdict
 
 import torch
 
+from multiref_cli.objectives.aggregate import widened
+
 
 class Averages:
     """Sums and counts under names; reading them gives weighted means that do not depend on the micro-batches' sizes."""
@@ -14,7 +16,7 @@ class Averages:
 
     def add(self, name: str, values: torch.Tensor) -> None:
         """Add every entry of a tensor to the average of `name`."""
-        self.add_sum(name, float(values.detach().double().sum()), values.numel())
+        self.add_sum(name, float(widened(values.detach()).sum()), values.numel())
 
     def add_sum(self, name: str, total: float, count: float) -> None:
         """Add a sum of `count` values to the average of `name`."""
