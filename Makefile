@@ -24,6 +24,9 @@ PUBLISHED := runs/published/$(SCALE).csv
 ESTIMATORS := runs/published/estimators.csv
 # One mix against its rivals, of `make rivals`.
 RIVALS := runs/published/rivals.csv
+# Which regularizer wins in which cell, of `make regimes`; rows and scores of these metrics lie beside it.
+REGIMES := runs/published/regimes.cells.csv
+REGIME_METRICS := 'toy_gold', 'toy_verifier', 'kl/instruct', 'kl/instruct_large', 'kl/math'
 # What holds over worlds, of `make worlds`.
 WORLDS := runs/published/worlds.csv
 TORCH_RANGE := torch>=2.9,<3
@@ -39,7 +42,7 @@ publish_report = cp $(1)/summary.csv $(2).csv && cp $(1)/scores.csv.gz $(2).scor
   cp $(1)/verdicts.csv $(2).verdicts.csv
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test reproduce publish worlds rivals lint gpu bench clean
+.PHONY: help setup test reproduce publish worlds rivals regimes lint gpu bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -113,6 +116,18 @@ rivals: $(STAMP) ## one mix against its rivals in both experiments: the untraine
 	$(call publish_report,runs/rivals/report,$(RIVALS:.csv=))
 	cp runs/rivals/report/figures/rivals.png runs/published/rivals.png
 	$(call update_results,$(RIVALS))
+	$(BIN)/python -c "from pathlib import Path; from multiref_cli.reports.captions import update_captions; \
+	  update_captions(Path('README.md'), Path('$(RESULTS)'))"
+
+regimes: $(STAMP) ## which regularizer wins where, over training, distance of the references and beta (half an hour)
+	OMP_NUM_THREADS=1 $(MULTIREF) sweep sweep=regimes run.dir=runs/regimes/sweep --workers $(WORKERS)
+	$(MULTIREF) report runs/regimes/sweep --out runs/regimes/report
+	$(BIN)/python -c "from pathlib import Path; from multiref_cli.reports.scores import keep_scores; \
+	  keep_scores(Path('runs/regimes/report'), Path('$(REGIMES:.cells.csv=)'), ($(REGIME_METRICS)))"
+	cp runs/regimes/report/regimes.csv $(REGIMES) && cp runs/regimes/report/verdicts.csv $(REGIMES:.cells.csv=.verdicts.csv)
+	cp runs/regimes/report/figures/regimes.png runs/published/regimes.png
+	$(BIN)/python -c "from pathlib import Path; from multiref_cli.reports import published, regime_words; \
+	  published.put_results(Path('$(RESULTS)'), '$(REGIMES)', regime_words.markdown(regime_words.read_regimes(Path('$(REGIMES)'))))"
 	$(BIN)/python -c "from pathlib import Path; from multiref_cli.reports.captions import update_captions; \
 	  update_captions(Path('README.md'), Path('$(RESULTS)'))"
 

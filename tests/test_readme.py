@@ -17,6 +17,7 @@ from multiref_cli.files import read_json
 from multiref_cli.reports import captions
 from multiref_cli.reports.captions import CAPTIONS, caption
 from multiref_cli.reports.published import BEGIN, END, README_METRICS, read_rows, readme_table
+from multiref_cli.reports.regime_words import markdown, read_regimes
 from multiref_cli.reports.worlds import read_claims, worlds_table
 from multiref_cli.sweeps import launch
 from multiref_cli.sweeps.worker import work_off
@@ -51,6 +52,11 @@ def test_what_holds_over_worlds_is_that_of_the_committed_csv():
     shown = between(BEGIN.format(path=path), END)
     published = ROOT / path
     assert shown == (worlds_table(read_claims(published)).strip() if published.is_file() else "")
+
+
+def test_the_cells_of_regimes_are_those_of_the_committed_csv():
+    shown, published = between(BEGIN.format(path=captions.REGIMES), END), ROOT / captions.REGIMES
+    assert shown == (markdown(read_regimes(published)) if published.is_file() else "")
 
 
 @pytest.mark.parametrize("name", CAPTIONS)

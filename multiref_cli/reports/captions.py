@@ -12,12 +12,14 @@ from multiref_cli.reports.comparisons import Judged, judged
 from multiref_cli.reports.metrics import heading
 from multiref_cli.reports.mixed import conclusions, read_scores
 from multiref_cli.reports.published import Row, read_rows
+from multiref_cli.reports.regime_words import read_regimes, sentences
 from multiref_cli.reports.verdicts import Verdict
 from multiref_cli.reports.worlds import read_claims
 
 VERDICTS = "verdicts.csv"
 WORLDS, ESTIMATORS = "runs/published/worlds.csv", "runs/published/estimators.csv"
 RIVALS = "runs/published/rivals.csv"
+REGIMES = "runs/published/regimes.cells.csv"
 # What the online job is judged by.
 SCORE = "toy_verifier"
 COLUMNS = ("job", "metric", "kind", "over_alpha", "first", "second", "difference", "low", "high", "p", "verdict")
@@ -192,6 +194,7 @@ CAPTIONS: dict[str, tuple[str, Callable[[Path], str]]] = {
     "mixed": ("runs/published/mixed.csv", _mixed),
     "answers": (ESTIMATORS, lambda path: answers(path.parents[2])),
     "rivals": (RIVALS, lambda path: rivals(read_rows(path), read_verdicts(path.with_suffix(f".{VERDICTS}")))),
+    "regimes": (REGIMES, lambda path: sentences(read_regimes(path))),
     "laboratory": ("runs/published/sample-complexity.json", _laboratory),
 }
 

@@ -443,7 +443,8 @@ def _tell_apart(found: Sequence[Condition]) -> None:
     """Add the keys that differ to what would be called the same."""
     groups: dict[tuple[str, int, str], list[Condition]] = {}
     for condition in found:
-        job = condition.arena if condition.role == "rival" else ""  # rivals of two jobs stand in two tables
+        # What is trained in two ways on two data sets stands in two tables, as the rivals of two jobs do.
+        job = condition.arena if condition.role == "rival" else condition.algorithm + condition.experiment.data.name
         groups.setdefault((condition.label, condition.experiment.world, job), []).append(condition)
     for same in groups.values():
         if len(same) > 1:

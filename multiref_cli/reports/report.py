@@ -30,6 +30,9 @@ from multiref_cli.reports.looks import add_looks
 from multiref_cli.reports.page import Page
 from multiref_cli.reports.provenance import add_provenance
 from multiref_cli.reports.published import Row, compare_with, conclusions, read_rows, rows_of, verdict, write_rows
+from multiref_cli.reports.regime_map import add_regimes
+from multiref_cli.reports.regime_words import write_regimes
+from multiref_cli.reports.regimes import Regimes, regimes
 from multiref_cli.reports.rivals import add_rivals, rivals_of
 from multiref_cli.reports.samples import add_samples
 from multiref_cli.reports.scores import SCORES, write_scores
@@ -61,7 +64,8 @@ def write_report(
         The path of index.html. Beside it lies summary.csv, one row a condition and metric, in the form that is
         committed, scores.csv.gz, from which `--check` computes it again, and verdicts.csv, one row a comparison; a
         sweep's results.csv, one row a run, lies beside its plan, and in `out` if that is given; over several worlds
-        worlds.csv holds their comparisons.
+        worlds.csv holds their comparisons, where regularizers are compared over references and beta regimes.csv which
+        is best in each cell.
 
     Raises:
         RequestError: a folder that is neither, or nothing finished in any.
@@ -124,6 +128,11 @@ class Material:
             for title, group in zip(titles(groups), groups)
         ]
 
+    @cached_property
+    def regimes(self) -> Regimes | None:
+        """Which arm is best where, over training, references and beta; None where these make no picture."""
+        return regimes(self.found)
+
 
 def _conditions(runs: Sequence[Run], sweeps: Sequence[Path]) -> list[Condition]:
     """The conditions of runs, with all names under which sweeps asked for them."""
@@ -168,12 +177,19 @@ def _add_worlds(page: Page, made: Material) -> None:
         write_claims(over_worlds, made.target / "worlds.csv")
 
 
+def _add_regimes(page: Page, made: Material) -> None:
+    add_regimes(page, made.regimes)
+    if made.regimes is not None:
+        write_regimes(made.regimes.found, made.target / "regimes.csv")
+
+
 def _add_rivals(page: Page, made: Material) -> None:
     """The ranking of mixes and rivals; its comparisons go beside those of the jobs."""
     groups = [(job.found, job.verdicts) for job in made.jobs]
     own = add_rivals(page, groups, made.found, _left_out(made.sweeps))
     of_jobs = [(job_name(job.found[0]), one) for job in made.jobs for one in job.verdicts]
-    write_verdicts([*of_jobs, *own], made.target / VERDICTS)
+    of_cells = made.regimes.verdicts if made.regimes is not None else ()
+    write_verdicts([*of_jobs, *own, *of_cells], made.target / VERDICTS)
 
 
 def _left_out(sweeps: Sequence[Path]) -> list[str]:
@@ -208,7 +224,7 @@ def _add_searches(page: Page, made: Material) -> None:
 def _add_files(page: Page, made: Material) -> None:
     """Links to what lies beside the page and to every run."""
     page.section("Files")
-    beside = ("summary.csv", "results.csv", "scores.csv.gz", "verdicts.csv", "worlds.csv", "report.md")
+    beside = ("summary.csv", "results.csv", "scores.csv.gz", "verdicts.csv", "worlds.csv", "regimes.csv", "report.md")
     page.files([(name, made.target / name) for name in beside])
     of_sweeps = ("sweep.yaml", "plan.jsonl", "results.csv", "events.jsonl")
     for sweep in made.sweeps:
@@ -238,6 +254,7 @@ def _add_provenance(page: Page, made: Material) -> None:
 # The sections of a report, in order: each adds what it has to say of its material, or nothing. A new one is a row here.
 SECTIONS: tuple[Callable[[Page, Material], None], ...] = (
     _add_worlds,
+    _add_regimes,
     _add_rivals,
     _add_jobs,
     _add_contest,

@@ -13,10 +13,21 @@ from multiref_cli.errors import RequestError
 from multiref_cli.evaluation.crossed import BySeed, estimate
 from multiref_cli.files import write_bytes
 from multiref_cli.reports.collect import Condition
-from multiref_cli.reports.published import BEGIN, END, README_METRICS, Row, measured, read_rows, readme_table
+from multiref_cli.reports.published import (
+    BEGIN,
+    END,
+    README_METRICS,
+    Row,
+    measured,
+    read_rows,
+    readme_table,
+    write_rows,
+)
+from multiref_cli.reports.regime_words import markdown, read_regimes
 from multiref_cli.reports.worlds import read_claims, worlds_table
 
 SCORES = "scores.csv.gz"
+CELLS = "cells.csv"
 COLUMNS = ("job", "condition", "level", "estimator", "seed", "metric", "values")
 
 
@@ -34,6 +45,25 @@ def write_scores(found: Sequence[Condition], path: Path) -> None:
             writer.writerow([*names, "" if untrained else seed, one.metric, shown])
     # Without a time in its header the same scores make the same file.
     write_bytes(path, gzip.compress(text.getvalue().encode(), mtime=0))
+
+
+def keep_scores(report: Path, target: Path, metrics: Sequence[str]) -> None:
+    """Write target.csv and target.scores.csv.gz from a report's: the rows of some metrics, where all of them are large.
+
+    Args:
+        report: folder with summary.csv and scores.csv.gz.
+        target: path without an ending.
+        metrics: to keep.
+    """
+    write_rows([row for row in read_rows(report / "summary.csv") if row.metric in metrics], Path(f"{target}.csv"))
+    csv.field_size_limit(10**8)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    with gzip.open(report / SCORES, "rt", newline="") as file:
+        rows = csv.reader(file)
+        place = COLUMNS.index("metric")
+        writer.writerows(row for row in rows if row[place] in (*metrics, COLUMNS[place]))
+    write_bytes(Path(f"{target}.{SCORES}"), gzip.compress(text.getvalue().encode(), mtime=0))
 
 
 def read_scores(path: Path) -> dict[tuple[str, ...], BySeed]:
@@ -82,8 +112,12 @@ def _check_page(page: Path) -> list[str]:
         if not path.is_file() and not shown:
             said.append(f"Nothing is published as {name} yet.")
             continue
-        over_worlds = path.name == "worlds.csv"
-        made = worlds_table(read_claims(path)) if over_worlds else readme_table(read_rows(path), README_METRICS)
+        over_worlds, of_cells = path.name == "worlds.csv", path.name.endswith(f".{CELLS}")
+        if of_cells:
+            made = markdown(read_regimes(path))
+            path = path.with_name(path.name.replace(f".{CELLS}", ".csv"))
+        else:
+            made = worlds_table(read_claims(path)) if over_worlds else readme_table(read_rows(path), README_METRICS)
         verb = "is" if shown == made.strip() else "is not"
         said.append(f"The table of {name} in {page.name} {verb} what the file says.")
         if over_worlds:  # it holds the difference of every world, and reading it computes all else from them

@@ -1,0 +1,164 @@
+"""What a picture of regimes says in words, a table and a file: from a report's cells as from the published ones."""
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from multiref_cli.errors import RequestError
+from multiref_cli.evaluation.statistics import Interval
+from multiref_cli.files import write_text
+from multiref_cli.reports.regimes import SINGLE, YARDSTICKS, Regime
+from multiref_cli.reports.wording import signed
+
+COLUMNS = (
+    *("training", "second", "distance", "distance_low", "distance_high", "prompts", "beta", "yardstick", "winner"),
+    *("contenders", "margin", "margin_low", "margin_high", "seeds", "missing", "means"),
+)
+
+
+def sentence(found: Sequence[Regime]) -> str:
+    """What one yardstick says of all its cells: where which arm is best, what is behind the best, what is undecided.
+
+    Args:
+        found: of one yardstick.
+    """
+    words = YARDSTICKS[found[0].yardstick]
+    kinds = list(dict.fromkeys(kind for one in found for kind in one.kinds))
+    kinds = sorted(kinds, key=lambda kind: kind == SINGLE)
+    counts = {kind: [one for one in found if one.winner == kind] for kind in kinds}
+    open_ = [one for one in found if not one.decided]
+    behind = _behind(found, kinds)
+    if len(open_) == len(found):
+        names = f"{', '.join(map(_called, kinds[:-1]))} and {_called(kinds[-1])}" if len(kinds) > 1 else "anything"
+        text = (
+            f"By {words} it is undecided everywhere: in none of {len(found)} cells is one of {names} above all others"
+        )
+        return f"{text}.{behind}"
+    won = [f"{_called(kind)} in {len(own)}{_where(own, found)}" for kind, own in counts.items() if own]
+    never = [_called(kind) for kind, own in counts.items() if not own]
+    text = f"By {words}, of {len(found)} cells, best are {'; '.join(won)}; {len(open_)} are undecided"
+    text += f"; {' and '.join(never)} in none" if never else ""
+    return f"{text}.{behind}"
+
+
+def _behind(found: Sequence[Regime], kinds: Sequence[str]) -> str:
+    """In how many cells each kind is significantly below the highest: what an undecided cell still rules out."""
+    counts = {kind: sum(kind in one.kinds and kind not in one.open_kinds for one in found) for kind in kinds}
+    told = [f"{_called(kind)} in {count}" for kind, count in counts.items()]
+    return f" Significantly below the highest: {', '.join(told)}." if any(counts.values()) else ""
+
+
+def _where(own: Sequence[Regime], found: Sequence[Regime]) -> str:
+    """On which values of an axis all cells of a winner lie, where that is not on all of them."""
+    axes: list[tuple[str, Callable[[Regime], str]]] = [
+        ("", lambda one: one.training),
+        ("with ", lambda one: one.second),
+        ("β ", lambda one: f"{one.beta:g}"),
+    ]
+    told = []
+    for word, of in axes:
+        every, here = list(dict.fromkeys(map(of, found))), {of(one) for one in own}
+        if len(here) < len(every) and len(here) <= 2:
+            told.append(word + " and ".join(value for value in every if value in here))
+    return f" ({'; '.join(told)})" if told else ""
+
+
+def _called(kind: str) -> str:
+    return "a single reference" if kind == SINGLE else kind
+
+
+def sentences(found: Sequence[Regime]) -> str:
+    """`sentence` of every yardstick that was measured."""
+    own = {name: [one for one in found if one.yardstick == name] for name in YARDSTICKS}
+    return " ".join(sentence(cells) for cells in own.values() if cells)
+
+
+def far(one: Regime) -> str:
+    """The second reference with its distance from the start, where that was measured."""
+    return one.second if one.distance is None else f"{one.second}, {one.distance.mean:.2g} nats"
+
+
+def rows(found: Sequence[Regime]) -> tuple[list[str], list[list[str]]]:
+    """Headers and rows of the table: a row a cell, a column a yardstick."""
+    yardsticks = [name for name in YARDSTICKS if any(one.yardstick == name for one in found)]
+    cells: dict[tuple[str, str, str], dict[str, Regime]] = {}
+    for one in found:
+        cells.setdefault((one.training, far(one), f"{one.beta:g}"), {})[one.yardstick] = one
+    made = [[*cell, *(_said(own.get(name)) for name in yardsticks)] for cell, own in cells.items()]
+    return ["training", "start and", "β", *(YARDSTICKS[name] for name in yardsticks)], made
+
+
+def _said(one: Regime | None) -> str:
+    """What a yardstick says of a cell: who is best and by how much, or who is not told apart."""
+    if one is None or not one.contenders:
+        return "–"
+    margin = f" {signed(one.margin)} over {one.next}" if one.margin is not None and one.next else ""
+    if one.winner:
+        return f"**{one.contenders[0]}**{margin}"
+    if one.missing:
+        return f"not all there: {', '.join(one.missing)}"
+    if len(one.open_kinds) == len(one.kinds):
+        return "undecided: all"
+    return f"undecided: {', '.join(one.contenders)}"
+
+
+def markdown(found: Sequence[Regime]) -> str:
+    """The table as a page of results holds it."""
+    headers, made = rows(found)
+    lines = ["| " + " | ".join(headers) + " |", "|" + "---|" * len(headers)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in made)])
+
+
+def write_regimes(found: Sequence[Regime], path: Path) -> None:
+    """Write regimes.csv: one row a cell and yardstick, numbers with six significant digits."""
+    with io.StringIO(newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for one in found:
+            means = "; ".join(f"{name} {' '.join(_numbers(value))}" for name, value in one.means.items())
+            seeds = max((value.n for value in one.means.values()), default=0)
+            writer.writerow(
+                [
+                    *(one.training, one.second, *_numbers(one.distance), one.distance.n if one.distance else ""),
+                    *(f"{one.beta:g}", one.yardstick, one.winner, "; ".join(one.contenders), *_numbers(one.margin)),
+                    *(seeds, "; ".join(one.missing), means),
+                ]
+            )
+        write_text(path, file.getvalue())
+
+
+def read_regimes(path: Path) -> list[Regime]:
+    """Read what `write_regimes` wrote.
+
+    Raises:
+        RequestError: no such file, or another one.
+    """
+    if not path.is_file():
+        raise RequestError(f"{path} does not exist; give a CSV of regimes.")
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != COLUMNS:
+            raise RequestError(f"{path} is no CSV of regimes: its columns must be {', '.join(COLUMNS)}.")
+        return [_parsed(row) for row in reader]
+
+
+def _parsed(row: dict[str, str]) -> Regime:
+    seeds = int(row["seeds"])
+    means = {}
+    for text in filter(None, row["means"].split("; ")):
+        name, mean, low, high = text.rsplit(" ", 3)
+        means[name] = Interval(float(mean), float(low), float(high), seeds)
+    distance = _interval(row["distance"], row["distance_low"], row["distance_high"], row["prompts"])
+    contenders, missing = (tuple(filter(None, row[key].split("; "))) for key in ("contenders", "missing"))
+    margin = _interval(row["margin"], row["margin_low"], row["margin_high"], row["seeds"])
+    names = (row["training"], row["second"], distance, float(row["beta"]), row["yardstick"], row["winner"])
+    return Regime(*names, contenders, means, margin, missing)
+
+
+def _numbers(one: Interval | None) -> list[str]:
+    return ["", "", ""] if one is None else [f"{value:.6g}" for value in one[:3]]
+
+
+def _interval(mean: str, low: str, high: str, n: str) -> Interval | None:
+    return Interval(float(mean), float(low), float(high), int(n)) if mean else None
