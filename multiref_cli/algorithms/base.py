@@ -148,12 +148,14 @@ class Trainee:
         objective: of the algorithm.
         notes: sentences that every report of the run must carry.
         check_start: called once before the first step, to verify what theory says of it.
+        close: called once after the last step, however that ended; None: there is nothing to let go of.
     """
 
     model: LanguageModel
     objective: Objective
     notes: list[str] = field(default_factory=list)
     check_start: Callable[[Progress], None] | None = None
+    close: Callable[[], None] | None = None
 
 
 class AlgorithmModule(Protocol):

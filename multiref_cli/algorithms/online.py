@@ -49,7 +49,7 @@ from multiref_cli.objectives.policy_gradient import clipped_surrogate, importanc
 from multiref_cli.references.live import LiveReferences, ReferenceScores, joined
 from multiref_cli.rewards.combine import RewardBatch
 from multiref_cli.rewards.sample import Sample
-from multiref_cli.rollouts.engine import Completion, sampling_of
+from multiref_cli.rollouts.engine import Closing, Completion, sampling_of
 from multiref_cli.rollouts.factory import build_engine
 from multiref_cli.seeding import derive, epoch_batch
 from multiref_cli.tracking.metrics import Averages
@@ -70,13 +70,16 @@ def assemble_online(job: Job, reward: Callable[[list[Sample]], RewardBatch] | No
         progress: told while references are loaded or sampled.
     """
     experiment, model = job.experiment, load_policy(job)
+    place = experiment.hardware.cache_folder / "rollouts"
+    with job.precision.autocast():
+        engine = build_engine(experiment.rollout, model, 0, job.vocabulary, job.tokenizer, place)
     # Ids beyond the tokenizer's are padding of the head: never sampled, left out of every softmax.
     parts = Parts(
         model=model,
         tokenizer=job.tokenizer,
         prompts=job.data.train,
         end_ids=end_ids(job.tokenizer),
-        engine=build_engine(experiment.rollout, model, 0, experiment.policy.path, job.vocabulary),
+        engine=engine,
         reward=reward,
         vocabulary=job.vocabulary,
         opening=shape_of(job.tokenizer).opening,
@@ -94,7 +97,8 @@ def assemble_online(job: Job, reward: Callable[[list[Sample]], RewardBatch] | No
         for note in said:
             progress.note(note)
 
-    return Trainee(model, Online(experiment, parts, job.total_steps), said, check_start=tell)
+    close = engine.close if isinstance(engine, Closing) else None
+    return Trainee(model, Online(experiment, parts, job.total_steps), said, check_start=tell, close=close)
 
 
 class Online:

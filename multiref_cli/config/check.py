@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from multiref_cli.config.algorithms import DistillSettings, DpoSettings, OnlineSettings, UntrainedSettings
 from multiref_cli.config.check_schedules import check_schedules
+from multiref_cli.config.check_server import check_server
 from multiref_cli.config.merges import check_merge, members
 from multiref_cli.config.ranges import check_number, check_numbers
 from multiref_cli.config.regularizer import Arwc, Estimator, Level, Regularizer, States
@@ -246,7 +247,8 @@ def _check_online(experiment: "Experiment", settings: OnlineSettings) -> None:
             "algorithm.teacher_share takes the divergence over the whole vocabulary at the teachers' states: give "
             "regularizer.estimator=exact or topk, with regularizer.states=policy",
         )
-    if rollout.engine == "vllm":
+    check_server(rollout)
+    if rollout.engine == "vllm" and (rollout.server is None or (rollout.starts_server and rollout.python is None)):
         _require(find_spec("vllm") is not None, VLLM_MISSING)
     if hardware.reference_device is not None and (experiment.penalized and experiment.penalty.states is States.policy):
         _check_placement(experiment, hardware.reference_device)

@@ -57,6 +57,8 @@ class Model:
 
 # Stands before the name of a served model where a path could stand.
 SERVED = "served:"
+# What stands for the URL of a server of rollouts where the run is to start it.
+STARTED = "start"
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,8 @@ class ReferenceSpec(Model):
 
 # What the path of a served reference says already, and how its server is asked: neither changes a result.
 _SERVER_KEYS = ("server", "model", "api_key_env", "concurrency", "timeout_seconds")
+# Where an engine of rollouts runs, and how long it is waited for.
+_ROLLOUT_PLACE = ("server", "python", "devices", "timeout_seconds")
 
 
 @dataclass(frozen=True)
@@ -160,6 +164,15 @@ class Rollout:
     max_new_tokens: int = number(COUNT, 256)
     batch_size: int = number(COUNT, 256)
     options: dict[str, Any] = field(default_factory=dict)
+    server: Optional[str] = None
+    python: Optional[str] = None
+    devices: Optional[str] = None
+    timeout_seconds: float = number("(0, 1e6]", 600.0)
+
+    @property
+    def starts_server(self) -> bool:
+        """Whether the engine is a server that the run starts and ends."""
+        return self.server == STARTED
 
     @property
     def truncated(self) -> bool:
@@ -659,6 +672,8 @@ class Experiment:
         if "evaluation" in kept:
             kept["evaluation"] = without_later(self.evaluation, kept["evaluation"])
         kept["hardware"] = {key: self.plain["hardware"][key] for key in _HARDWARE_WITH_EFFECT}
+        if "rollout" in kept:
+            kept["rollout"] = {key: value for key, value in kept["rollout"].items() if key not in _ROLLOUT_PLACE}
         for part in ("policy", "references", "evaluation"):
             if part in kept:
                 kept[part] = _without_idle(kept[part])

@@ -70,7 +70,7 @@ def _write(model: LanguageModel, tokenizer: Tokenizer, folder: Path) -> None:
             model.save_pretrained(str(folder))
     if generation:
         write_json(folder / "generation_config.json", generation)
-    _save_tokenizer(tokenizer, folder)
+    save_tokenizer(tokenizer, folder)
 
 
 @contextmanager
@@ -94,8 +94,13 @@ def _generation_settings(model: LanguageModel, tokenizer: Tokenizer) -> Iterator
         model.generation_config = settings
 
 
-def _save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Copy the files that a tokenizer was opened from; one that was made here is written."""
+def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Copy the files that a tokenizer was opened from; one that was made here is written.
+
+    Args:
+        tokenizer: as it was opened.
+        folder: that is there already.
+    """
     source = Path(str(getattr(tokenizer, "name_or_path", "") or "/nowhere"))
     files = [path for pattern in _TOKENIZER_FILES for path in source.glob(pattern)] if source.is_dir() else []
     if not (source / "tokenizer_config.json").is_file():

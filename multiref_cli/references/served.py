@@ -24,16 +24,13 @@ from multiref_cli.errors import RequestError, RunError
 from multiref_cli.models.load import load_tokenizer
 from multiref_cli.models.packing import Packed, sequences_of
 from multiref_cli.references.client import Client, Refused
+from multiref_cli.references.completions import COMPLETIONS, choice_of, drawn_tokens, question, reader
 from multiref_cli.references.served_identity import Seen, far_from, known_as, probe_text
 from multiref_cli.rollouts.engine import Completion, Sampling
 from multiref_cli.seeding import derive
 from multiref_cli.types import Device, Tokenizer
 
-_COMPLETIONS, _TOKENIZE = "/v1/completions", "/tokenize"
-# How vLLM writes a token whose id was asked for.
-_ID = "token_id:"
-# What vLLM writes for a log-probability that JSON cannot hold: minus infinity.
-_LEAST = -9999.0
+_TOKENIZE = "/tokenize"
 
 
 @dataclass(frozen=True)
@@ -232,7 +229,7 @@ class ServedReference:
         return Seen(str(spec.model), ids, logps)
 
     def _probe(self, ids: list[int]) -> list[float]:
-        return self._asked(lambda: self._client.post(_COMPLETIONS, self._question(ids), _reader(ids)))[1:]
+        return self._asked(lambda: self._client.post(COMPLETIONS, self._question(ids), reader(ids)))[1:]
 
     def _asked(self, ask: Callable[[], Any]) -> Any:
         """What a server answers at once.
@@ -253,20 +250,11 @@ class ServedReference:
 
     def _submit(self, ids: tuple[int, ...]) -> "Future[list[float]]":
         if ids not in self._waiting:
-            self._waiting[ids] = self._client.submit(_COMPLETIONS, self._question(ids), _reader(ids))
+            self._waiting[ids] = self._client.submit(COMPLETIONS, self._question(ids), reader(ids))
         return self._waiting[ids]
 
     def _question(self, ids: Sequence[int]) -> dict[str, Any]:
-        """The log-probabilities of all of these ids but the first."""
-        return {
-            "model": self.spec.model,
-            "prompt": [int(one) for one in ids],
-            "max_tokens": self._new_tokens,
-            "temperature": 1.0,
-            "echo": True,
-            "logprobs": 1,  # SGLang takes 0 for no
-            "return_tokens_as_token_ids": True,
-        }
+        return question(str(self.spec.model), ids, self._new_tokens)
 
     def _draw(self, prompt: Sequence[int], sampling: Sampling, seed: int) -> "Future[Completion]":
         body = {
@@ -283,56 +271,16 @@ class ServedReference:
             "logprobs": 1,
             "return_tokens_as_token_ids": True,
         }
-        return self._client.submit(_COMPLETIONS, body, lambda answer: self._drawn(answer, sampling))
+        return self._client.submit(COMPLETIONS, body, lambda answer: self._drawn(answer, sampling))
 
     def _drawn(self, answer: dict[str, Any], sampling: Sampling) -> Completion:
-        choice = _choice(answer)
-        finished, found = choice.get("finish_reason") == "stop", choice.get("logprobs") or {}
-        tokens, logps = found.get("tokens") or [], found.get("token_logprobs") or []
-        if tokens and all(str(one).startswith(_ID) for one in tokens):
-            ids = [int(str(one).removeprefix(_ID)) for one in tokens]
-            values = [float(one) for one in logps]
-            if len(ids) != len(values):
-                raise ValueError(f"{len(values)} log-probabilities for {len(ids)} tokens")
-        else:
+        choice = choice_of(answer)
+        finished, found = choice.get("finish_reason") == "stop", drawn_tokens(choice)
+        if found is None:
             ids = self._ids(str(choice["text"]))
             values = [math.nan] * len(ids)
+        else:
+            ids, values = found
         if finished and sampling.end_ids and (not ids or ids[-1] not in sampling.end_ids):
             ids, values = [*ids, sampling.end_ids[0]], [*values, math.nan]
         return Completion(ids, values, finished)
-
-
-def _choice(answer: dict[str, Any]) -> dict[str, Any]:
-    """The only choice of an answer to one prompt.
-
-    Raises:
-        ValueError: there are none, or several.
-    """
-    choices = answer.get("choices")
-    if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
-        raise ValueError("an answer without its one choice")
-    return choices[0]
-
-
-def _reader(ids: Sequence[int]) -> Callable[[dict[str, Any]], list[float]]:
-    """Reads the log-probabilities of some ids out of an answer, the first one nan: nothing comes before it."""
-
-    def read(answer: dict[str, Any]) -> list[float]:
-        """N numbers.
-
-        Raises:
-            ValueError: there are fewer, or they are about other tokens.
-        """
-        found = _choice(answer).get("logprobs") or {}
-        values, tokens = found.get("token_logprobs") or [], found.get("tokens") or []
-        if len(values) not in (len(ids), len(ids) + 1):  # one more where a token was drawn too
-            raise ValueError(f"{len(values)} log-probabilities for {len(ids)} tokens")
-        for token, one in zip(tokens, ids):
-            if str(token).startswith(_ID) and str(token) != f"{_ID}{int(one)}":
-                raise ValueError(f"a log-probability of {token} where {int(one)} was asked for")
-        values = values[1 : len(ids)]
-        if any(isinstance(one, bool) or not isinstance(one, (int, float)) for one in values):
-            raise ValueError("log-probabilities that are no numbers")
-        return [math.nan, *(-math.inf if one <= _LEAST else float(one) for one in values)]
-
-    return read

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from multiref_cli.config.check import check_sampling
 from multiref_cli.errors import RequestError
@@ -60,6 +60,14 @@ class Engine(Protocol):
 
         One seed per prompt: sample g of a prompt depends on (its seed, g) and the model, not on the rest of the batch.
         """
+
+
+@runtime_checkable
+class Closing(Protocol):
+    """An engine that holds more than the policy: another copy of it, or a process."""
+
+    def close(self) -> None:
+        """Let go of it; it samples no more."""
 
 
 def sampling_of(rollout: "Rollout", end_ids: Sequence[int]) -> Sampling:

@@ -1,12 +1,14 @@
 """The engine that a rollout config names, made and checked."""
 
 from inspect import signature
+from pathlib import Path
 
 from multiref_cli.config.schema import Rollout
 from multiref_cli.errors import RequestError
 from multiref_cli.rollouts.engine import Engine
+from multiref_cli.rollouts.handoff import Handoff
 from multiref_cli.rollouts.transformers_engine import TransformersEngine
-from multiref_cli.types import LanguageModel
+from multiref_cli.types import LanguageModel, Tokenizer
 
 
 def check_engine(rollout: Rollout) -> None:
@@ -27,16 +29,22 @@ def check_engine(rollout: Rollout) -> None:
 
 
 def build_engine(
-    rollout: Rollout, model: LanguageModel, pad_id: int, policy_path: str, vocabulary: int | None = None
+    rollout: Rollout,
+    model: LanguageModel,
+    pad_id: int,
+    vocabulary: int | None = None,
+    tokenizer: Tokenizer | None = None,
+    place: Path = Path(),
 ) -> Engine:
-    """The engine that a rollout config names.
+    """The engine that a rollout config names; called in the precision that the policy computes in.
 
     Args:
         rollout: the config; `options` go to the engine's constructor.
         model: the policy being trained.
         pad_id: any valid token id, used where nothing is read.
-        policy_path: folder or Hub id that a separate engine loads its architecture and tokenizer from.
         vocabulary: ids that may be sampled; None: the whole head.
+        tokenizer: of the policy, for an engine that opens a folder of its own.
+        place: where such folders lie.
 
     Raises:
         RequestError: an unknown engine, an option that it does not have, or vLLM not installed.
@@ -45,9 +53,17 @@ def build_engine(
         if rollout.engine == "transformers":
             return TransformersEngine(model, pad_id, rollout.batch_size, vocabulary, **rollout.options)
         if rollout.engine == "vllm":
-            from multiref_cli.rollouts.vllm_engine import VllmEngine
-
-            return VllmEngine(model, policy_path, rollout.batch_size, vocabulary, **rollout.options)
+            return _vllm(rollout, Handoff(model, tokenizer, vocabulary), place)
     except TypeError as error:
         raise RequestError(f"rollout.options do not fit engine {rollout.engine}: {error}.") from error
     raise RequestError(f"rollout.engine={rollout.engine} is unknown: use transformers or vllm.")
+
+
+def _vllm(rollout: Rollout, policy: Handoff, place: Path) -> Engine:
+    if rollout.server is not None:
+        from multiref_cli.rollouts.vllm_server import VllmServer
+
+        return VllmServer(policy, rollout, place)
+    from multiref_cli.rollouts.vllm_engine import VllmEngine
+
+    return VllmEngine(policy, place, rollout.batch_size, **rollout.options)

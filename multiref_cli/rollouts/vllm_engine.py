@@ -3,28 +3,29 @@
 Tried with vLLM 0.32: `LLM.generate` with token prompts, `SamplingParams`, `LLM.collective_rpc("reload_weights")` (its
 own way to new weights, on every backend), `LLM.reset_prefix_cache`, `LLM.sleep`, `LLM.wake_up`. The engine lives in the
 trainer's process (vLLM's own multiprocessing switched off), so that weights move on the device and nothing is
-serialized. It seeds the generators of the process that it lives in: they are put back.
+serialized. It seeds the generators of the process that it lives in: they are put back. It opens a folder that is
+written from the policy (see `handoff`), and every update of its weights is checked by a probe.
 
 Seeds make a generation repeatable for a given batch, but vLLM's numbers depend on its scheduling: common random numbers
 across sweep points hold in tendency, not to the bit as with the transformers engine.
 """
 
+import gc
 import os
 import random
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from multiref_cli.config.check import VLLM_MISSING
 from multiref_cli.errors import RequestError
-from multiref_cli.models.decoder import unwrap
-from multiref_cli.models.lora import merged
 from multiref_cli.rollouts.engine import Completion, Sampling
-from multiref_cli.types import LanguageModel
+from multiref_cli.rollouts.handoff import Handoff, new_folder, refuse_far
 
 _SEED_LIMIT = 2**63
 
@@ -36,21 +37,14 @@ class VllmEngine:
     exact_logps = False
 
     def __init__(
-        self,
-        model: LanguageModel,
-        policy_path: str,
-        batch_size: int = 256,
-        vocabulary: int | None = None,
-        sleep: bool = False,
-        **options: Any,
-    ):
+        self, policy: Handoff, place: Path, batch_size: int = 256, sleep: bool = False, **options: Any
+    ) -> None:
         """Starts vLLM beside the policy.
 
         Args:
-            model: the policy in training, whose weights are copied before every generation.
-            policy_path: folder or Hub id with the same architecture and tokenizer.
+            policy: in training, whose weights are copied before every generation.
+            place: where the folder that vLLM opens is written.
             batch_size: most sequences decoded at once.
-            vocabulary: ids of the tokenizer, where the head is padded beyond them; the rest is never sampled.
             sleep: hand vLLM's memory back between generations.
             options: of `vllm.LLM`, such as gpu_memory_utilization and max_model_len.
 
@@ -62,20 +56,25 @@ class VllmEngine:
             from vllm import LLM
         except ImportError as error:
             raise RequestError(f"{VLLM_MISSING}.") from error
-        self.model, self.sleep = model, sleep
-        head = model.get_output_embeddings().weight.shape[0]
-        # The largest negative bias that vLLM takes: e^-100 of the probability is left to the padding of the head.
-        self.bias = {i: -100.0 for i in range(vocabulary or head, head)}
-        with _own_generators():
-            self.llm = LLM(
-                model=policy_path,
-                dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
-                max_num_seqs=batch_size,
-                enable_sleep_mode=sleep,
-                # Temperature first, so that what comes back is the policy that is sampled.
-                logprobs_mode="processed_logprobs",
-                **options,
-            )
+        self.policy, self.sleep = policy, sleep
+        folder = new_folder(place)
+        try:
+            policy.write_shell(folder)
+            with _apart():
+                self.llm: Any = LLM(
+                    model=str(folder),
+                    dtype=str(policy.kind).removeprefix("torch."),
+                    max_num_seqs=batch_size,
+                    enable_sleep_mode=sleep,
+                    # Temperature first, so that what comes back is the policy that is sampled.
+                    logprobs_mode="processed_logprobs",
+                    # Weights come before every generation; what they did not reach would stay noise.
+                    load_format="dummy",
+                    skip_tokenizer_init=policy.tokenizer is None,
+                    **options,
+                )
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
         if sleep:
             self.llm.sleep(level=2)
 
@@ -89,18 +88,30 @@ class VllmEngine:
         """
         from vllm import TokensPrompt
 
-        with _own_generators():
+        with _apart():
             self._synchronize()
+        self._check(prompts)
         requests = [TokensPrompt(prompt_token_ids=list(p)) for p in prompts for _ in range(group_size)]
-        params = [self._params(sampling, seed, g) for seed in seeds for g in range(group_size)]
-        with _own_generators():
+        params = [self._params(sampling, seed_of(seed, g)) for seed in seeds for g in range(group_size)]
+        with _apart():
             outputs = self.llm.generate(requests, params, use_tqdm=False)
         if self.sleep:
             self.llm.sleep(level=2)
         flat = [_completion(output.outputs[0], sampling) for output in outputs]
         return [flat[start : start + group_size] for start in range(0, len(flat), group_size)]
 
-    def _params(self, sampling: Sampling, seed: int, sample: int) -> Any:
+    def _check(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Refuse to sample from weights that are not the policy's."""
+        from vllm import SamplingParams, TokensPrompt
+
+        ids = self.policy.probe(prompts)
+        params = SamplingParams(temperature=1.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+        with _apart():
+            (output,) = self.llm.generate([TokensPrompt(prompt_token_ids=ids)], [params], use_tqdm=False)
+        logps = [position[token].logprob for position, token in zip(output.prompt_logprobs[1:], ids[1:])]
+        refuse_far(self.policy.far(ids, logps), "vLLM")
+
+    def _params(self, sampling: Sampling, seed: int) -> Any:
         from vllm import SamplingParams
 
         return SamplingParams(
@@ -109,49 +120,51 @@ class VllmEngine:
             top_k=sampling.top_k,
             min_p=sampling.min_p,
             max_tokens=sampling.max_new_tokens,
-            # A large odd step keeps the seeds of a group apart without meeting those of another prompt.
-            seed=(seed + sample * 0x9E3779B97F4A7C15) % _SEED_LIMIT,
+            seed=seed,
             stop_token_ids=list(sampling.end_ids),
             ignore_eos=True,
             logprobs=0,
             detokenize=False,
-            logit_bias=self.bias or None,
+            logit_bias=self.policy.bias or None,
         )
+
+    def close(self) -> None:
+        """Give vLLM's memory back."""
+        self.llm = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def _synchronize(self) -> None:
         """Copies the policy's weights into vLLM's model and forgets cached prefixes, which old weights computed."""
         if self.sleep:
             self.llm.wake_up(tags=["weights"])
-        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": named_weights(self.model)})
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": self.policy.weights()})
         if self.sleep:
             self.llm.wake_up(tags=["kv_cache"])
         self.llm.reset_prefix_cache()
 
 
+def seed_of(seed: int, sample: int) -> int:
+    """The seed of a prompt's response number `sample`, from 0 to 2^63 - 1.
+
+    A large odd step keeps the seeds of a group apart without meeting those of another prompt.
+    """
+    return (seed + sample * 0x9E3779B97F4A7C15) % _SEED_LIMIT
+
+
 @contextmanager
-def _own_generators() -> Iterator[None]:
-    """The process's global generators as they were, whatever is done in between."""
+def _apart() -> Iterator[None]:
+    """Global generators as they were, whatever is done in between; and none of the trainer's autocast."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     plain, numbers = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices):
+    kind = "cuda" if devices else "cpu"
+    with torch.random.fork_rng(devices), torch.autocast(kind, enabled=False):
         try:
             yield
         finally:
             random.setstate(plain)
             np.random.set_state(numbers)
-
-
-def named_weights(model: LanguageModel) -> Iterator[tuple[str, Tensor]]:
-    """The weights of a policy under the names of its architecture; a LoRA adapter is merged into what it adapts.
-
-    Args:
-        model: a transformers model, or a peft model around one.
-
-    Yields:
-        (name, weight), detached; tied weights once.
-    """
-    inner = unwrap(model)
-    yield from merged(inner, inner.named_parameters())
 
 
 def _completion(output: Any, sampling: Sampling) -> Completion:

@@ -134,8 +134,8 @@ def resume(
     Args:
         folder: of the run.
         progress, report, accept: as of `train`.
-        overrides: of hardware, for this time: another device, another number of processes; of references, where a
-            server is now.
+        overrides: of hardware, for this time: another device, another number of processes; of references and rollout,
+            where a server is now.
 
     Raises:
         RequestError: no run folder, the run is done, its data, policy or references are others now, or an override of
@@ -147,7 +147,7 @@ def resume(
     experiment = compose_saved(run.path / "config.yaml")
     if overrides:
         asked, experiment = experiment, compose_saved(run.path / "config.yaml", list(overrides))
-        where = all(override.lstrip("+~").startswith(("hardware", "references.")) for override in overrides)
+        where = all(override.lstrip("+~").startswith(("hardware", "references.", "rollout.")) for override in overrides)
         if not where or asked.hash != experiment.hash:
             raise RequestError(
                 f"--resume goes on with the run as it was configured, on other hardware at most: drop {overrides[0]}."
@@ -363,7 +363,11 @@ def _trained(job: Job, run: RunDir, parallel: Parallel, progress: Progress) -> T
     experiment, precision = job.experiment, job.precision
     optimizers = Optimizers(trainee.model, experiment.optimizer, job.total_steps, precision.kept)
     trainee.notes.extend(_precision_notes(trainee.model, experiment))
-    Loop(run, trainee, optimizers, experiment.hardware, identity(job), precision, parallel).fit(progress)
+    try:
+        Loop(run, trainee, optimizers, experiment.hardware, identity(job), precision, parallel).fit(progress)
+    finally:
+        if trainee.close is not None:
+            trainee.close()
     return trainee
 
 

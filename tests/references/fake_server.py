@@ -5,8 +5,10 @@ import threading
 import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
 
 class FakeServer(ThreadingHTTPServer):
@@ -18,6 +20,12 @@ class FakeServer(ThreadingHTTPServer):
         faults: called with (number of the scoring question, its body), says what goes wrong with it: an HTTP status, a
             pair (status, Retry-After), "half", "hang", "hang up", "short", "null", "text", a number of seconds to wait
             first (a float), or None.
+        draw_faults: the same of the questions that draw, numbered from 0.
+        takes_weights: whether it has the development endpoint that reads weights from a folder.
+        deaf: part of the names of weights that it never takes over.
+        processed: whether the log-probabilities of what it draws are those after temperature and truncation.
+        reloads: folders that it read weights from, with the names of their files.
+        calls: other development endpoints that were called.
         asked: bodies of all scoring questions in the order of their arrival.
         keys: every Authorization header that came.
         most: the most questions that were under way at once.
@@ -25,10 +33,12 @@ class FakeServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, model, tokenizer, name="teacher"):
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, model, tokenizer, name="teacher", port=0):
+        super().__init__(("127.0.0.1", port), _Handler)
         self.model, self.tokenizer, self.name = model.double(), tokenizer, name
-        self.faults = lambda number, body: None
+        self.faults = self.draw_faults = lambda number, body: None
+        self.takes_weights, self.deaf, self.processed = True, None, True
+        self.reloads, self.calls = [], []
         self.tokenizes, self.ids_shown, self.least_new_tokens = True, True, 0
         self.asked, self.drawn, self.keys, self.most, self.now = [], [], set(), 0, 0
         self.lock, self.computing = threading.Lock(), threading.Lock()
@@ -53,12 +63,33 @@ class FakeServer(ThreadingHTTPServer):
         generator, found, logps = torch.Generator().manual_seed(body["seed"]), [], []
         for _ in range(body["max_tokens"]):
             with self.computing:
-                last = self.model(torch.tensor([ids + found])).logits[0, -1].log_softmax(-1)
+                logits = self.model(torch.tensor([ids + found])).logits[0, -1]
+            last = self._truncated(logits, body).log_softmax(-1)
             found.append(int(torch.multinomial(last.exp(), 1, generator=generator)))
-            logps.append(float(last[found[-1]]))
+            logps.append(float((last if self.processed else logits.log_softmax(-1))[found[-1]]))
             if found[-1] in body["stop_token_ids"]:
                 return found, logps, "stop"
         return found, logps, "length"
+
+    def _truncated(self, logits, body):
+        """(V,) logits at the temperature asked for, with biases, of the top_k largest alone."""
+        logits = logits / body["temperature"]
+        for token, bias in (body.get("logit_bias") or {}).items():
+            logits[int(token)] += bias
+        if body["top_k"] > 0:
+            logits[logits < logits.topk(body["top_k"]).values[-1]] = -torch.inf
+        return logits
+
+    @torch.no_grad()
+    def reload(self, folder):
+        """Takes over the weights of a folder, but for those that it is deaf to."""
+        files = sorted(Path(folder).glob("*.safetensors"))
+        self.reloads.append((folder, [path.name for path in files]))
+        weights = {name: value for path in files for name, value in load_file(path).items()}
+        kept = {name: value for name, value in weights.items() if self.deaf is None or self.deaf not in name}
+        with self.computing:
+            _, unexpected = self.model.load_state_dict(kept, strict=False)
+        assert not unexpected
 
 
 @contextmanager
@@ -88,6 +119,8 @@ class _Handler(BaseHTTPRequestHandler):
         server = self.server
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         server.keys.add(self.headers.get("Authorization"))
+        if server.takes_weights and self._developer(body):
+            return None
         if self.path == "/tokenize":
             if not server.tokenizes:
                 return self._answer({"error": {"message": "Not Found"}}, 404)
@@ -97,8 +130,10 @@ class _Handler(BaseHTTPRequestHandler):
         if body["max_tokens"] < server.least_new_tokens:
             return self._answer({"error": {"message": "max_tokens must be at least 1"}}, 400)
         if not body.get("echo"):
-            server.drawn.append(body)
-            return self._answer(self._completion(*server.draw(body["prompt"], body)))
+            with server.lock:
+                server.drawn.append(body)
+                number = len(server.drawn) - 1
+            return self._draw(body, server.draw_faults(number, body))
         with server.lock:
             server.asked.append(body)
             number = len(server.asked) - 1
@@ -110,17 +145,41 @@ class _Handler(BaseHTTPRequestHandler):
             with server.lock:
                 server.now -= 1
 
-    def _score(self, body, fault):
+    def _developer(self, body):
+        """Answers an endpoint of VLLM_SERVER_DEV_MODE=1, if it is one."""
+        if self.path == "/collective_rpc":
+            assert body["method"] == "reload_weights"
+            self.server.reload(body["kwargs"]["weights_path"])
+            self._answer({"results": [None]})
+        elif self.path.partition("?")[0] in ("/reset_prefix_cache", "/sleep", "/wake_up"):
+            self.server.calls.append(self.path)
+            self._answer({"success": True})
+        else:
+            return False
+        return True
+
+    def _draw(self, body, fault):
+        if not self._failed(fault):
+            self._answer(self._completion(*self.server.draw(body["prompt"], body)), half=fault == "half")
+
+    def _failed(self, fault):
+        """Whether a fault has taken the place of an answer."""
         if isinstance(fault, float):
             time.sleep(fault)
         status, pause = fault if isinstance(fault, tuple) else (fault, None)
         if isinstance(status, int):
-            return self._answer({"error": {"message": "too busy, ask later"}}, status, pause)
+            self._answer({"error": {"message": "too busy, ask later"}}, status, pause)
+            return True
         if fault == "hang up":
             self.close_connection = True
-            return None
+            return True
         if fault == "hang":
             time.sleep(30)
+        return False
+
+    def _score(self, body, fault):
+        if self._failed(fault):
+            return None
         ids = body["prompt"]
         values = [None, *self.server.logps(ids)]
         tokens = list(ids)

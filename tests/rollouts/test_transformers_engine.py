@@ -264,9 +264,9 @@ def test_wrong_requests_are_refused_in_a_sentence(qwen2):
     with pytest.raises(RequestError, match="cuda_graphs"):
         TransformersEngine(qwen2, 0, cuda_graphs=True)
     with pytest.raises(RequestError, match="transformers or vllm"):
-        build_engine(Rollout(engine="tgi"), qwen2, 0, "")
+        build_engine(Rollout(engine="tgi"), qwen2, 0)
     with pytest.raises(RequestError, match="speed"):
-        build_engine(Rollout(options={"speed": 9}), qwen2, 0, "")
+        build_engine(Rollout(options={"speed": 9}), qwen2, 0)
 
 
 def test_a_config_becomes_a_sampling_and_an_engine(qwen2):
@@ -275,5 +275,5 @@ def test_a_config_becomes_a_sampling_and_an_engine(qwen2):
 
     rollout = Rollout(temperature=0.7, top_p=0.9, top_k=4, min_p=0.05, max_new_tokens=9, batch_size=3)
     assert sampling_of(rollout, [1, 2]) == Sampling(0.7, 0.9, 4, 0.05, 9, (1, 2))
-    engine = build_engine(rollout, qwen2, 0, "", 30)
+    engine = build_engine(rollout, qwen2, 0, 30)
     assert (engine.batch_size, engine.vocabulary, engine.exact_logps) == (3, 30, True)
