@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import random
 import re
 import socket
 import subprocess
@@ -21,6 +22,8 @@ _HOST = "127.0.0.1"
 # vLLM compiles and measures before it answers: minutes on a GPU, more on a busy CPU.
 _START_SECONDS = 1800.0
 _POLL_SECONDS = 0.5
+# Ports below those of outgoing connections, and how many of them are tried.
+_PORTS, _TRIES = range(20_000, 32_000), 100
 # Longer than the guard's own patience with a server.
 _END_SECONDS = 15.0
 # What vLLM takes in a process of the trainer's, and not as an argument of its server.
@@ -123,6 +126,9 @@ def _argument(name: str, value: Any) -> list[str]:
 
 
 def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind((_HOST, 0))
-        return int(found.getsockname()[1])
+    """A port that nobody uses, of those that systems hand out to nobody: the server binds it a minute later."""
+    for port in random.SystemRandom().sample(_PORTS, _TRIES):
+        with socket.socket() as found, contextlib.suppress(OSError):
+            found.bind((_HOST, port))
+            return port
+    raise RunError(f"none of {_TRIES} ports from {_PORTS.start} to {_PORTS.stop - 1} is free on {_HOST}.")

@@ -1,6 +1,7 @@
 """What a run would do, without doing it: rows, steps, reference passes, estimates of memory and time."""
 
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 from multiref_cli.algorithms.base import Job, module_of
@@ -14,7 +15,8 @@ from multiref_cli.files import read_json
 from multiref_cli.models.known import absent
 from multiref_cli.models.load import load_tokenizer
 from multiref_cli.references.hidden import not_kept, size_said
-from multiref_cli.runs.cards import CARDS, here
+from multiref_cli.runs.cards import CARDS, Card, here
+from multiref_cli.runs.engines import VLLM, chosen, seconds_of_each
 from multiref_cli.runs.price import (
     LARGE,
     Arrangement,
@@ -191,6 +193,8 @@ def _priced(experiment: Experiment, sizes: Sizes, rows: Rows) -> list[list[Any]]
         said.append(["evaluation time, roughly", duration(found.evaluation)])
     if found.references:
         said.append(["time of reference passes, roughly", duration(found.references)])
+    if experiment.algorithm.online:
+        said += _rollout_rows(experiment, sizes, total_steps(experiment, rows), card)
     said.append(["a checkpoint", _checkpoint_said(experiment, found.checkpoint)])
     return said + [[f"on {name}", text] for name, text in fitted(experiment, sizes, rows)]
 
@@ -200,6 +204,22 @@ def _checkpoint_said(experiment: Experiment, size: float) -> str:
     speed = write_speed(experiment.folder)
     time = "" if speed is None else f"{duration(size / speed)} each at {memory_text(speed)} a second, "
     return f"{memory_text(size)}, {time}{experiment.hardware.keep_checkpoints} kept"
+
+
+def _rollout_rows(experiment: Experiment, sizes: Sizes, steps: int, card: Card) -> list[list[Any]]:
+    """What each engine would take for the rollouts, and whether vLLM is at hand."""
+    each, own = seconds_of_each(experiment, sizes.policy, sizes.shape, steps, card), chosen(experiment)
+    said = [
+        f"{duration(each.pop(own))} by {own}, as asked",
+        *(f"{duration(one)} by {name}" for name, one in each.items()),
+    ]
+    if VLLM in each:
+        said[-1] += " (installed)" if find_spec("vllm") is not None else " (not installed: pip install vllm)"
+    rows: list[list[Any]] = [["of which rollouts, roughly", ", ".join(said)]]
+    if experiment.rollout.server is not None:
+        count = sizes.policy * (4 if experiment.precision == "float32" else 2)
+        rows.append(["weights to the server, each rollout", f"{memory_text(count)}, written and read as files"])
+    return rows
 
 
 def fitted(experiment: Experiment, sizes: Sizes, rows: Rows) -> list[tuple[str, str]]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from multiref_cli.algorithms.base import Job, module_of
-from multiref_cli.config.algorithms import OnlineSettings, UntrainedSettings
+from multiref_cli.config.algorithms import UntrainedSettings
 from multiref_cli.config.schema import Estimator, Experiment, Level, Model, torch_name
 from multiref_cli.evaluation.evaluate import RESIDENT
 from multiref_cli.models.inspect import text_config
@@ -14,19 +14,16 @@ from multiref_cli.models.load import parameter_count
 from multiref_cli.models.precision import Precision, parameter_type
 from multiref_cli.models.quantize import BYTES
 from multiref_cli.runs.cards import Card
-from multiref_cli.runs.memory import Shape, activation_bytes, cache_bytes, head_bytes, shape_of
+from multiref_cli.runs.engines import FORWARD, USE, chosen, decoding, rollout_bytes, seconds_of_each
+from multiref_cli.runs.memory import Shape, activation_bytes, head_bytes, shape_of
 
-# Operations a parameter and token: forward; forward and backward; the same with a frozen base, whose weights get no
-# gradient; the forward pass that gradient checkpointing repeats.
-FORWARD, TRAIN, TRAIN_ADAPTER, AGAIN = 2, 6, 4, 2
-# Share of a matrix product's speed that a whole pass reaches (tests/bench/trial_forecast.py measures it on a CPU).
-USE = 0.4
+# Operations a parameter and token, beside FORWARD: forward and backward; the same with a frozen base, whose weights get
+# no gradient; the forward pass that gradient checkpointing repeats.
+TRAIN, TRAIN_ADAPTER, AGAIN = 6, 4, 2
 # Rows of a file that a forecast reads whole, and how many of the first it reads of a larger one.
 _WHOLE, _SOME = 6_000, 2_000
 # Runs of smaller policies are not priced on the cards of others.
 LARGE = 1e8
-# Seconds that a GPU takes to start one operation, and operations of a layer in a decoding step.
-_LAUNCH, _OPERATIONS = 5e-6, 38
 
 
 @dataclass(frozen=True)
@@ -90,11 +87,12 @@ class Cost:
         training: seconds of optimizer steps, with rollouts and live references.
         evaluation: seconds of sampling, scoring and measuring at the end.
         references: seconds of the passes that fill the reference store, once per machine.
-        memory: bytes of weights, gradients and optimizer state, live references included; no activations.
+        memory: bytes of weights, gradients and optimizer state, live references and what vLLM holds included; no
+            activations.
         activations: bytes that one training pass keeps for its backward pass; None where nothing is trained, or the
             policy's config does not say its sizes.
         tokens: of that pass.
-        rollout: bytes of keys and values while responses are sampled for training.
+        rollout: bytes that sampling for training takes while it lasts.
         measuring: bytes of the evaluation's models at its peak.
         checkpoint: bytes of one checkpoint on disk.
     """
@@ -237,7 +235,8 @@ def price(experiment: Experiment, sizes: Sizes, rows: Rows, card: Card) -> Cost:
     each += AGAIN if policy.gradient_checkpointing else 0
     training, stored = each * sizes.policy * tokens / speed, 0.0
     if settings.online:
-        training += FORWARD * sum(sizes.active) * tokens / speed + _sampling(experiment, sizes, steps, card)
+        sampling = seconds_of_each(experiment, sizes.policy, sizes.shape, steps, card)
+        training += FORWARD * sum(sizes.active) * tokens / speed + sampling[chosen(experiment)]
     if settings.reads_store:
         stored = FORWARD * sum(sizes.active) * (rows.train + rows.held_out) * rows.row / speed
     base, _ = precision.bytes_of(adapted=bool(policy.lora))
@@ -249,17 +248,15 @@ def price(experiment: Experiment, sizes: Sizes, rows: Rows, card: Card) -> Cost:
     if sizes.shape is not None and settings.trains:
         kept = activation_bytes(sizes.shape, passed, half, policy.gradient_checkpointing)
         kept += head_bytes(card.gpu, passed, sizes.vocabulary) + 4 * passed * sizes.shape.hidden
-    sequences = settings.batch_size * experiment.rollout.group_size
-    together = min(experiment.rollout.batch_size, sequences)
-    length = rows.prompt + experiment.rollout.max_new_tokens
+    held, rollout = rollout_bytes(experiment, sizes.shape, rows.prompt, card)
     return Cost(
         training=training,
         evaluation=_evaluation(experiment, sizes, rows, card),
         references=stored,
-        memory=weights + live,
+        memory=weights + live + held,
         activations=kept,
         tokens=passed,
-        rollout=cache_bytes(sizes.shape, together * length, half) if settings.online and sizes.shape else 0.0,
+        rollout=rollout,
         measuring=_measuring_bytes(experiment, sizes, base),
         checkpoint=checkpoint,
     )
@@ -326,27 +323,6 @@ def _measuring_bytes(experiment: Experiment, sizes: Sizes, base: float) -> float
     references = sum(each) if together else max(each, default=0.0)
     scoring = sum(_frozen_bytes(experiment, [scorer], [sizes.scorer])) if scorer is not None else 0.0
     return sizes.policy * base + max(references, scoring)
-
-
-def _sampling(experiment: Experiment, sizes: Sizes, steps: int, card: Card) -> float:
-    """Seconds of all rollouts of a run."""
-    settings, rollout = experiment.algorithm, experiment.rollout
-    inner = settings.inner_iterations if isinstance(settings, OnlineSettings) else 1
-    each = settings.batch_size * rollout.group_size / experiment.hardware.processes
-    half = experiment.precision != "float32"
-    return (
-        -(-steps // inner)
-        * decoding(sizes.policy, sizes.shape, each, rollout.batch_size, card, half)
-        * (rollout.max_new_tokens)
-    )
-
-
-def decoding(parameters: int, shape: Shape | None, rows: float, batch: int, card: Card, half: bool) -> float:
-    """Seconds in which each of some rows gets one more token: weights are read once a batch, operations launched."""
-    batches, together = max(1.0, rows / batch), min(rows, batch)
-    read = parameters * (2 if half else 4) / card.bandwidth
-    launched = _LAUNCH * _OPERATIONS * (shape.layers if shape else 24) if card.gpu else 0.0
-    return batches * (max(read, launched) + FORWARD * parameters * together / (USE * card.operations))
 
 
 def _evaluation(experiment: Experiment, sizes: Sizes, rows: Rows, card: Card) -> float:

@@ -144,21 +144,40 @@ def beside_figures(folder, place, timed):
     return found
 
 
+def processor_seconds(engine):
+    """Processor time that this process and those of an engine's server have taken."""
+    total, own = time.process_time(), getattr(engine, "_own", None)
+    if own is not None:
+        stats = [path.read_text().rpartition(")")[2].split() for path in Path("/proc").glob("[0-9]*/stat")]
+        (session,) = {fields[3] for fields in stats if int(fields[1]) == own._process.pid}
+        ticks = sum(int(fields[11]) + int(fields[12]) for fields in stats if fields[3] == session)
+        total += ticks / os.sysconf("SC_CLK_TCK")
+    return total
+
+
 def times(engines, tokenizer):
-    """Seconds of a generation, new weights included, of each engine in turn, and their ratios within each turn."""
+    """Seconds and processor seconds of a generation, new weights included, of each engine in turn, and their ratios
+    within each turn."""
     from multiref_cli.rollouts.engine import Sampling
 
     texts = [f"Anna has {number % 7} apples . how many ?" for number in range(RATES["prompts"])]
     prompts, sampling = [tokenizer(text)["input_ids"] for text in texts], Sampling(max_new_tokens=RATES["new"])
-    taken = {kind: [] for kind in engines}
+    taken, worked = ({kind: [] for kind in engines} for _ in range(2))
     for repeat in range(RATES["repeats"]):
         for kind, engine in engines.items():
-            start = time.perf_counter()
+            start, before = time.perf_counter(), processor_seconds(engine)
             engine.generate(prompts, RATES["group"], sampling, [repeat * 100 + i for i in range(len(prompts))])
             taken[kind].append(time.perf_counter() - start)
+            worked[kind].append(processor_seconds(engine) - before)
     pairs = (("server", "in_process"), ("in_process", "built_in"), ("server", "built_in"))
-    ratios = {f"{a}_over_{b}": sorted(x / y for x, y in zip(taken[a], taken[b])) for a, b in pairs}
-    return {"seconds": taken, "ratios": ratios}
+    ratios = {
+        f"{a}_over_{b}": {
+            name: sorted(x / y for x, y in zip(found[a], found[b]))
+            for name, found in (("time", taken), ("processor", worked))
+        }
+        for a, b in pairs
+    }
+    return {"seconds": taken, "processor_seconds": worked, "ratios": ratios}
 
 
 def run_figures(folder, scratch, server):
@@ -233,8 +252,8 @@ def markdown(results):
     }
     runs = {"in the process": results["run"], "server": results["run_server"]}
     ratios = "\n".join(
-        f"| {name.replace('_', ' ')} | {statistics.median(values):.2f} | {values[0]:.2f} to {values[-1]:.2f} |"
-        for name, values in results["tied"]["times"]["ratios"].items()
+        f"| {name.replace('_', ' ')} | {_ratio(found['processor'])} | {_ratio(found['time'])} |"
+        for name, found in results["tied"]["times"]["ratios"].items()
     )
     return f"""# vLLM as a rollout engine
 
@@ -253,15 +272,21 @@ files.
 ## Time of a generation, new weights included
 
 {RATES["prompts"]} prompts, {RATES["group"]} responses to each, {RATES["new"]} tokens each; the engines in turn,
-{RATES["repeats"]} times, the ratios within each turn. Built in: `rollout=transformers`. One thread.
+{RATES["repeats"]} times, the ratios within each turn: median, smallest to largest. Built in: `rollout=transformers`.
+One thread a process; processor seconds are those of all processes together, and mean more than the clock on a busy
+machine.
 
-| ratio of times | median | range |
+| | processor seconds | seconds by the clock |
 |---|---|---|
 {ratios}
 
 ## GRPO runs of five steps through the command line
 
 {_table(runs)}"""
+
+
+def _ratio(values):
+    return f"{statistics.median(values):.2f} ({values[0]:.2f} to {values[-1]:.2f})"
 
 
 def _table(columns):

@@ -13,6 +13,7 @@ from multiref_cli.config.schema import Model
 from multiref_cli.models.known import CONFIGS, counted, remote_parameters
 from multiref_cli.runs import price as price_module
 from multiref_cli.runs.cards import CARDS, here
+from multiref_cli.runs.engines import GRAPHS, TRANSFORMERS, VLLM, chosen, rollout_bytes, seconds_of_each
 from multiref_cli.runs.forecast import forecast
 from multiref_cli.runs.price import USE, Rows, arrangement, known_rows, price, sizes_of, total_steps
 
@@ -170,3 +171,38 @@ def test_a_large_file_is_looked_at_in_part(tmp_path, world, offline, monkeypatch
     batch = experiment.algorithm.batch_size
     assert rows["optimizer steps"] == f"about {-(-train // batch)} of {batch} rows"
     assert rows["reference passes"].startswith(f"2 x about {2 * train} ")
+
+
+def test_engines_by_hand():
+    """1.5B on an H100: 16 prompts x 8 responses at once read two bytes a parameter a token, or start 38 operations for
+    each of 28 layers; vLLM's share of the memory is held throughout unless it sleeps, and is nowhere on other GPUs."""
+    one = compose(["experiment=online_gsm8k", "hardware.device=cuda", "rollout.max_new_tokens=512", "steps=10"])
+    sizes = sizes_of(one)
+    each = seconds_of_each(one, sizes.policy, sizes.shape, 10, H100)
+    assert chosen(one) == TRANSFORMERS and set(each) == {TRANSFORMERS, GRAPHS, VLLM}
+    computed = 2 * sizes.policy * 128 / (USE * H100.operations)
+    assert each[TRANSFORMERS] == pytest.approx(10 * 512 * (38 * sizes.shape.layers * 5e-6 + computed))
+    assert each[VLLM] == pytest.approx(10 * 512 * (2 * sizes.policy / H100.bandwidth + computed))
+    assert each[GRAPHS] == each[VLLM]
+    by_vllm = replace(one, rollout=replace(one.rollout, engine="vllm", options={"gpu_memory_utilization": 0.25}))
+    assert chosen(by_vllm) == VLLM and rollout_bytes(by_vllm, sizes.shape, 100.0, H100) == (20e9, 0.0)
+    held = price(by_vllm, sizes, known_rows(one), H100).memory - price(one, sizes, known_rows(one), H100).memory
+    assert held == 20e9
+    asleep = replace(by_vllm.rollout, options={"gpu_memory_utilization": 0.25, "sleep": True})
+    assert rollout_bytes(replace(by_vllm, rollout=asleep), sizes.shape, 100.0, H100) == (0.0, 20e9)
+    for away in ({"server": "start", "devices": "1"}, {"server": "http://a"}):
+        elsewhere = replace(by_vllm, rollout=replace(by_vllm.rollout, **away))
+        assert rollout_bytes(elsewhere, sizes.shape, 100.0, H100) == (0.0, 0.0)
+
+
+def test_a_dry_run_says_what_each_engine_would_take(monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", "/nonexistent")
+    monkeypatch.setattr("multiref_cli.runs.forecast.find_spec", lambda name: None)
+    one = compose(["experiment=online_gsm8k", "hardware.device=cuda"])
+    said = dict(forecast(one).rows)["of which rollouts, roughly"]
+    assert "by rollout=transformers, as asked" in said and "by rollout.options.cuda_graphs=true" in said
+    assert said.endswith("by rollout=vllm (not installed: pip install vllm)")
+    served = replace(one, rollout=replace(one.rollout, engine="vllm", server="start", options={}))
+    rows = dict(forecast(served).rows)
+    assert "by rollout=vllm, as asked" in rows["of which rollouts, roughly"]
+    assert rows["weights to the server, each rollout"] == "942.3 MiB, written and read as files"
