@@ -116,6 +116,13 @@ def _check_parts(experiment: "Experiment") -> None:
     _choice("optimizer.schedule", optimizer.schedule, ("linear", "cosine", "wsd", "constant"))
     _choice("evaluation.split", experiment.evaluation.split, ("held_out", "train"))
     check_tasks(experiment.evaluation.tasks, experiment.algorithm.writes)
+    _require(
+        experiment.evaluation.scorer_file is None
+        or experiment.evaluation.scorer is not None
+        or not experiment.algorithm.writes,
+        "evaluation.scorer_file judges evaluation.scorer, and there is none: give evaluation.scorer.path=MODEL, or "
+        "drop the file",
+    )
     _choice("rollout.engine", experiment.rollout.engine, ("transformers", "vllm"))
     _choice("hardware.dtype", hardware.dtype, ("auto", "float32", "bfloat16"))
     _choice("hardware.precision", hardware.precision, ("auto", *PRECISIONS))

@@ -215,6 +215,7 @@ class Evaluation:
     seed: int = number(SEED, 1)
     split: str = "held_out"
     scorer: Optional[Scorer] = None
+    scorer_file: Optional[str] = field(default=None, metadata=LATER)
     gold: bool = True
     win_rate: bool = True
     greedy: bool = field(default=False, metadata=LATER)

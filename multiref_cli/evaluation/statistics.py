@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -153,6 +154,28 @@ def bootstrap_interval(
         drawn.append(statistic(sample[generator.integers(0, n, (count, n))]))
         done += count
     return _percentiles(float(statistic(sample[None])[0]), np.concatenate(drawn), confidence, n)
+
+
+def wilson_interval(share: float, n: int, confidence: float = 0.95) -> Interval:
+    """Return a share of n independent trials with its score interval (Wilson 1927).
+
+    Equation: (p + z^2 / 2n ± z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n), z the normal quantile: within 0 and
+    1, and wider than nothing at shares of 0 and 1.
+
+    Args:
+        share: 0 to 1.
+        n: trials, 1 or more.
+        confidence: usual 0.95.
+
+    Raises:
+        ValueError: outside these ranges.
+    """
+    if not 0 <= share <= 1 or n < 1:
+        raise ValueError(f"no interval of a share of {share} in {n} trials")
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    center = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return Interval(share, max(0.0, center - half), min(1.0, center + half), n)
 
 
 def probability_of_improvement(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray) -> float:

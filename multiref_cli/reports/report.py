@@ -35,6 +35,7 @@ from multiref_cli.reports.regime_words import write_regimes
 from multiref_cli.reports.regimes import Regimes, regimes
 from multiref_cli.reports.rivals import add_rivals, rivals_of
 from multiref_cli.reports.samples import add_samples
+from multiref_cli.reports.scorer import add_scorer
 from multiref_cli.reports.scores import SCORES, write_scores
 from multiref_cli.reports.search import add_search
 from multiref_cli.reports.wording import listed
@@ -203,6 +204,10 @@ def _add_jobs(page: Page, made: Material) -> None:
         add_job(page, list(job.found), stem, job.title, job.verdicts)
 
 
+def _add_scorer(page: Page, made: Material) -> None:
+    add_scorer(page, made.runs)
+
+
 def _add_choices(page: Page, made: Material) -> None:
     for folder in made.folders:
         add_choices(page, folder)
@@ -257,6 +262,7 @@ SECTIONS: tuple[Callable[[Page, Material], None], ...] = (
     _add_regimes,
     _add_rivals,
     _add_jobs,
+    _add_scorer,
     _add_contest,
     _add_looks,
     _add_choices,
@@ -345,13 +351,14 @@ def write_run_report(folder: Path) -> Path:
         "another seed would differ.",
         name="results",
     )
+    add_scorer(page, [run])
     add_samples(page, [condition], "samples", 2)
     add_choices(page, run.folder)
     add_checklist(page, [condition], [], [run.folder])
     page.section("Files")
     names = (
         *("config.yaml", "overrides.txt", "manifest.json", "metrics.jsonl", "evaluation.jsonl", "answers.jsonl"),
-        *("pairs.jsonl", "tasks.jsonl", "results.json", "evaluations", "logs", "policy"),
+        *("pairs.jsonl", "tasks.jsonl", "scorer.jsonl", "results.json", "evaluations", "logs", "policy"),
     )
     page.files([(name, run.folder / name) for name in names])
     add_provenance(page, [run])

@@ -34,6 +34,7 @@ from multiref_cli.runs.fit import (
 )
 from multiref_cli.runs.judge import check_scorer
 from multiref_cli.runs.processes import threads_of
+from multiref_cli.runs.scorer_file import lineups_of
 from multiref_cli.runs.tasks import open_tasks
 from multiref_cli.tracking.places import check_place, holds_something
 from multiref_cli.tracking.progress import Progress
@@ -81,6 +82,7 @@ def prepare(asked: Experiment, local: Experiment, progress: Progress) -> Job:
     job = Job(asked, local, tokenizer, data, vocabulary)
     job = replace(job, prompts=_evaluation_prompts(job, limit, readers, progress))
     check_scorer(job)
+    lineups_of(job)
     _try_reward(job)
     return job
 

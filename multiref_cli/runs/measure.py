@@ -12,6 +12,7 @@ from multiref_cli.data.chat import end_ids
 from multiref_cli.errors import RequestError
 from multiref_cli.evaluation.evaluate import REWARD_MODEL, Evaluator, Scorer, summary
 from multiref_cli.models.inspect import position_limit
+from multiref_cli.models.load import load_reward_model
 from multiref_cli.references.base import Reference
 from multiref_cli.references.tokens import response_ids
 from multiref_cli.rewards.combine import build_reward
@@ -19,6 +20,7 @@ from multiref_cli.rewards.sample import Sample
 from multiref_cli.rollouts.engine import Completion
 from multiref_cli.rollouts.transformers_engine import TransformersEngine
 from multiref_cli.runs.judge import accuracy_of, check_scorer, open_scorer
+from multiref_cli.runs.scorer_file import Judged, judge_on_file
 from multiref_cli.runs.tasks import measure_tasks
 from multiref_cli.tracking.progress import Progress
 from multiref_cli.types import LanguageModel
@@ -40,6 +42,7 @@ class Outcome:
         answers: rows of answers.jsonl, the first prompts with their responses one by one.
         tasks: what is known of the tasks of evaluation libraries that were answered.
         task_rows: rows of tasks.jsonl, one a document of a task.
+        judged: how well the reward model tells right from wrong on evaluation.scorer_file.
     """
 
     metrics: dict[str, dict[str, float]]
@@ -49,6 +52,7 @@ class Outcome:
     answers: list[dict[str, Any]] = field(default_factory=list)
     tasks: list[dict[str, Any]] = field(default_factory=list)
     task_rows: list[dict[str, Any]] = field(default_factory=list)
+    judged: Judged = field(default_factory=Judged)
 
 
 def measure(job: Job, model: LanguageModel, progress: Progress, folder: Path) -> Outcome:
@@ -62,6 +66,10 @@ def measure(job: Job, model: LanguageModel, progress: Progress, folder: Path) ->
     """
     with job.precision.autocast():
         found = _measure(replace(job, experiment=job.experiment.final), model, progress)
+        if job.experiment.evaluation.scorer_file is not None:
+            judged = job.parallel.once(lambda: judge_on_file(job, model, progress))
+            metrics, notes = found.metrics | judged.metrics, [*found.notes, *judged.notes]
+            found = replace(found, metrics=metrics, notes=notes, judged=judged)
         if not job.experiment.evaluation.tasks:
             return found
         tasks = job.parallel.once(lambda: measure_tasks(job, model, progress, folder))
@@ -100,10 +108,17 @@ def measure_folder(job: Job, policy_folder: Path, progress: Progress) -> Outcome
     """Measure the policy that a finished run left in its folder.
 
     Raises:
-        RequestError: what the run trained writes no responses.
+        RequestError: what the run trained writes no responses, and there is no file to judge it on.
     """
     if not job.experiment.algorithm.writes:
-        raise RequestError("a reward model is measured when it is trained; `multiref eval` scores policies.")
+        if job.experiment.evaluation.scorer_file is None:
+            raise RequestError(
+                "a reward model is measured when it is trained; `multiref eval` scores policies, and reward models "
+                "with evaluation.scorer_file=FILE."
+            )
+        dtype = job.precision.parameters(adapted=bool(job.experiment.policy.lora or job.experiment.policy.adapter))
+        trained = load_reward_model(schema.Model(path=str(policy_folder)), job.device, dtype)
+        return measure(job, trained, progress, policy_folder.parent)
     return measure(job, load_policy(job, str(policy_folder)), progress, policy_folder.parent)
 
 

@@ -31,6 +31,7 @@ from multiref_cli.runs.job import check_cache, check_devices, check_parts, prepa
 from multiref_cli.runs.judge import judge_scorer
 from multiref_cli.runs.measure import Outcome, measure, measure_folder
 from multiref_cli.runs.processes import connect, of_rank, speaking_for, started
+from multiref_cli.runs.scorer_file import lineups_of
 from multiref_cli.runs.tasks import open_tasks
 from multiref_cli.seeding import seed_everything
 from multiref_cli.tracking.places import command
@@ -213,7 +214,7 @@ def inputs(job: Job) -> dict[str, str]:
 
 def manifest(job: Job) -> dict[str, Any]:
     """Content of manifest.json: provenance, and what models and data the run depends on, by sha256."""
-    scorer = job.experiment.evaluation.scorer
+    scorer, lineups = job.experiment.evaluation.scorer, lineups_of(job)
     return {
         **provenance(),
         "config_hash": job.asked.hash,
@@ -223,6 +224,7 @@ def manifest(job: Job) -> dict[str, Any]:
         **_models(job),
         "merges": _merges(job),
         "scorer": fingerprint(scorer) if scorer is not None else None,
+        "scorer_file": None if lineups is None else lineups.sha256,
         "tasks": [task.facts for task in open_tasks(job.experiment.evaluation)],
         "inputs": inputs(job),
     }
@@ -408,8 +410,11 @@ def _write_outcome(
         write_lines(run.path / "pairs.jsonl", outcome.pairs)
     if outcome.task_rows:
         write_lines(run.path / "tasks.jsonl", outcome.task_rows)
+    if outcome.judged.rows:
+        write_lines(run.path / "scorer.jsonl", outcome.judged.rows)
     notes = [*training_notes, *outcome.notes]
     more |= {"notes": notes, "training_notes": training_notes, "tasks": outcome.tasks}
+    more |= {"scorer": outcome.judged.facts}
     run.write_results(outcome.metrics, run_hash, job.asked.seed, job.asked.condition, **more)
     write_card(run, job.asked, job.total_steps)
     run.write_status("done", job.total_steps, job.total_steps)

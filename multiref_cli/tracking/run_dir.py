@@ -147,7 +147,8 @@ class RunDir:
         """Keep results.json and the lines behind it in evaluations/NUMBER/, before they are written anew."""
         kept = self.path / "evaluations"
         numbers = [int(path.name) for path in kept.glob("*") if path.name.isdigit()]
-        for name in ("evaluation.jsonl", "answers.jsonl", "pairs.jsonl", "tasks.jsonl", "results.json"):
+        lines = ("evaluation.jsonl", "answers.jsonl", "pairs.jsonl", "tasks.jsonl", "scorer.jsonl")
+        for name in (*lines, "results.json"):
             if (self.path / name).is_file():
                 target = kept / f"{max(numbers, default=0) + 1:04d}" / name
                 write_bytes(target, (self.path / name).read_bytes())
