@@ -126,14 +126,19 @@ def test_more_trials_go_on_where_fewer_ended(tmp_path: Path) -> None:
         open_tuning(fake_trials.request_of(tmp_path / "a", *given, "search.space.beta=[0.1,1,log]"))
 
 
+def _command(folder: Path, workers: int, given: list[str]) -> tuple[list[str], dict[str, str]]:
+    """A search in a process of its own, and its environment: every trial takes long enough to be met in it."""
+    paths = [str(Path(__file__).parents[2]), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "FAKE_SECONDS": "0.004"}
+    return [sys.executable, str(Path(fake_trials.__file__)), str(folder), str(workers), *given], environment
+
+
 @pytest.mark.slow
 def test_killed_at_random_moments_a_search_has_the_same_trials(tmp_path: Path) -> None:
     given = ["regularizer=rkl,fkl", "search.trials=8", f"search.sampler={_samplers()[-1]}"]
     given += ["search.pruning=median", "search.curve=reward"]
     whole = fake_trials.search(fake_trials.request_of(tmp_path / "whole", *given))
-    paths = [str(Path(__file__).parents[2]), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "FAKE_SECONDS": "0.004"}
-    command = [sys.executable, str(Path(fake_trials.__file__)), str(tmp_path / "killed"), "2", *given]
+    command, environment = _command(tmp_path / "killed", 2, given)
     generator, kills = random.Random(0), 0
     while True:
         process = subprocess.Popen(command, env=environment, start_new_session=True)
@@ -147,6 +152,27 @@ def test_killed_at_random_moments_a_search_has_the_same_trials(tmp_path: Path) -
             time.sleep(0.5)  # its workers see that it is gone
     assert process.returncode == 0 and kills >= 1
     assert fake_trials.told(tmp_path / "killed") == fake_trials.told(tmp_path / "whole") and whole.left == 0
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_round_leaves_the_same_trials(tmp_path: Path) -> None:
+    """As a terminal sends it: to the parent and its workers at once."""
+    given = ["regularizer=rkl", "search.trials=8", f"search.sampler={_samplers()[-1]}"]
+    whole = fake_trials.search(fake_trials.request_of(tmp_path / "whole", *given))
+    command, environment = _command(tmp_path / "stopped", 2, given)
+    search = tmp_path / "stopped" / "search"
+    slow = {**environment, "FAKE_SECONDS": "0.5"}
+    process = subprocess.Popen(command, env=slow, start_new_session=True, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(search.glob("*/metrics.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) != 0
+    left = fake_trials.told(tmp_path / "stopped")
+    assert [line["state"] for line in left] == ["planned"] * 4 and not list(search.glob("*/results.json"))
+    subprocess.run(command, env=environment, check=True, timeout=120)
+    assert fake_trials.told(tmp_path / "stopped") == fake_trials.told(tmp_path / "whole") and whole.left == 0
+    assert [line["params"] for line in left] == [trial.params for trial in whole.trials[:4]]
 
 
 @pytest.mark.parametrize(
