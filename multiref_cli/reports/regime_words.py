@@ -44,8 +44,10 @@ def sentence(found: Sequence[Regime]) -> str:
 
 def _behind(found: Sequence[Regime], kinds: Sequence[str]) -> str:
     """In how many cells each kind is significantly below the highest: what an undecided cell still rules out."""
-    counts = {kind: sum(kind in one.kinds and kind not in one.open_kinds for one in found) for kind in kinds}
-    told = [f"{_called(kind)} in {count}" for kind, count in counts.items()]
+    whole = [one for one in found if not one.missing]
+    counts = {kind: sum(kind in one.kinds and kind not in one.open_kinds for one in whole) for kind in kinds}
+    several = ", where a mix of references beats each alone"
+    told = [f"{_called(kind)} in {count}{several * (kind == SINGLE and count > 0)}" for kind, count in counts.items()]
     return f" Significantly below the highest: {', '.join(told)}." if any(counts.values()) else ""
 
 
