@@ -91,6 +91,23 @@ def figures():
 
 
 @pytest.fixture
+def same():
+    """Asserts that metrics and results of two runs are equal but for rounding; times are left out."""
+
+    def compare(first, second, within):
+        rows, others = read_lines(first / "metrics.jsonl"), read_lines(second / "metrics.jsonl")
+        assert [row["step"] for row in rows] == [row["step"] for row in others]
+        for row, other in zip(rows, others):
+            known = {name: value for name, value in row.items() if not name.startswith(("time/", "tokens_per"))}
+            assert {name: other[name] for name in known} == pytest.approx(known, rel=within, abs=within)
+        found = [read_json(folder / "results.json")["metrics"] for folder in (first, second)]
+        means = [{name: one["mean"] for name, one in metrics.items()} for metrics in found]
+        assert means[0] == pytest.approx(means[1], rel=1e-5, abs=1e-5)
+
+    return compare
+
+
+@pytest.fixture
 def killed_train():
     """`multiref train` in a process of its own, killed with SIGKILL once it has logged so many steps."""
 

@@ -20,6 +20,7 @@ LAYERS = {
     "multiref_cli.files": 0,
     "multiref_cli.parallel": 0,
     "multiref_cli.seeding": 0,
+    "multiref_cli.sharding": 0,
     "multiref_cli.types": 0,
     "multiref_cli.config.algorithms": 0,
     "multiref_cli.config.folders": 0,

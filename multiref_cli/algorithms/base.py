@@ -139,6 +139,14 @@ class Stateful(Protocol):
         """Restore what `state_dict` gave."""
 
 
+@runtime_checkable
+class Noted(Protocol):
+    """A micro-batch of which an objective notes something besides what its loss returns."""
+
+    def unnoted(self) -> Any:
+        """The same one, of which nothing is noted."""
+
+
 @dataclass
 class Trainee:
     """A model with what it is trained on.
@@ -149,6 +157,7 @@ class Trainee:
         notes: sentences that every report of the run must carry.
         check_start: called once before the first step, to verify what theory says of it.
         close: called once after the last step, however that ended; None: there is nothing to let go of.
+        beside: frozen models that every pass of the loss asks, which may be sharded as the trained one is.
     """
 
     model: LanguageModel
@@ -156,6 +165,7 @@ class Trainee:
     notes: list[str] = field(default_factory=list)
     check_start: Callable[[Progress], None] | None = None
     close: Callable[[], None] | None = None
+    beside: Sequence[Any] = ()
 
 
 class AlgorithmModule(Protocol):

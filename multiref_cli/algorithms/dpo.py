@@ -35,6 +35,7 @@ from multiref_cli.objectives.weighing import PairLogps
 from multiref_cli.parallel import ALONE, Parallel
 from multiref_cli.references.store import Sequence as Response
 from multiref_cli.seeding import epoch_batch
+from multiref_cli.sharding import gathered
 from multiref_cli.tracking.metrics import Averages
 from multiref_cli.tracking.progress import Progress
 from multiref_cli.types import LanguageModel, Tokenizer
@@ -396,7 +397,8 @@ class Dpo:
         """(2, N) log-probabilities of all chosen and rejected responses under the policy, on the CPU."""
         device = next(model.parameters()).device
         parts = self._parts(list(range(len(self.pairs))))
-        own = [self._logps(model, self._pack(rows).to(device)).cpu() for rows in parallel.share(parts)]
+        with gathered(model):
+            own = parallel.each(parts, lambda rows: self._logps(model, self._pack(rows).to(device)).cpu())
         found = torch.zeros(2, len(self.pairs), dtype=torch.float64)
         for rows, flat in zip(parts, parallel.woven(own)):
             found[:, rows] = flat.reshape(-1, 2).T

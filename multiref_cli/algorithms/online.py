@@ -52,6 +52,7 @@ from multiref_cli.rewards.sample import Sample
 from multiref_cli.rollouts.engine import Closing, Completion, sampling_of
 from multiref_cli.rollouts.factory import build_engine, faster_engine
 from multiref_cli.seeding import derive, epoch_batch
+from multiref_cli.sharding import gathered
 from multiref_cli.tracking.metrics import Averages
 from multiref_cli.tracking.progress import Progress
 from multiref_cli.types import LanguageModel
@@ -98,7 +99,8 @@ def assemble_online(job: Job, reward: Callable[[list[Sample]], RewardBatch] | No
             progress.note(note)
 
     close = engine.close if isinstance(engine, Closing) else None
-    return Trainee(model, Online(experiment, parts, job.total_steps), said, check_start=tell, close=close)
+    beside = parts.references.sharded if parts.references is not None else ()
+    return Trainee(model, Online(experiment, parts, job.total_steps), said, tell, close, beside)
 
 
 class Online:
@@ -268,7 +270,7 @@ class Online:
         own = self.parallel.share(rows)
         seeds = [derive(self.experiment.seed, "rollout", number, row) for row in own]
         sampling, size = sampling_of(self.experiment.rollout, self.parts.end_ids), self.group
-        groups = self.parts.engine.generate(self._prompt_ids(own), size, sampling, seeds) if own and size else []
+        groups = self.parts.engine.generate(self._prompt_ids(own), size, sampling, seeds) if size else []
         return rows, self.parallel.woven(groups)
 
     def _passes(
@@ -317,25 +319,31 @@ class Online:
         references = self.parts.references
         if references is None or self.estimator is None or self.estimator.beside:
             return None
-        own = [
-            (places, references.score(packed, [samples[i] for i in places], self.parts.vocabulary, terms))
-            for places, packed, terms in self.parallel.share(self._packs)
-        ]
+
+        def score(one: tuple[Tensor, Packed, tuple[Term, ...]]) -> tuple[Tensor, ReferenceScores]:
+            """One pass."""
+            places, packed, terms = one
+            return places, references.score(packed, [samples[i] for i in places], self.parts.vocabulary, terms)
+
+        with gathered(*references.sharded):
+            own = self.parallel.each(self._packs, score)
         return joined(self.parallel.woven(own), *shape)
 
     def _policy_sums(self, logps: Tensor) -> Tensor:
         """(B,) log pi of whole responses: the sampler's own where it computes in float32 what the trainer computes."""
         if not self.parts.engine.exact_logps:
-            model, own = self.parts.model, []
-            device = next(model.parameters()).device
-            with torch.no_grad():
-                for places, packed, _ in self.parallel.share(self._packs):
-                    rows = packed.to(device)
-                    found = token_logps(model, rows, self.temperature, vocabulary=self.parts.vocabulary).logps
-                    own.append((places, found.float().cpu()))
+            with torch.no_grad(), gathered(self.parts.model):
+                own = self.parallel.each(self._packs, lambda one: (one[0], self._own_logps(one[1])))
             for places, found in self.parallel.woven(own):
                 logps[places, : found.shape[1]] = found
         return logps.sum(-1, dtype=torch.float64)
+
+    def _own_logps(self, packed: Packed) -> Tensor:
+        """(b, t) log-probs of the policy."""
+        rows = packed.to(next(self.parts.model.parameters()).device)
+        return (
+            token_logps(self.parts.model, rows, self.temperature, vocabulary=self.parts.vocabulary).logps.float().cpu()
+        )
 
     def _beside(
         self, model: LanguageModel, references: LiveReferences, packed: Packed, micro: GroupMicro, averages: Averages

@@ -20,6 +20,7 @@ from multiref_cli.models.load import load_reward_model
 from multiref_cli.models.packing import micro_batches
 from multiref_cli.rewards.model import sequence_scores
 from multiref_cli.seeding import derive, epoch_batch
+from multiref_cli.sharding import gathered
 from multiref_cli.tracking.metrics import Averages
 from multiref_cli.tracking.progress import Progress
 from multiref_cli.types import LanguageModel, Tokenizer
@@ -117,7 +118,9 @@ def pair_sequences(pairs: Sequence[Pair]) -> list[list[int]]:
 def accuracies(model: LanguageModel, pairs: Sequence[Pair], batch_pairs: int) -> np.ndarray:
     """(N,) 1 where the model scores the chosen response above the rejected one, one half at a tie, else 0."""
     found = []
-    for start in range(0, len(pairs), batch_pairs):
-        chosen, rejected = sequence_scores(model, pair_sequences(pairs[start : start + batch_pairs])).reshape(-1, 2).T
-        found.append(wins(chosen.double().cpu().numpy(), rejected.double().cpu().numpy()))
+    with gathered(model):
+        for start in range(0, len(pairs), batch_pairs):
+            scores = sequence_scores(model, pair_sequences(pairs[start : start + batch_pairs]))
+            chosen, rejected = scores.reshape(-1, 2).T
+            found.append(wins(chosen.double().cpu().numpy(), rejected.double().cpu().numpy()))
     return np.concatenate(found)

@@ -1,7 +1,7 @@
 """A window of rollouts: what one generation yields and how it is laid out for the model."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -65,6 +65,10 @@ class GroupMicro:
     step: StepSize
     first: bool
     terms: tuple[Term, ...] = ()
+
+    def unnoted(self) -> "GroupMicro":
+        """The same as of a later inner iteration: no log-probs are kept of it, and beta does not see it."""
+        return replace(self, first=False)
 
 
 @dataclass(frozen=True)

@@ -141,6 +141,7 @@ def _check_parts(experiment: "Experiment") -> None:
 def _check_processes(experiment: "Experiment") -> None:
     """Several processes have a device each, which no key can name, and sample with an engine that each of them runs."""
     hardware = experiment.hardware
+    _choice("hardware.sharding", hardware.sharding, ("none", "full"))
     if hardware.processes == 1:
         return
     for key, device in (("device", hardware.device), ("reference_device", hardware.reference_device)):
@@ -152,6 +153,11 @@ def _check_processes(experiment: "Experiment") -> None:
     _require(
         not (experiment.algorithm.online and experiment.rollout.engine == "vllm"),
         f"rollout=vllm samples in one process, hardware.processes is {hardware.processes}; use rollout=transformers",
+    )
+    _require(
+        hardware.sharding == "none" or experiment.precision != "bf16_kahan",
+        "hardware.precision=bf16_kahan keeps remainders of whole weights, hardware.sharding=full divides them; use "
+        "bf16_master",
     )
 
 

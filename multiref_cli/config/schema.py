@@ -255,6 +255,7 @@ class Hardware:
     precision: str = "auto"
     threads: Optional[int] = number("[1, 4096]", None)
     processes: int = number("[1, 1024]", 1)
+    sharding: str = "none"
     cache_dir: Optional[str] = None
     keep_hidden: bool = False
     checkpoint_every: int = number(COUNT_OR_0, 50, note="0 is at the end only")

@@ -24,6 +24,7 @@ from multiref_cli.references.tokens import rescored_ids
 from multiref_cli.rewards.sample import Sample
 from multiref_cli.rollouts.engine import Completion, Engine, Sampling
 from multiref_cli.seeding import derive
+from multiref_cli.sharding import gathered
 from multiref_cli.tracking.progress import Progress
 from multiref_cli.types import Device, LanguageModel, Tokenizer
 
@@ -98,7 +99,7 @@ class Evaluator:
         progress.advance("evaluate: sample", 0, len(self.prompts))
         count = self.settings.samples_per_prompt
         own, seeds = self.parallel.share(self.prompts), self.parallel.share(self.seeds())
-        drawn = engine.generate([p.ids for p in own], count, self.sampling(), seeds) if own else []
+        drawn = engine.generate([p.ids for p in own], count, self.sampling(), seeds)
         completions = self.parallel.woven(drawn)
         values = {
             "length": _per_prompt(completions, lambda c: len(c.ids)),
@@ -147,7 +148,7 @@ class Evaluator:
         sampling = replace(self.sampling(), temperature=0.0, top_p=1.0)
         own = self.parallel.share(self.prompts)
         seeds = self.parallel.share(self.seeds())
-        drawn = engine.generate([p.ids for p in own], 1, sampling, seeds) if own else []
+        drawn = engine.generate([p.ids for p in own], 1, sampling, seeds)
         scores = self._score(self.samples(self.parallel.woven(drawn)), progress)
         return {f"greedy/{name}": table[:, 0] for name, table in scores.items()}
 
@@ -241,7 +242,8 @@ class Evaluator:
             logps, log_normalizers = score_references(models, rows, mixes, vocabulary=self.vocabulary)
             return torch.cat([logps, torch.stack(log_normalizers)])
 
-        found = self._each([(one.prompt, one.completion) for one in sequences], _device(models[0]), compute)
+        with gathered(*models):
+            found = self._each([(one.prompt, one.completion) for one in sequences], _device(models[0]), compute)
         return {name: [one[k] for one in found] for k, name in enumerate(names)}, [one[-1] for one in found]
 
     def _mixed(self, tokens: dict[str, list[Tensor]], log_f: list[Tensor]) -> Tensor:
@@ -271,20 +273,25 @@ class Evaluator:
     ) -> list[Tensor]:
         """log-probabilities of every response's tokens, under the model's own tokenizer where that is another one."""
         ids, vocabulary = self._ids(sequences, foreign), self.vocabulary if foreign is None else None
-        return self._each(ids, _device(model), lambda packed: token_logps(model, packed, vocabulary=vocabulary).logps)
+        with gathered(model):
+            return self._each(
+                ids, _device(model), lambda packed: token_logps(model, packed, vocabulary=vocabulary).logps
+            )
 
     @torch.no_grad()
     def _each(self, ids: list[tuple[Any, Any]], device: Device, compute: Callable[[Packed], Tensor]) -> list[Tensor]:
         """Results (..., T) of every (prompt, response) in order, float64, on CPU; `compute` gives (..., B, T)."""
         lengths = [len(prompt) + len(response) for prompt, response in ids]
         parts = micro_batches(lengths, self.settings.batch_size * max(lengths), processes=self.parallel.size)
-        own = []
-        for part in self.parallel.share(parts):
+
+        def one(part: list[int]) -> list[Tensor]:
+            """Results of some of them."""
             packed = pack([ids[i][0] for i in part], [(ids[i][1],) for i in part], 0, share_prompt=True)
             values = compute(packed.to(device)).cpu().double()
-            own.append([values[..., row, : len(ids[i][1])] for row, i in enumerate(part)])
+            return [values[..., row, : len(ids[i][1])] for row, i in enumerate(part)]
+
         found: list[Tensor] = [torch.empty(0)] * len(ids)
-        for part, rows in zip(parts, self.parallel.woven(own)):
+        for part, rows in zip(parts, self.parallel.woven(self.parallel.each(parts, one))):
             for i, row in zip(part, rows):
                 found[i] = row
         return found

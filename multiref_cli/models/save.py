@@ -13,6 +13,7 @@ from multiref_cli.files import sync_folder, sync_tree, write_json, writing
 from multiref_cli.models.auto import open_right
 from multiref_cli.models.decoder import unwrap
 from multiref_cli.models.lora import merged
+from multiref_cli.sharding import is_sharded, weights_of
 from multiref_cli.types import LanguageModel, Tokenizer
 
 _TOKENIZER_FILES = (
@@ -28,7 +29,7 @@ def save_policy(model: LanguageModel, tokenizer: Tokenizer, folder: Path, for_au
     `adapter/`.
 
     Args:
-        model: a transformers or peft model.
+        model: a transformers or peft model; one that is sharded must be whole now.
         tokenizer: saved with it.
         folder: replaced if it exists.
         for_auto: also see to it that AutoTokenizer opens the tokenizer, see `models.auto`.
@@ -61,13 +62,14 @@ def save_policy(model: LanguageModel, tokenizer: Tokenizer, folder: Path, for_au
 
 
 def _write(model: LanguageModel, tokenizer: Tokenizer, folder: Path) -> None:
-    base = unwrap(model)
+    base, weights = unwrap(model), weights_of(model) if is_sharded(model) else None
     with _generation_settings(base, tokenizer) as generation:
         if base is not model:
-            base.save_pretrained(str(folder), state_dict=dict(merged(base, base.state_dict().items())))
-            model.save_pretrained(str(folder / "adapter"))
+            own = base.state_dict() if weights is None else weights_of(base)
+            base.save_pretrained(str(folder), state_dict=dict(merged(base, own.items())))
+            model.save_pretrained(str(folder / "adapter"), state_dict=weights)
         else:
-            model.save_pretrained(str(folder))
+            model.save_pretrained(str(folder), state_dict=weights)
     if generation:
         write_json(folder / "generation_config.json", generation)
     save_tokenizer(tokenizer, folder)

@@ -105,6 +105,18 @@ class LiveReferences:
         """K models, in the order of the weights."""
         return [member.model for member in self.members]
 
+    @property
+    def sharded(self) -> list[Any]:
+        """Models that the processes of a run may divide among them, each once.
+
+        Every process keeps for itself what moves, what is quantized, adapters on one base, and what waits elsewhere.
+        """
+        if self.visiting:
+            return []
+        plain = [m for m in self.members if m.spec.server is None and m.spec.update is None and not m.spec.quantization]
+        models = [member.model for member in plain]
+        return list({id(one): one for one in models if not isinstance(one, Adapted)}.values())
+
     def share_prompts(self) -> bool:
         """Whether all that read the policy's tokens give the same results where responses share their prompt's row."""
         own = [member.model for member, tokenizer in zip(self.members, self.foreign) if tokenizer is None]

@@ -11,6 +11,7 @@ from multiref_cli.errors import RequestError
 from multiref_cli.models.decoder import unwrap
 from multiref_cli.models.lora import merged
 from multiref_cli.references.base import Reference
+from multiref_cli.sharding import whole
 from multiref_cli.types import LanguageModel
 
 
@@ -39,9 +40,15 @@ class Moving:
 
     @torch.no_grad()
     def _move(self, member: Reference, update: Update, policy: LanguageModel) -> None:
-        bare = unwrap(policy)
-        source, kept = dict(merged(bare, bare.named_parameters())), update.kept
+        bare, kept = unwrap(policy), update.kept
         averages = self._averages.setdefault(member.name, {})
+        with whole(policy):
+            self._towards(dict(merged(bare, bare.named_parameters())), member, kept, averages)
+
+    def _towards(
+        self, source: Mapping[str, Tensor], member: Reference, kept: float, averages: dict[str, Tensor]
+    ) -> None:
+        """r theta_i + (1 - r) theta, weight by weight."""
         for name, parameter in member.model.named_parameters():
             if name not in source or source[name].shape != parameter.shape:
                 raise RequestError(

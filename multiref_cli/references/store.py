@@ -237,7 +237,7 @@ class ReferenceStore:
             """Draw them."""
             start, shared = time.monotonic(), self._scoring.vocabulary if self._scoring else None
             ids, own = self.parallel.share([list(prompt) for prompt in prompts]), self.parallel.share(list(seeds))
-            drawn = reference.generate(ids, group_size, sampling, own, batch_size, vocabulary or shared) if ids else []
+            drawn = reference.generate(ids, group_size, sampling, own, batch_size, vocabulary or shared)
             self.parallel.once(reference.confirm)
             arrays = _sample_arrays([one for group in self.parallel.woven(drawn) for one in group])
             self._write(address, arrays, _origin([reference]), start)

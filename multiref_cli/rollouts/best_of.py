@@ -35,6 +35,8 @@ class BestOf:
         self, prompts: Sequence[Sequence[int]], group_size: int, sampling: Sampling, seeds: list[int]
     ) -> list[list[Completion]]:
         """Draws `group_size` answers to each prompt; see `Engine.generate`."""
+        if not prompts:
+            return []
         drawn = self.engine.generate(prompts, group_size * self.count, sampling, seeds)
         scores, found, start = list(self.judge(prompts, drawn)), [], 0
         for group in drawn:

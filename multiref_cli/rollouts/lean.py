@@ -25,7 +25,7 @@ _FUSE_BELOW = 100_000_000
 def supports(model: LanguageModel) -> bool:
     """Whether this decoder computes exactly what the model computes (its family, rotary type, and attention)."""
     model = unwrap(model)
-    if type(model).__name__ not in _FAMILIES or not hasattr(model.config, "rope_parameters"):
+    if type(model).__name__.removeprefix("FSDP") not in _FAMILIES or not hasattr(model.config, "rope_parameters"):
         return False
     config = model.config
     layer_types = getattr(config, "layer_types", None) or []

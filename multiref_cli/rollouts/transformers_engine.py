@@ -13,6 +13,7 @@ from multiref_cli.objectives.aggregate import widest
 from multiref_cli.rollouts import lean, static_cache
 from multiref_cli.rollouts.engine import Completion, Sampling
 from multiref_cli.rollouts.sampling import draw, uniforms
+from multiref_cli.sharding import whole
 from multiref_cli.types import LanguageModel
 
 # Rows leave the batch together, once this share of them is left: copying KV memory for every single one costs more.
@@ -86,6 +87,8 @@ class TransformersEngine:
     ) -> list[list[Completion]]:
         """Draws `group_size` completions of each prompt; see `Engine.generate`.
 
+        Where the model is sharded, every process of the run calls this, with no prompts if it has none.
+
         Raises:
             RequestError: an empty prompt, or one that leaves no room below the model's position limit.
         """
@@ -93,7 +96,7 @@ class TransformersEngine:
         training = self.model.training
         self.model.eval()
         try:
-            with torch.inference_mode():
+            with whole(self.model), torch.inference_mode():
                 chunks, opener = self.chunks(prompts, group_size), self.opener()
                 with self._own_types():
                     return decode_chunks(chunks, prompts, group_size, sampling, seeds, opener, self.vocabulary)

@@ -54,7 +54,7 @@ def started(experiment: Experiment, folder: Path) -> Iterator[Parallel]:
     try:
         others.extend(_start(experiment.hardware, folder, rank, store.port) for rank in range(1, size))
         _wait_until_ready(store, others)
-        yield _joined(store, 0, size)
+        yield _joined(store, 0, experiment.hardware)
         _await(others)
     except Lost as lost:
         raise RunError(_what_happened(others, folder, size)) from lost
@@ -103,7 +103,7 @@ def speaking_for(folder: Path, rank: int) -> Iterator[None]:
         _leave()
 
 
-def connect(port: int, rank: int, size: int) -> Parallel:
+def connect(port: int, rank: int, hardware: Hardware) -> Parallel:
     """This process as one of the others of a run, ready to begin.
 
     Raises:
@@ -114,7 +114,7 @@ def connect(port: int, rank: int, size: int) -> Parallel:
         store.set(_ready(rank), "")
     except RuntimeError as error:
         raise Lost(str(error)) from error
-    return _joined(store, rank, size)
+    return _joined(store, rank, hardware)
 
 
 def _wait_until_ready(store: dist.TCPStore, others: list[subprocess.Popen[bytes]]) -> None:
@@ -131,13 +131,13 @@ def _ready(rank: int) -> str:
     return f"ready {rank}"
 
 
-def _joined(store: dist.Store, rank: int, size: int) -> Parallel:
+def _joined(store: dist.Store, rank: int, hardware: Hardware) -> Parallel:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=hardware.processes, timeout=PATIENCE)
     except RuntimeError as error:
         raise Lost(str(error)) from error
-    return Parallel(rank, size)
+    return Parallel(rank, hardware.processes, hardware.sharding == "full")
 
 
 def _leave() -> None:

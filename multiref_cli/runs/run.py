@@ -24,7 +24,7 @@ from multiref_cli.models.files import fingerprint, weights_problem
 from multiref_cli.models.merge import recipe_of, without_merges
 from multiref_cli.models.precision import lost_share
 from multiref_cli.models.save import save_policy
-from multiref_cli.parallel import Parallel
+from multiref_cli.parallel import Parallel, told
 from multiref_cli.references.tokens import template_fingerprint
 from multiref_cli.runs.card import CARD, write_card
 from multiref_cli.runs.job import check_cache, check_devices, check_parts, prepare, set_up_torch
@@ -34,6 +34,7 @@ from multiref_cli.runs.processes import connect, of_rank, speaking_for, started
 from multiref_cli.runs.scorer_file import lineups_of
 from multiref_cli.runs.tasks import open_tasks
 from multiref_cli.seeding import seed_everything
+from multiref_cli.sharding import whole
 from multiref_cli.tracking.places import command
 from multiref_cli.tracking.progress import OPENING, Heartbeat, Progress, Silent
 from multiref_cli.tracking.provenance import provenance
@@ -344,17 +345,19 @@ def join(folder: str, hardware: str, rank: str, port: str) -> None:
     run, on = RunDir(Path(folder)), from_plain(Hardware, json.loads(hardware))
     with speaking_for(run.path, int(rank)):
         job = open_job(replace(compose_saved(run.path / "config.yaml"), hardware=on), Silent())
-        parallel = connect(int(port), int(rank), on.processes)
+        parallel = connect(int(port), int(rank), on)
         _train_and_measure(job, run, parallel, Silent())
 
 
 def _train_and_measure(job: Job, run: RunDir, parallel: Parallel, progress: Progress) -> tuple[list[str], Outcome]:
     """What every process of a run does; the main one alone writes. Notes of the training and what was measured."""
     job = replace(job, experiment=of_rank(job.experiment, parallel.rank), parallel=parallel)
-    trainee = _trained(job, run, parallel, progress)
-    if parallel.main:
-        save_policy(trainee.model, job.tokenizer, run.path / "policy", for_auto=True)
-    return trainee.notes, measure(job, trainee.model, progress, run.path)
+    with told():
+        trainee = _trained(job, run, parallel, progress)
+        with whole(trainee.model):
+            if parallel.main:
+                save_policy(trainee.model, job.tokenizer, run.path / "policy", for_auto=True)
+        return trainee.notes, measure(job, trainee.model, progress, run.path)
 
 
 def _trained(job: Job, run: RunDir, parallel: Parallel, progress: Progress) -> Trainee:
@@ -363,9 +366,11 @@ def _trained(job: Job, run: RunDir, parallel: Parallel, progress: Progress) -> T
     progress.advance(OPENING, 0, 1)
     trainee = module_of(job.experiment).assemble(job, progress)
     experiment, precision = job.experiment, job.precision
-    optimizers = Optimizers(trainee.model, experiment.optimizer, job.total_steps, precision.kept)
     trainee.notes.extend(_precision_notes(trainee.model, experiment))
     try:
+        for model in (trainee.model, *trainee.beside) if experiment.algorithm.trains else ():
+            parallel.shard(model, job.device)
+        optimizers = Optimizers(trainee.model, experiment.optimizer, job.total_steps, precision.kept)
         Loop(run, trainee, optimizers, experiment.hardware, identity(job), precision, parallel).fit(progress)
     finally:
         if trainee.close is not None:

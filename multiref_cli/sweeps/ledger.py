@@ -267,7 +267,7 @@ class Ledger:
             except FileNotFoundError:
                 return None
             aside.unlink()
-        newest = max((p.name for p in (self.folder(path.stem) / "checkpoints").glob("step_*.pt")), default="")
+        newest = max((p.name for p in (self.folder(path.stem) / "checkpoints").glob("step_*")), default="")
         deaths = 0
         if before is not None and before.launch == launch:
             deaths = 1 if newest > before.checkpoint else before.deaths + 1

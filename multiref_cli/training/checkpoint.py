@@ -1,4 +1,4 @@
-"""Checkpoints: everything that a bitwise resume needs, written atomically."""
+"""Checkpoints: everything that a bitwise resume needs, written atomically; a file, or a folder of a sharded run."""
 
 import copy
 import os
@@ -9,13 +9,17 @@ import time
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from multiref_cli.errors import RequestError, RunError
 from multiref_cli.files import replacing
+from multiref_cli.parallel import ALONE, Parallel
+from multiref_cli.training.shards import STATE, is_damaged, read_parts, save_parts
 
 # Size of the checkpoint that a disk is measured with.
 _TRIAL_BYTES = 2**25
@@ -33,11 +37,25 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -
     target = folder / f"step_{step:08d}.pt"
     with replacing(target) as file:
         torch.save(state, file)
-    for old in checkpoints(folder)[: -max(keep, 1)]:
-        old.unlink(missing_ok=True)
-    for rest in folder.glob(".step_*"):
-        rest.unlink(missing_ok=True)
+    _keep(folder, keep)
     return target
+
+
+def save_sharded(
+    folder: Path, step: int, state: dict[str, Any], keep: int, parallel: Parallel = ALONE, group: Any = None
+) -> Path:
+    """Write `folder/step_<step>`, of every process its parts, and delete all but the newest `keep`; else as above."""
+    target = folder / f"step_{step:08d}"
+    save_parts(target, state, parallel, group)
+    if parallel.main:
+        _keep(folder, keep)
+    return target
+
+
+def _keep(folder: Path, keep: int) -> None:
+    """Delete all but the newest checkpoints, and what killed processes left."""
+    for old in [*checkpoints(folder)[: -max(keep, 1)], *folder.glob(".step_*")]:
+        shutil.rmtree(old, ignore_errors=True) if old.is_dir() else old.unlink(missing_ok=True)
 
 
 def write_speed(folder: Path) -> float | None:
@@ -74,15 +92,20 @@ class Writer:
         took: (bytes, seconds) of the last one that is on the disk.
     """
 
-    def __init__(self, folder: Path, beside: bool) -> None:
+    def __init__(self, folder: Path, beside: bool, parallel: Parallel = ALONE) -> None:
         """Takes note.
 
         Args:
             folder: the run's checkpoints/ folder.
             beside: copy the state to main memory and write the copy in a thread.
+            parallel: the processes of the run; the main one writes, or all of them their parts.
         """
-        self.folder = folder
+        self.folder, self._write = folder, save_checkpoint
         self.took: tuple[int, float] | None = None
+        if parallel.sharded:
+            # Of their own: what is written beside the steps must not be mixed up with what these send.
+            group = dist.new_group(backend="gloo")
+            self._write = partial(save_sharded, parallel=parallel, group=group)
         self._pool = ThreadPoolExecutor(1, "checkpoint") if beside else None
         self._pending: Future[None] | None = None
 
@@ -96,8 +119,8 @@ class Writer:
 
     def _save(self, step: int, state: dict[str, Any], keep: int) -> None:
         start = time.perf_counter()
-        path = save_checkpoint(self.folder, step, state, keep)
-        self.took = path.stat().st_size, time.perf_counter() - start
+        path = self._write(self.folder, step, state, keep)
+        self.took = size_of(path), time.perf_counter() - start
 
     def wait(self) -> None:
         """Until what was begun is on the disk.
@@ -121,19 +144,29 @@ def _copied(value: Any) -> Any:
     return copy.deepcopy(value)
 
 
+def size_of(checkpoint: Path) -> int:
+    """Bytes of a checkpoint, as far as it is there."""
+    return sum(path.stat().st_size for path in (checkpoint, *checkpoint.glob("*")) if path.is_file())
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """The finished checkpoints of a run, oldest first."""
-    return sorted(folder.glob("step_*.pt"))
+    return sorted(folder.glob("step_*"))
 
 
 def load_checkpoint(
-    folder: Path, problem: Callable[[dict[str, Any]], str | None] = lambda state: None
+    folder: Path,
+    problem: Callable[[dict[str, Any]], str | None] = lambda state: None,
+    parallel: Parallel = ALONE,
+    device: str = "cpu",
 ) -> dict[str, Any] | None:
     """The newest checkpoint that can be used, None if there is none (the run then starts from its beginning).
 
     Args:
         folder: the run's checkpoints/ folder.
         problem: says why a checkpoint that can be read must not be used, None if it may.
+        parallel: the processes of the run; all of them come to the same checkpoint.
+        device: of sharded models.
 
     Raises:
         RunError: checkpoints exist but none can be used.
@@ -141,11 +174,14 @@ def load_checkpoint(
     reasons = []
     for path in reversed(checkpoints(folder)):
         try:
-            state = _read(path)
+            state = _read(path, parallel)
             reason = problem(state)
         except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile):
             reason = "it is damaged"  # or foreign; the one before may be whole
+        reason = next(filter(None, parallel.gather(reason)), None)
         if reason is None:
+            if path.is_dir():
+                read_parts(path, state, device if parallel.sharded else None)
             return state
         reasons.append(f"{path.name}: {reason}")
     if reasons:
@@ -156,7 +192,11 @@ def load_checkpoint(
     return None
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, parallel: Parallel) -> dict[str, Any]:
+    if path.is_dir():
+        if is_damaged(path, parallel):
+            raise zipfile.BadZipFile
+        path = path / STATE
     with zipfile.ZipFile(path) as archive:
         if archive.testzip() is not None:  # torch.load does not look at the checksums that torch.save wrote
             raise zipfile.BadZipFile

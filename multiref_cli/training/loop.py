@@ -5,16 +5,18 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import groupby
 from types import FrameType
 from typing import Any
 
 import torch
 
-from multiref_cli.algorithms.base import Batch, Stateful, Trainee
+from multiref_cli.algorithms.base import Batch, Noted, Stateful, Trainee
 from multiref_cli.config import schema
 from multiref_cli.errors import RunError
 from multiref_cli.models.precision import FLOAT32, Precision
 from multiref_cli.parallel import ALONE, Parallel
+from multiref_cli.sharding import divided, gathered
 from multiref_cli.tracking.metrics import Averages
 from multiref_cli.tracking.places import command
 from multiref_cli.tracking.progress import Progress, duration, memory_text
@@ -60,7 +62,7 @@ class Loop:
         self.model, self.objective, self.identity = trainee.model, trainee.objective, dict(identity)
         self.precision, self.parallel = precision, parallel
         self.rungs = read_rungs(run.path)
-        self.writer = Writer(run.path / "checkpoints", hardware.checkpoint_async)
+        self.writer = Writer(run.path / "checkpoints", hardware.checkpoint_async, parallel)
         self.step, self.saved, self.health, self._said = 0, 0.0, Health(), False
 
     def fit(self, progress: Progress) -> None:
@@ -76,7 +78,7 @@ class Loop:
         for sentence in self.run.damage():
             progress.note(sentence)
         if self.step == 0 and self.trainee.check_start is not None:
-            with self.precision.autocast():
+            with self.precision.autocast(), gathered(self.model):
                 self.trainee.check_start(progress)
         self.model.train()
         self.saved = time.monotonic()
@@ -116,15 +118,8 @@ class Loop:
         started = time.perf_counter()
         with self.precision.autocast():
             batch = self.objective.batch(self.step)
-        averages, loss = Averages(), 0.0
         ready = time.perf_counter()
-        for micro in self.parallel.share(batch.micros):
-            with self.precision.autocast():
-                share, values = self.objective.loss(self.model, micro)
-            share.backward()
-            averages.update(values)
-            loss += float(share.detach())
-        loss, averages = self._over_processes(loss, averages)
+        loss, averages = self._over_processes(*self._passes(batch))
         self.parallel.sum_gradients(self.optimizers.trained)
         update = self.optimizers.step(self.step)
         self._refuse_non_finite(loss, update["gradient_norm"], batch)
@@ -134,6 +129,32 @@ class Loop:
             self.run.log_samples([{"step": self.step, **sample} for sample in batch.samples])
         timing = {"time/train": time.perf_counter() - ready, "tokens_per_second": batch.tokens / seconds}
         return {"loss": loss, **averages.means(), **batch.metrics, **update, **timing}
+
+    def _passes(self, batch: Batch) -> tuple[float, Averages]:
+        """Forward and backward passes of this process's micro-batches: their loss and metrics."""
+        averages, loss = Averages(), 0.0
+        # FSDP divides the sum of the gradients by the number of processes.
+        scale = self.parallel.size if self.parallel.sharded else 1
+        with gathered(*self.trainee.beside):
+            for micro, counts in self._own_micros(batch):
+                with gathered(self.model):
+                    with self.precision.autocast():
+                        share, values = self.objective.loss(self.model, micro)
+                    (share * (scale if counts else 0)).backward()
+                if counts:
+                    averages.update(values)
+                    loss += float(share.detach())
+        return loss, averages
+
+    def _own_micros(self, batch: Batch) -> list[tuple[Any, bool]]:
+        """This process's micro-batches, and whether each counts; sharded, all processes run the same kind at once."""
+        if not self.parallel.sharded:
+            return self.parallel.in_step(batch.micros)
+        found = []
+        for _, alike in groupby(batch.micros, type):
+            own = self.parallel.in_step(list(alike))
+            found += [(micro if counts else _unnoted(micro), counts) for micro, counts in own]
+        return found
 
     def _missed(self) -> Missed | None:
         """The rung of a search that this step is, where it is not reached."""
@@ -176,11 +197,13 @@ class Loop:
         }
         if self.parallel.main:
             self.run.sync_logs()
+        if self.parallel.main or self.parallel.sharded:
             self.writer.write(self.step, state, self.hardware.keep_checkpoints)
 
     def _restore(self) -> None:
         logged = self.run.last_logged()
-        state = load_checkpoint(self.run.path / "checkpoints", lambda found: self._problem(found, logged))
+        folder, device = self.run.path / "checkpoints", self.hardware.device_name
+        state = load_checkpoint(folder, lambda found: self._problem(found, logged), self.parallel, device)
         self.step = state["step"] if state else 0
         steps = self.parallel.gather(self.step)
         if len(set(steps)) > 1:
@@ -193,7 +216,9 @@ class Loop:
         if state is None:
             return
         check_same(state["identity"], self.identity)
-        missing, unexpected = self.model.load_state_dict(state["model"], strict=False)
+        own = self.model.state_dict()
+        found = {name: divided(value, own[name]) if name in own else value for name, value in state["model"].items()}
+        missing, unexpected = self.model.load_state_dict(found, strict=False)
         if unexpected or set(missing) != self._frozen():
             raise RunError(f"the checkpoint of step {self.step} holds other weights than the policy has.")
         self.optimizers.load_state_dict(state["optimizers"])
@@ -221,6 +246,11 @@ class Loop:
         if logged < (step if step == total else step - step % self.hardware.log_every):
             return f"it is of step {step}, but metrics.jsonl ends at step {logged}"
         return None
+
+
+def _unnoted(micro: Any) -> Any:
+    """A micro-batch whose result nobody asks for."""
+    return micro.unnoted() if isinstance(micro, Noted) else micro
 
 
 def _generators() -> dict[str, Any]:

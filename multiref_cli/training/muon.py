@@ -10,6 +10,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from multiref_cli.sharding import divided, full
+
 # Quintic Newton-Schulz coefficients of the authors: singular values land near 1, not on it, in five steps.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 _STEPS = 5
@@ -62,10 +64,10 @@ class Muon(torch.optim.Optimizer):
                 if matrix.grad is not None:
                     shapes.setdefault(matrix.shape, []).append(matrix)
             for shape, alike in shapes.items():
-                updates = torch.stack([self._momentum(matrix, group["momentum"]) for matrix in alike])
+                updates = torch.stack([full(self._momentum(matrix, group["momentum"])) for matrix in alike])
                 size = group["lr"] * math.sqrt(max(1.0, shape[0] / shape[1]))
                 for matrix, update in zip(alike, orthogonalized(updates)):
-                    matrix.mul_(1.0 - group["lr"] * group["weight_decay"]).sub_(update, alpha=size)
+                    matrix.mul_(1.0 - group["lr"] * group["weight_decay"]).sub_(divided(update, matrix), alpha=size)
 
     def _momentum(self, matrix: nn.Parameter, momentum: float) -> Tensor:
         """The gradient blended with its running mean (Nesterov's form)."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from multiref_cli.config import schema
 from multiref_cli.models.precision import joined, split
+from multiref_cli.sharding import divided, full
 from multiref_cli.training.muon import Muon
 from multiref_cli.types import LanguageModel
 
@@ -88,7 +89,7 @@ class Optimizers:
     def _update(self, limit: float) -> float:
         """Update the parameters, or their copies and with them the parameters; the norm of the gradient."""
         self._take_gradients()
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, limit))
+        norm = float(full(nn.utils.clip_grad_norm_(self.parameters, limit)))
         if math.isfinite(norm):
             for optimizer, _ in self.optimizers:
                 optimizer.step()
@@ -145,13 +146,18 @@ class Optimizers:
         ]
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore what `state_dict` gave, here or in a run on another number of processes."""
         for (optimizer, _), state in zip(self.optimizers, states):
-            optimizer.load_state_dict(state)
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            parts = {
+                number: {name: divided(value, parameters[number]) for name, value in values.items()}
+                for number, values in state["state"].items()
+            }
+            optimizer.load_state_dict(state | {"state": parts})
         with torch.no_grad():
             for name, tensors in self._beside():
                 for tensor, saved in zip(tensors, states[-1][name]):
-                    tensor.copy_(saved)
+                    tensor.copy_(divided(saved, tensor))
 
     def _beside(self) -> list[tuple[str, Sequence[Tensor]]]:
         if not self.kept:

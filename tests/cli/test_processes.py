@@ -15,19 +15,7 @@ from multiref_cli.parallel import ALONE
 from multiref_cli.runs import processes
 
 
-def same(first: Path, second: Path, within: float) -> None:
-    """The metrics and results of two runs are equal but for rounding; times are left out."""
-    rows, others = read_lines(first / "metrics.jsonl"), read_lines(second / "metrics.jsonl")
-    assert [row["step"] for row in rows] == [row["step"] for row in others]
-    for row, other in zip(rows, others):
-        known = {name: value for name, value in row.items() if not name.startswith(("time/", "tokens_per"))}
-        assert {name: other[name] for name in known} == pytest.approx(known, rel=within, abs=within)
-    found = [read_json(folder / "results.json")["metrics"] for folder in (first, second)]
-    means = [{name: one["mean"] for name, one in metrics.items()} for metrics in found]
-    assert means[0] == pytest.approx(means[1], rel=1e-5, abs=1e-5)
-
-
-def test_two_processes_train_what_one_does(place, multiref, offline):
+def test_two_processes_train_what_one_does(place, multiref, offline, same):
     """With a store each, so that its passes and samples are shared too."""
     for count in (1, 2):
         offline = [*offline, f"hardware.cache_dir={Path.cwd()}/cache{count}"]
@@ -38,7 +26,7 @@ def test_two_processes_train_what_one_does(place, multiref, offline):
     assert read_json(Path("out1/results.json"))["config_hash"] == read_json(Path("out2/results.json"))["config_hash"]
 
 
-def test_a_process_that_is_killed_ends_the_run_which_goes_on_with_another_number(place, multiref, online, capsys):
+def test_a_process_that_is_killed_ends_the_run_which_goes_on_with_another_number(place, multiref, online, capsys, same):
     """Killed in windows of two inner iterations of a sampled penalty, of whose old log-probs each has a part."""
     several = ["algorithm.inner_iterations=2", "regularizer=rkl_token", "regularizer.estimator=k2", "steps=40"]
     arguments = [*online, *several, "evaluation.prompts=3", "hardware.checkpoint_every=1"]
@@ -72,7 +60,7 @@ def test_a_process_that_cannot_begin_ends_the_run_at_once(place, multiref, offli
 
 
 @pytest.mark.parametrize("algorithm", ["sft", "reward_model"])
-def test_what_trains_without_references_shares_its_steps_too(place, multiref, offline, algorithm):
+def test_what_trains_without_references_shares_its_steps_too(place, multiref, offline, algorithm, same):
     kept = [text for text in offline if not text.startswith(("references", "first", "second", "beta", "evaluation"))]
     several = [text.replace("batch_pairs", "batch_rows" if algorithm == "sft" else "batch_pairs") for text in kept]
     for count in (1, 2):

@@ -1,0 +1,86 @@
+"""One run divided among two processes: the numbers of one, and checkpoints that any number of them goes on from."""
+
+import os
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from multiref_cli.files import read_lines
+
+SHARDED = ["hardware.processes=2", "hardware.sharding=full"]
+
+
+def kill_the_other_one(folder, steps):
+    """SIGKILL to the second process of the run that this process is in, once it has logged so many steps."""
+    metrics = (folder / "metrics.jsonl").absolute()
+    while not metrics.exists() or metrics.read_bytes().count(b"\n") < steps:
+        time.sleep(0.01)
+    (child,) = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()[-1:]
+    os.kill(int(child), signal.SIGKILL)
+
+
+def weights(folder):
+    return load_file(folder / "policy" / "model.safetensors")
+
+
+def test_dpo_of_two_is_that_of_one_and_goes_on_with_both_or_with_one(place, multiref, offline, same, figures, capsys):
+    several = [*offline, "steps=12", "hardware.checkpoint_every=1", "evaluation.prompts=3"]
+    assert multiref("train", *several, "run.dir=one") == 0
+    assert multiref("train", *several, *SHARDED, "run.dir=two") == 0
+    same(Path("one"), Path("two"), 1e-5)
+    norms = [read_lines(Path(f"{name}/metrics.jsonl"))[0]["gradient_norm"] for name in ("one", "two")]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-6)
+    own, others = weights(Path("one")), weights(Path("two"))
+    assert own.keys() == others.keys()
+    assert all(torch.allclose(own[name], others[name], atol=1e-5) for name in own)
+
+    killer = threading.Thread(target=kill_the_other_one, args=(Path("killed"), 3), daemon=True)
+    killer.start()
+    assert multiref("train", *several, *SHARDED, "run.dir=killed") == 1
+    killer.join()
+    assert "process 1 of 2 was ended by signal SIGKILL" in capsys.readouterr().err
+    assert len(read_lines(Path("killed/metrics.jsonl"))) < 12
+    newest = sorted(Path("killed/checkpoints").iterdir())[-1]
+    assert sum(path.name.endswith(".distcp") for path in newest.iterdir()) == 2
+    shutil.copytree("killed", "alone")
+    assert multiref("train", "--resume", "killed") == 0
+    assert figures(Path("killed")) == figures(Path("two"))
+    assert all(torch.equal(value, others[name]) for name, value in weights(Path("killed")).items())
+    assert multiref("train", "--resume", "alone", "hardware.processes=1") == 0
+    same(Path("one"), Path("alone"), 1e-5)
+
+
+def test_grpo_beside_sharded_references_goes_on_from_one_process(place, multiref, online, same, killed_train):
+    """The exact penalty asks both references in every pass; more groups than a multiple of the processes."""
+    several = [*online, "regularizer=rkl_token", "steps=10", "evaluation.prompts=3", "algorithm.micro_tokens=64"]
+    several += ["hardware.checkpoint_every=1"]
+    assert multiref("train", *several, "run.dir=one") == 0
+    killed_train([*several, "run.dir=out"], Path("out"), 2)
+    assert multiref("train", "--resume", "out", *SHARDED) == 0
+    same(Path("one"), Path("out"), 1e-4)
+
+
+def test_a_reward_model_by_muon(place, multiref, offline, same):
+    kept = [text for text in offline if not text.startswith(("references", "first", "second", "beta", "evaluation"))]
+    for name, more in (("one", []), ("two", SHARDED)):
+        arguments = ["algorithm=reward_model", *kept, "evaluation=none", "optimizer=muon", "steps=3", *more]
+        assert multiref("train", *arguments, f"run.dir={name}") == 0
+    same(Path("one"), Path("two"), 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["hardware.sharding=zero3"], "hardware.sharding is 'zero3'; allowed: none, full"),
+        ([*SHARDED, "hardware.precision=bf16_kahan"], "remainders of whole weights"),
+    ],
+)
+def test_what_cannot_be_sharded_is_refused(place, multiref, offline, capsys, overrides, sentence):
+    assert multiref("train", *offline, *overrides, "run.dir=out") == 2
+    assert sentence in capsys.readouterr().err and not Path("out").exists()
