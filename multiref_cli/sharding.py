@@ -17,6 +17,8 @@ from torch import Tensor
 
 # The method that gathers the root of a model; a model that has it is sharded.
 _GATHER = "gather_root_parameters"
+# The mark of a model that is whole now.
+_WHOLE = "holds_whole_parameters"
 
 
 def shard(model: Any, device: str | torch.device) -> None:
@@ -57,7 +59,7 @@ def gathered(*models: Any) -> Iterator[None]:
 
     Every process enters, and runs the same passes in the same order.
     """
-    sharded = [model for model in models if is_sharded(model)]
+    sharded = _divided(models)
     for model in sharded:
         getattr(model, _GATHER)()
     try:
@@ -71,21 +73,29 @@ def gathered(*models: Any) -> Iterator[None]:
 def whole(*models: Any) -> Iterator[None]:
     """While every process has all parameters as plain tensors: each may run what it likes, nothing is sent.
 
-    Every process enters. `state_dict()` would divide the model again: see `weights_of`.
+    Every process enters; inside, `whole` and `gathered` do nothing. `state_dict()` would divide the model again: see
+    `weights_of`.
     """
-    sharded = [model for model in models if is_sharded(model)]
+    sharded = _divided(models)
     with gathered(*sharded):
         for model in sharded:
             model.set_reshard_after_forward(False)
             for module in model.modules():
                 if hasattr(module, "unshard"):
                     module.unshard()
+            setattr(model, _WHOLE, True)
         try:
             yield
         finally:
             for model in sharded:
+                delattr(model, _WHOLE)
                 model.set_reshard_after_forward(True)
                 model.set_reshard_after_forward(False, recurse=False)  # the root: a backward pass begins with it
+
+
+def _divided(models: Sequence[Any]) -> list[Any]:
+    """Those of which this process has parts alone now, each once."""
+    return list({id(one): one for one in models if is_sharded(one) and not hasattr(one, _WHOLE)}.values())
 
 
 def weights_of(model: Any) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ from multiref_cli.rollouts.transformers_engine import TransformersEngine
 from multiref_cli.runs.judge import accuracy_of, check_scorer, open_scorer
 from multiref_cli.runs.scorer_file import Judged, judge_on_file
 from multiref_cli.runs.tasks import measure_tasks
+from multiref_cli.sharding import whole
 from multiref_cli.tracking.progress import Progress
 from multiref_cli.types import LanguageModel
 
@@ -72,7 +73,9 @@ def measure(job: Job, model: LanguageModel, progress: Progress, folder: Path) ->
             found = replace(found, metrics=metrics, notes=notes, judged=judged)
         if not job.experiment.evaluation.tasks:
             return found
-        tasks = job.parallel.once(lambda: measure_tasks(job, model, progress, folder))
+        beside = [one.model for one in job.opened.values()] if job.experiment.evaluation.win_rate else []
+        with whole(model, *beside):  # the main process asks alone
+            tasks = job.parallel.once(lambda: measure_tasks(job, model, progress, folder))
     notes = [*found.notes, *tasks.notes]
     return replace(found, metrics=found.metrics | tasks.metrics, notes=notes, tasks=tasks.facts, task_rows=tasks.rows)
 

@@ -105,8 +105,9 @@ def test_while_it_is_whole_its_weights_are_plain_and_those_of_a_state_dict(twins
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[name], expected[name]) and not is_part(found[name]) for name in expected)
         assert found["head.weight"].data_ptr() == found["embedding.weight"].data_ptr()
-        with torch.no_grad():
+        with whole(twins.sharded), gathered(twins.sharded), torch.no_grad():
             assert torch.equal(twins.sharded(IDS), twins.plain(IDS))
+        assert not any(map(is_part, twins.sharded.parameters()))
     assert all(map(is_part, twins.sharded.parameters()))
 
 
