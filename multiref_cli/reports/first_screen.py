@@ -62,6 +62,7 @@ class Job:
 
 def add_overview(page: Page, jobs: Sequence[Job]) -> tuple[list[str], list[list[str]]]:
     """Add the first screen of the jobs that have scores; returns headers and rows of its table for a terminal."""
+    jobs = [job for job in jobs if job.found[0].experiment.algorithm.trains] or jobs  # the others are yardsticks
     ranked = [(job, arms(job)) for job in jobs]
     ranked = [(job, own) for job, own in ranked if own]
     page.text(question([job for job, _ in ranked] or jobs))

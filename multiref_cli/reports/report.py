@@ -89,7 +89,8 @@ def write_report(
         write_csv(made.found, target / "results.csv")
     write_rows(rows_of(made.found), target / "summary.csv")
     write_scores(made.found, target / SCORES)
-    page = Page(" and ".join(_name(folder) for folder in folders), target)
+    names = [_name(folder) for folder in folders]
+    page = Page(" and ".join(names) if len(names) <= 3 else listed(names), target)
     headers, rows = add_overview(page, made.jobs)
     if rows:
         show(headers, rows)

@@ -13,6 +13,8 @@ from multiref_cli.errors import RequestError
 from multiref_cli.evaluation.statistics import Interval
 from multiref_cli.reports import regime_map, regimes
 from multiref_cli.reports.collect import Condition, Run, conditions
+from multiref_cli.reports.first_screen import Job, add_overview
+from multiref_cli.reports.job_section import job_name, jobs
 from multiref_cli.reports.numbers import Lines
 from multiref_cli.reports.page import Page
 from multiref_cli.reports.published import BEGIN, END, read_rows, rows_of, write_rows
@@ -243,6 +245,17 @@ def test_without_an_untrained_start_the_distance_is_not_told() -> None:
     made = regimes.regimes([one for one in _sweep(_planted) if one.algorithm != "untrained"])
     assert made is not None and all(one.distance is None for one in made.found)
     assert rows(made.found)[1][0][1] == "instruct_large"
+
+
+def test_what_is_not_trained_is_no_job_of_the_first_screen() -> None:
+    found = _sweep(_planted)
+    groups = [Job(job_name(group[0]), group, []) for group in jobs(found)]
+    assert len(groups) == 4
+    page = Page("t")
+    _, shown = add_overview(page, groups)
+    assert {row[0] for row in shown} == {"Offline: DPO", "Online: GRPO"}
+    # rkl of DPO and of GRPO stand in two tables: neither needs more words.
+    assert sum(one.label == "rkl α=[0.5, 0, 0.5] β=2" for one in found) == 2
 
 
 def test_the_file_says_the_same_again(tmp_path: Path) -> None:

@@ -136,6 +136,13 @@ def test_a_report_is_called_after_the_sweep_file(offline: Ledger, tmp_path: Path
     assert [path.read_text().splitlines()[0] for path in titles] == ["# sweep", "# paper_grid"]
 
 
+def test_a_report_of_many_runs_has_a_title_of_three(offline: Ledger, tmp_path: Path, undrawn: None) -> None:
+    folders = offline.run_folders()[:5]
+    write_report(folders, tmp_path / "report")
+    first, *_ = (tmp_path / "report" / "report.md").read_text().splitlines()
+    assert first == f"# {', '.join(folder.name for folder in folders[:3])} and 2 more"
+
+
 def test_results_csv(offline: Ledger, undrawn: None) -> None:
     write_report([offline.path])
     with (offline.path / "results.csv").open() as file:
