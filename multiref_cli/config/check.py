@@ -155,7 +155,7 @@ def _check_processes(experiment: "Experiment") -> None:
         f"rollout=vllm samples in one process, hardware.processes is {hardware.processes}; use rollout=transformers",
     )
     _require(
-        hardware.sharding == "none" or experiment.precision != "bf16_kahan",
+        not experiment.sharded or experiment.precision != "bf16_kahan",
         "hardware.precision=bf16_kahan keeps remainders of whole weights, hardware.sharding=full divides them; use "
         "bf16_master",
     )

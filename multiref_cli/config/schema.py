@@ -494,6 +494,11 @@ class Experiment:
         return self.penalty.summands([one.name for one in references], self.start, weights)
 
     @property
+    def sharded(self) -> bool:
+        """Whether the processes of the run divide its models among them."""
+        return self.hardware.processes > 1 and self.hardware.sharding == "full"
+
+    @property
     def precision(self) -> str:
         """How the policy is trained, one of PRECISIONS."""
         if self.hardware.precision != "auto":

@@ -15,16 +15,15 @@ from multiref_cli.files import read_json
 from multiref_cli.models.known import absent
 from multiref_cli.models.load import load_tokenizer
 from multiref_cli.references.hidden import not_kept, size_said
+from multiref_cli.runs.arrange import Arrangement, arrangement, spread
 from multiref_cli.runs.cards import CARDS, Card, here
 from multiref_cli.runs.engines import VLLM, chosen, seconds_of_each
 from multiref_cli.runs.price import (
     LARGE,
-    Arrangement,
     Cost,
     Look,
     Rows,
     Sizes,
-    arrangement,
     known_rows,
     look,
     opened,
@@ -61,7 +60,8 @@ def forecast(experiment: Experiment) -> Forecast:
         ["device, precision", f"{experiment.hardware.device_name}, {experiment.precision}"],
     ]
     if experiment.hardware.processes > 1:
-        rows.append(["processes", f"{experiment.hardware.processes}, each with the memory below"])
+        what = "each with its part of the models" if experiment.sharded else "each with whole models"
+        rows.append(["processes", f"{experiment.hardware.processes}, {what} and the memory below"])
     unmade = missing(experiment)
     if unmade:
         rows.append(["made first, once per machine", ", ".join(unmade)])
@@ -227,15 +227,24 @@ def fitted(experiment: Experiment, sizes: Sizes, rows: Rows) -> list[tuple[str, 
     and its hours."""
     own = here(experiment.hardware.device_name)
     cards = dict.fromkeys([own, *(CARDS if sizes.policy >= LARGE else ())])
-    return [(card.name, _fit(arrangement(experiment, sizes, rows, card))) for card in cards]
+    return [(card.name, _on(card, experiment, sizes, rows)) for card in cards]
 
 
-def _fit(found: Arrangement) -> str:
-    time = duration(found.cost.training + found.cost.evaluation)
-    if not found.fits:
-        return f"does not fit ({memory_text(found.cost.total)}): a smaller policy, policy=lora, or a larger device"
+def _on(card: Card, experiment: Experiment, sizes: Sizes, rows: Rows) -> str:
+    found = arrangement(experiment, sizes, rows, card)
+    if found.fits:
+        return _fits(found)
+    lacking = f"does not fit ({memory_text(found.cost.total)})"
+    several = spread(experiment, sizes, rows, card)
+    if several is None:
+        return f"{lacking}: a smaller policy, policy=lora, or a larger device"
+    return f"{lacking}; on {several.processes} of them it {_fits(several)}"
+
+
+def _fits(found: Arrangement) -> str:
     how = f"fits with {' '.join(found.overrides)}" if found.overrides else "fits"
-    return f"{how}, {memory_text(found.cost.total)}, {time}"
+    each = " each" if found.processes > 1 else ""
+    return f"{how}, {memory_text(found.cost.total)}{each}, {duration(found.cost.training + found.cost.evaluation)}"
 
 
 def memory_said(cost: Cost) -> str:

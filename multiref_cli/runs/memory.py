@@ -63,6 +63,24 @@ def activation_bytes(shape: Shape, tokens: int, half: bool, checkpointed: bool) 
     return shape.layers * tokens * shape.hidden * (2 if half else 4) + layer
 
 
+def gathered_bytes(shape: Shape | None, parameters: int, each: float, trained: bool) -> float:
+    """Bytes that a pass over a model has whole at once where the processes of a run divide its parameters.
+
+    Embeddings, norms and head; the layer that is computed, and the one that is fetched meanwhile; of a trained model
+    also the gradients of the former and of one layer.
+
+    Args:
+        shape: of the model; None: all of it.
+        parameters: its number.
+        each: bytes of one.
+        trained: whether it gets gradients.
+    """
+    if shape is None:
+        return each * parameters * (2 if trained else 1)
+    root = max(parameters - shape.layers * shape.parameters, 0)
+    return each * (root + 2 * shape.parameters + (root + shape.parameters if trained else 0))
+
+
 def cache_bytes(shape: Shape, tokens: float, half: bool) -> float:
     """Bytes of the keys and values of so many tokens while responses are sampled."""
     return 2 * shape.layers * shape.keys * tokens * (2 if half else 4)

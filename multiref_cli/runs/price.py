@@ -6,7 +6,7 @@ from pathlib import Path
 
 from multiref_cli.algorithms.base import Job, module_of
 from multiref_cli.config.algorithms import UntrainedSettings
-from multiref_cli.config.schema import Estimator, Experiment, Level, Model, torch_name
+from multiref_cli.config.schema import Experiment, Level, Model, torch_name
 from multiref_cli.evaluation.evaluate import RESIDENT
 from multiref_cli.models.inspect import text_config
 from multiref_cli.models.known import absent, known_config, remote_parameters
@@ -15,7 +15,7 @@ from multiref_cli.models.precision import Precision, parameter_type
 from multiref_cli.models.quantize import BYTES
 from multiref_cli.runs.cards import Card
 from multiref_cli.runs.engines import FORWARD, USE, chosen, decoding, rollout_bytes, seconds_of_each
-from multiref_cli.runs.memory import Shape, activation_bytes, head_bytes, shape_of
+from multiref_cli.runs.memory import Shape, activation_bytes, gathered_bytes, head_bytes, shape_of
 
 # Operations a parameter and token, beside FORWARD: forward and backward; the same with a frozen base, whose weights get
 # no gradient; the forward pass that gradient checkpointing repeats.
@@ -241,6 +241,9 @@ def price(experiment: Experiment, sizes: Sizes, rows: Rows, card: Card) -> Cost:
         stored = FORWARD * sum(sizes.active) * (rows.train + rows.held_out) * rows.row / speed
     base, _ = precision.bytes_of(adapted=bool(policy.lora))
     weights, checkpoint = _training_bytes(experiment, sizes, precision)
+    if experiment.sharded and settings.trains:
+        weights /= experiment.hardware.processes
+        weights += gathered_bytes(sizes.shape, sizes.policy, base, trained=not policy.lora)
     live = _live_bytes(experiment, sizes) if settings.online and experiment.penalized else 0.0
     passed = int(min(settings.pass_tokens, settings.batch_size * rows.row))
     half = experiment.precision != "float32"
@@ -249,6 +252,8 @@ def price(experiment: Experiment, sizes: Sizes, rows: Rows, card: Card) -> Cost:
         kept = activation_bytes(sizes.shape, passed, half, policy.gradient_checkpointing)
         kept += head_bytes(card.gpu, passed, sizes.vocabulary) + 4 * passed * sizes.shape.hidden
     held, rollout = rollout_bytes(experiment, sizes.shape, rows.prompt, card)
+    if experiment.sharded and settings.online:
+        rollout += sizes.policy * base  # samples are drawn from the whole policy
     return Cost(
         training=training,
         evaluation=_evaluation(experiment, sizes, rows, card),
@@ -308,9 +313,25 @@ def _live_bytes(experiment: Experiment, sizes: Sizes) -> float:
     """Of the references beside the policy: all on its device, or the largest of those that visit it."""
     place = experiment.hardware.reference_device
     each = _frozen_bytes(experiment, experiment.active_references, sizes.active)
+    each = _parts(experiment, experiment.active_references, each, sizes)
     if place is None or torch_name(place) == torch_name(experiment.hardware.device_name):
         return sum(each)
     return max(each, default=0.0) if place.startswith("cpu") else 0.0
+
+
+def _parts(experiment: Experiment, models: Sequence[Model], each: list[float], sizes: Sizes) -> list[float]:
+    """Bytes of live references as one process holds them: a part of those that are divided, and what a pass gathers.
+
+    The share that a pass gathers is the policy's: of the references' shapes nothing is known.
+    """
+    if not experiment.sharded or not experiment.algorithm.online:
+        return each
+    share = (
+        gathered_bytes(sizes.shape, sizes.policy, 1 / sizes.policy, trained=False) + 1 / experiment.hardware.processes
+    )
+    kept = ("update", "server", "quantization", "adapter")
+    apart = [any(getattr(model, name, None) for name in kept) for model in models]
+    return [size if whole else min(1.0, share) * size for size, whole in zip(each, apart)]
 
 
 def _measuring_bytes(experiment: Experiment, sizes: Sizes, base: float) -> float:
@@ -319,10 +340,12 @@ def _measuring_bytes(experiment: Experiment, sizes: Sizes, base: float) -> float
     if not experiment.evaluation.prompts or not experiment.algorithm.writes:
         return 0.0
     each = _frozen_bytes(experiment, experiment.references, sizes.everyone)
+    each = _parts(experiment, experiment.references, each, sizes)
     together = len(each) <= RESIDENT or (experiment.regularized and experiment.penalty.level is Level.token)
     references = sum(each) if together else max(each, default=0.0)
     scoring = sum(_frozen_bytes(experiment, [scorer], [sizes.scorer])) if scorer is not None else 0.0
-    return sizes.policy * base + max(references, scoring)
+    parts = 1 / experiment.hardware.processes if experiment.sharded else 0.0  # beside the whole, which samples take
+    return sizes.policy * base * (1 + parts) + max(references, scoring)
 
 
 def _evaluation(experiment: Experiment, sizes: Sizes, rows: Rows, card: Card) -> float:
@@ -341,54 +364,3 @@ def _evaluation(experiment: Experiment, sizes: Sizes, rows: Rows, card: Card) ->
         drawn_by = sum(sizes.active) if untrained.sampler == "mixed" else sizes.policy
         scored += FORWARD * drawn_by * (untrained.best_of - 1) * tokens / speed
     return sampled + scored
-
-
-@dataclass(frozen=True)
-class Arrangement:
-    """How a run fits a device: overrides that make it smaller, what it then takes, whether that is enough."""
-
-    overrides: tuple[str, ...]
-    cost: Cost
-    fits: bool
-
-
-def arrangement(experiment: Experiment, sizes: Sizes, rows: Rows, card: Card) -> Arrangement:
-    """The least change with which a run fits a device, by memory counted with a tenth to spare.
-
-    In this order: passes of fewer tokens, references that visit the device one at a time where the estimator lets them,
-    gradient checkpointing, a float32 copy of bfloat16 parameters. What offline runs store takes no memory in training.
-    """
-    if card.gpu and not experiment.hardware.device_name.startswith("cuda"):
-        experiment = replace(experiment, hardware=replace(experiment.hardware, device="cuda", reference_device=None))
-    tried: list[tuple[str, ...]] = [()]
-    tokens = experiment.algorithm.pass_tokens
-    shorter = [f"algorithm.micro_tokens={size}" for size in (tokens // 2, tokens // 4) if size >= 1024]
-    checkpointed = "policy.gradient_checkpointing=true"
-    tried += [(one,) for one in shorter]
-    extra: list[tuple[str, ...]] = [(checkpointed,), (*shorter[:1], checkpointed)]
-    if may_visit(experiment) and card.gpu:
-        visiting = "hardware.reference_device=cpu"
-        tried += [(visiting,), *[(one, visiting) for one in shorter[:1]]]
-        extra += [(visiting, checkpointed), (*shorter[:1], visiting, checkpointed)]
-    if experiment.precision == "bf16_mixed" and not experiment.policy.lora:
-        extra += [(*one, "hardware.precision=bf16_master") for one in extra]
-    for overrides in (*tried, *extra):
-        cost = price(_with(experiment, overrides), sizes, rows, card)
-        if cost.total <= 0.9 * card.memory:
-            return Arrangement(overrides, cost, True)
-    return Arrangement((), price(experiment, sizes, rows, card), False)
-
-
-def may_visit(experiment: Experiment) -> bool:
-    """Whether references may wait in main memory: not where they are mixed, or compared, at every token."""
-    live = experiment.algorithm.online and experiment.penalized and not experiment.reads_samples
-    return live and experiment.estimator is not Estimator.exact and experiment.penalty.level is not Level.token
-
-
-def _with(experiment: Experiment, overrides: tuple[str, ...]) -> Experiment:
-    for override in overrides:
-        key, _, value = override.partition("=")
-        group, name = key.split(".")
-        given = int(value) if value.isdigit() else value == "true" if value in ("true", "false") else value
-        experiment = replace(experiment, **{group: replace(getattr(experiment, group), **{name: given})})
-    return experiment

@@ -7,13 +7,13 @@ from multiref_cli.config.plain import digest
 from multiref_cli.config.schema import Experiment
 from multiref_cli.errors import HubUnreachable
 from multiref_cli.models.known import absent
+from multiref_cli.runs.arrange import arrangement
 from multiref_cli.runs.cards import CARDS, Card, here
 from multiref_cli.runs.price import (
     LARGE,
     Cost,
     Rows,
     Sizes,
-    arrangement,
     known_rows,
     look,
     opened,

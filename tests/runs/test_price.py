@@ -12,10 +12,11 @@ from multiref_cli.config.compose import compose
 from multiref_cli.config.schema import Model
 from multiref_cli.models.known import CONFIGS, counted, remote_parameters
 from multiref_cli.runs import price as price_module
+from multiref_cli.runs.arrange import arrangement, spread
 from multiref_cli.runs.cards import CARDS, here
 from multiref_cli.runs.engines import GRAPHS, TRANSFORMERS, VLLM, chosen, rollout_bytes, seconds_of_each
-from multiref_cli.runs.forecast import forecast
-from multiref_cli.runs.price import USE, Rows, arrangement, known_rows, price, sizes_of, total_steps
+from multiref_cli.runs.forecast import fitted, forecast
+from multiref_cli.runs.price import USE, Rows, known_rows, price, sizes_of, total_steps
 
 H100 = next(card for card in CARDS if card.name.startswith("H100"))
 SMALL_CARD = replace(H100, memory=24e9)
@@ -128,6 +129,39 @@ def test_what_does_not_fit_is_made_smaller_in_order():
     assert found[0].fits and found[0].overrides == ("algorithm.micro_tokens=4096",)
     assert found[0].cost.total <= 0.9 * SMALL_CARD.memory
     assert not found[1].fits and found[1].overrides == ()
+
+
+def test_divided_models_by_hand():
+    """Four processes at 0.5B: a quarter of weights, gradients and moments; whole at once are embeddings, two layers of
+    weights and one of gradients. Of each live reference a quarter, and the policy's share of what is whole at once."""
+    several = ["hardware.processes=4", "hardware.sharding=full"]
+    one = paper(*several, "evaluation.prompts=0")
+    layer = 2 * 896 * 896 + 2 * 896 * 128 + 3 * 896 * 4864
+    root = 494_032_768 - 24 * layer
+    found = price(one, sizes_of(one), known_rows(one), H100)
+    assert found.memory == 494_032_768 * 16 / 4 + 4 * (2 * root + 3 * layer)
+    live = ["experiment=online_gsm8k", "hardware.device=cuda", "hardware.dtype=bfloat16", "rollout=transformers"]
+    alone, divided = (compose([*live, "evaluation.prompts=0", *more]) for more in ([], several))
+    both = [price(each, sizes_of(each), known_rows(each), H100) for each in (alone, divided)]
+    share = 1 / 4 + (root + 2 * layer) / 494_032_768
+    references = 2 * (494_032_768 + 1_543_714_304)
+    assert both[1].memory == pytest.approx(found.memory + share * references)
+    assert both[1].rollout - both[0].rollout == 494_032_768 * 4
+
+
+def test_what_one_device_does_not_hold_several_do():
+    one = paper("policy=qwen_7b", "references=qwen_7b_14b", "evaluation.scorer=null")
+    facts = (one, sizes_of(one), known_rows(one))
+    assert not arrangement(*facts, H100).fits
+    found = spread(*facts, H100)
+    assert found.processes == 2 and found.overrides[:2] == ("hardware.processes=2", "hardware.sharding=full")
+    assert found.cost.total <= 0.9 * H100.memory < arrangement(*facts, H100).cost.total
+    assert spread(*facts, SMALL_CARD) is None
+    said = dict(fitted(*facts))["H100, 80 GB"]
+    assert "; on 2 of them it fits with hardware.processes=2 hardware.sharding=full " in said and " GiB each, " in said
+    replicated = paper("policy=qwen_7b", "references=qwen_7b_14b", "evaluation.scorer=null", "hardware.processes=8")
+    found = arrangement(replicated, sizes_of(replicated), known_rows(replicated), H100)
+    assert found.fits and "hardware.sharding=full" in found.overrides
 
 
 def test_references_visit_only_where_the_estimator_lets_them():
