@@ -7,6 +7,7 @@ import os
 import sys
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,8 +77,13 @@ def request_of(folder: Path, *overrides: str) -> Request:
     return parse_request([*BASE, *SPACE, *overrides, f"run.dir={folder}"])
 
 
-def search(request: Request, workers: int = 0, again: Tuning | None = None) -> Tuning:
-    """Run the search of a request with fake trials, in this process or in some others."""
+def search(
+    request: Request,
+    workers: int = 0,
+    again: Tuning | None = None,
+    start: Callable[[Work, int], None] = lambda work, workers: run_local(work, workers, lambda: None),
+) -> Tuning:
+    """Run the search of a request with fake trials, in this process or in some others that `start` starts."""
     tuning = again or open_tuning(request)
     ledger = Ledger(tuning.folder)
     inner = replace(request, folder=tuning.folder, seeds=tuning.search.seeds)
@@ -93,7 +99,7 @@ def search(request: Request, workers: int = 0, again: Tuning | None = None) -> T
         else:
             functions = run, prepare
         work = Work(tuning.folder, plan, uuid.uuid4().hex, *functions, beat_seconds=0.5)
-        run_local(work, workers, lambda: None) if workers else work_off(work)
+        start(work, workers) if workers else work_off(work)
 
     tune(tuning, execute)
     return tuning

@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,13 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 import fake_points
+import fake_trials
 
 from multiref_cli.errors import RequestError
 from multiref_cli.files import read_json
 from multiref_cli.sweeps.launch import launch
 from multiref_cli.sweeps.ledger import Ledger
-from multiref_cli.sweeps.worker import work_off
+from multiref_cli.sweeps.worker import Work, work_off
 
 
 @pytest.fixture(autouse=True)
@@ -60,18 +62,45 @@ def test_submitit_replaces_a_killed_job(tmp_path: Path) -> None:
     assert kinds == ["started", "retried", "done"]
 
 
-def test_ray_with_two_nodes(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def two_nodes() -> Iterator[str]:
+    """The address of a Ray cluster of two nodes with a processor each, whose tasks find the modules of these tests."""
     pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    try:
+    paths = [str(Path(__file__).parents[2]), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(paths))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
         cluster.add_node(num_cpus=1)
-        _check(tmp_path, "ray", {"address": cluster.address})
-    finally:
-        cluster.shutdown()
+    yield cluster.address
+    cluster.shutdown()
+
+
+def test_ray_with_two_nodes(two_nodes: str, tmp_path: Path) -> None:
+    _check(tmp_path, "ray", {"address": two_nodes})
     pids = {event["pid"] for event in Ledger(tmp_path).events()[0] if event["kind"] == "started"}
     assert len(pids) == 2
+
+
+@pytest.mark.slow
+def test_a_search_by_ray_tries_what_any_other_tries(
+    two_nodes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("multiref_cli.sweeps.plan._check_parts", lambda experiments: None)
+    given = ["regularizer=rkl", "search.trials=4", "search.batch=2", "search.sampler=random"]
+    rounds = []
+
+    def start(work: Work, workers: int) -> None:
+        """One round, by Ray."""
+        rounds.append(len(work.plan.points))
+        launch(work, "ray", workers, {"address": two_nodes}, lambda: None)
+
+    alone = fake_trials.search(fake_trials.request_of(tmp_path / "alone", *given))
+    found = fake_trials.search(fake_trials.request_of(tmp_path / "ray", *given), 2, start=start)
+    assert found.trials == alone.trials and [trial.state for trial in found.trials] == ["done"] * 4
+    assert rounds == [2, 4]
 
 
 def test_ray_stops_with_checkpoints(tmp_path: Path) -> None:
