@@ -33,6 +33,7 @@ from multiref_cli.runs.price import (
     total_steps,
 )
 from multiref_cli.runs.run import open_job
+from multiref_cli.runs.tasks import open_tasks
 from multiref_cli.tracking.places import command, holds_something
 from multiref_cli.tracking.progress import Silent, duration, memory_text
 from multiref_cli.training.checkpoint import write_speed
@@ -76,7 +77,8 @@ def forecast(experiment: Experiment) -> Forecast:
     except HubUnreachable as error:
         rows.append(["not checked", str(error)])
         return Forecast(rows)
-    rows += _data_rows(job, seen) + _template_rows(job) + _reference_rows(job, seen) + _estimates(job, seen)
+    rows += _data_rows(job, seen) + _template_rows(job) + _reference_rows(job, seen) + _task_rows(job)
+    rows += _estimates(job, seen)
     return Forecast(rows, _masks(job))
 
 
@@ -101,6 +103,14 @@ def _data_rows(job: Job, seen: Look) -> list[list[Any]]:
             "optimizer steps",
             f"{about}{steps} of {job.experiment.algorithm.batch_size} rows",
         ],
+    ]
+
+
+def _task_rows(job: Job) -> list[list[Any]]:
+    """How many documents of each task the policy is asked."""
+    return [
+        [f"task {task.title}", f"{task.documents} documents ({task.library}), in no time or memory below"]
+        for task in open_tasks(job.experiment.evaluation)
     ]
 
 

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from multiref_cli.config.schema import Model
+from multiref_cli.data.chat import prompt_ids
 from multiref_cli.errors import RequestError
 from multiref_cli.evaluation.tasks.base import Asking, Subject, answer, open_task
 from multiref_cli.files import read_lines
@@ -27,6 +29,17 @@ filter_list:
   - {{name: last, filter: [{{function: regex, regex_pattern: "#### (-?\\\\d+)$"}}, {{function: take_first}}]}}
 metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
 metadata: {{version: 2.0}}
+"""
+CHOICES = """
+task: choices
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{prompt}}}}"
+doc_to_choice: "{{{{[answer, '1']}}}}"
+doc_to_target: 0
+metric_list: [{{metric: acc}}]
 """
 INSPECT = """
 from inspect_ai import Task, task
@@ -93,6 +106,29 @@ def test_the_harness_agrees_with_our_verifier_row_by_row(subject, problems, tmp_
     elsewhere.write_text(HARNESS.format(file=moved))
     assert open_task(f"lm_eval:{elsewhere}", ASKING).sha256 == task.sha256
     assert open_task(f"lm_eval:{elsewhere}", Asking(39, None, None, 26, 1, 16)).sha256 != task.sha256
+
+
+def test_choices_are_scored_by_the_log_probabilities_of_the_model(subject, problems, tmp_path, monkeypatch):
+    pytest.importorskip("lm_eval")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    file = tmp_path / "choices.yaml"
+    file.write_text(CHOICES.format(file=problems))
+    asking = Asking(limit=6, fewshot=None, chat_template=None, max_new_tokens=26, seed=1, batch_size=4)
+    found = answer(open_task(f"lm_eval:{file}", asking), subject, asking)
+    assert found.metrics == found.higher == ["acc"]
+    for row, one in zip(found.rows, read_lines(problems)):
+        told = [logp for logp, _ in row["response"]]
+        assert told == pytest.approx([logp(subject, one["prompt"], text) for text in (one["answer"], "1")], abs=1e-4)
+        assert row["acc"] == float(told[0] > told[1])
+
+
+def logp(subject, prompt, text):
+    """Log-probability of a response without its end, by the model's own forward."""
+    asked = prompt_ids(subject.tokenizer, [{"role": "user", "content": prompt}])
+    ids = subject.tokenizer(text, add_special_tokens=False).input_ids
+    with torch.no_grad():
+        logits = subject.model(input_ids=torch.tensor([[*asked, *ids]])).logits[0, len(asked) - 1 : -1]
+    return float(logits.log_softmax(-1)[range(len(ids)), ids].sum())
 
 
 def test_inspect_agrees_with_our_verifier_row_by_row(subject, problems, tmp_path):

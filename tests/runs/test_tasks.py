@@ -159,6 +159,12 @@ def test_a_finished_run_is_asked_tasks_later(place, multiref, online, library):
     assert read_run(Path("out")).lines("fake/a/words").units[0] == "0:x"
 
 
+def test_a_dry_run_says_how_much_is_asked(place, multiref, online, library, capsys):
+    assert multiref("train", *online, "evaluation.tasks=[fake:a]", "evaluation.task_limit=9", "--dry-run") == 0
+    assert "task fake/a 9 documents (fake 1.2), in no time or memory below" in " ".join(capsys.readouterr().out.split())
+    assert library.asked == []
+
+
 def test_what_is_no_single_model_is_not_asked(place, multiref, online, library):
     mixed = [text for text in online if not text.startswith(("algorithm.", "steps"))]
     given = ["algorithm=untrained", "evaluation.tasks=[fake:a]", "run.dir=out"]
