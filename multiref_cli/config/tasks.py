@@ -9,16 +9,17 @@ from multiref_cli.errors import RequestError
 
 
 class Library(NamedTuple):
-    """An evaluation library: the package that Python imports, what pip installs, and our module that speaks to it."""
+    """An evaluation library: the packages that Python imports, what pip installs, our module that speaks to it."""
 
-    package: str
+    packages: tuple[str, ...]
     requirement: str
     module: str
 
 
 LIBRARIES = {
-    "lm_eval": Library("lm_eval", "lm-eval", "multiref_cli.evaluation.tasks.lm_eval"),
-    "inspect": Library("inspect_ai", "inspect-ai", "multiref_cli.evaluation.tasks.inspect_ai"),
+    # Its models of transformers need accelerate, which it has in an extra of its own.
+    "lm_eval": Library(("lm_eval", "accelerate"), "'lm-eval[hf]'", "multiref_cli.evaluation.tasks.lm_eval"),
+    "inspect": Library(("inspect_ai",), "inspect-ai", "multiref_cli.evaluation.tasks.inspect_ai"),
 }
 
 
@@ -52,10 +53,11 @@ def check_tasks(tasks: Sequence[str], writes: bool) -> None:
     """
     for given in tasks:
         library, _ = library_and_task(given)
-        package, requirement, _ = LIBRARIES[library]
-        if find_spec(package) is None:
+        packages, requirement, _ = LIBRARIES[library]
+        missing = [package for package in packages if find_spec(package) is None]
+        if missing:
             raise RequestError(
-                f"evaluation.tasks={given} needs {requirement}, which is not installed: pip install {requirement}, or "
+                f"evaluation.tasks={given} needs {missing[0]}, which is not installed: pip install {requirement}, or "
                 "drop the task."
             )
         if list(tasks).count(given) > 1:

@@ -19,7 +19,7 @@ from multiref_cli.models.load import load_causal_lm, load_tokenizer
 @pytest.fixture
 def installed(monkeypatch):
     """Libraries that look installed; returns a switch that takes one away."""
-    there = {"lm_eval", "inspect_ai"}
+    there = {"lm_eval", "accelerate", "inspect_ai"}
     monkeypatch.setattr("multiref_cli.config.tasks.find_spec", lambda name: object() if name in there else None)
     return there.discard
 
@@ -42,17 +42,22 @@ def test_names_of_another_form_are_refused(installed, tasks, sentence):
 
 def test_a_missing_library_says_how_it_is_installed(installed):
     check_tasks(["lm_eval:gsm8k", "inspect:a.py@b"], writes=True)
-    installed("inspect_ai")
-    with pytest.raises(RequestError, match=r"=inspect:a\.py@b needs inspect-ai, which .*: pip install inspect-ai, or"):
-        check_tasks(["lm_eval:gsm8k", "inspect:a.py@b"], writes=True)
     with pytest.raises(RequestError, match="a reward model writes nothing"):
         check_tasks(["lm_eval:gsm8k"], writes=False)
+    installed("inspect_ai")
+    with pytest.raises(RequestError, match=r"=inspect:a\.py@b needs inspect_ai, which .*: pip install inspect-ai, or"):
+        check_tasks(["lm_eval:gsm8k", "inspect:a.py@b"], writes=True)
+    installed("accelerate")
+    with pytest.raises(
+        RequestError, match=r"needs accelerate, which is not installed: pip install 'lm-eval\[hf\]', or"
+    ):
+        check_tasks(["lm_eval:gsm8k"], writes=True)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is not None, reason="the library is there")
 def test_without_a_library_nothing_is_written(place, multiref, offline, capsys, tmp_path):
     assert multiref("train", *offline, "evaluation.tasks=[lm_eval:gsm8k]", "run.dir=out") == 2
-    assert "pip install lm-eval" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert "pip install 'lm-eval[hf]'" in capsys.readouterr().err and not (tmp_path / "out").exists()
     assert multiref("train", *offline, "evaluation.tasks=lm_eval:gsm8k", "run.dir=out") == 2
     assert "give it as evaluation.tasks=[VALUE]" in capsys.readouterr().err
 

@@ -61,7 +61,7 @@ def library(monkeypatch):
         ]
         return Answers(rows, ["words", "cost"], ["words"], ["a remark"])
 
-    monkeypatch.setitem(LIBRARIES, "fake", Library("json", "fake", "fake"))
+    monkeypatch.setitem(LIBRARIES, "fake", Library(("json",), "fake", "fake"))
     monkeypatch.setattr(base, "module_of", lambda name: SimpleNamespace(open_task=open_task, answer=answer))
     base.open_task.cache_clear()
     yield SimpleNamespace(asked=asked, raises=raises)
