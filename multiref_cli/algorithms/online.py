@@ -267,11 +267,16 @@ class Online:
 
     def _roll_out(self, number: int) -> tuple[list[int], list[list[Completion]]]:
         rows = epoch_batch(len(self.parts.prompts), self.settings.batch_prompts, number, self.experiment.seed)
-        own = self.parallel.share(rows)
-        seeds = [derive(self.experiment.seed, "rollout", number, row) for row in own]
         sampling, size = sampling_of(self.experiment.rollout, self.parts.end_ids), self.group
-        groups = self.parts.engine.generate(self._prompt_ids(own), size, sampling, seeds) if size else []
-        return rows, self.parallel.woven(groups)
+
+        def drawn(own: list[int]) -> list[list[Completion]]:
+            """A group for each of some rows."""
+            seeds = [derive(self.experiment.seed, "rollout", number, row) for row in own]
+            return self.parts.engine.generate(self._prompt_ids(own), size, sampling, seeds) if size else []
+
+        if self.experiment.rollout.server is not None:  # one server samples for all processes
+            return rows, self.parallel.once(lambda: drawn(rows))
+        return rows, self.parallel.woven(drawn(self.parallel.share(rows)))
 
     def _passes(
         self, rows: list[int], completions: Sequence[Sequence[Sequence[int]]]

@@ -151,8 +151,13 @@ def _check_processes(experiment: "Experiment") -> None:
             "cuda or cpu",
         )
     _require(
-        not (experiment.algorithm.online and experiment.rollout.engine == "vllm"),
-        f"rollout=vllm samples in one process, hardware.processes is {hardware.processes}; use rollout=transformers",
+        not experiment.algorithm.online or experiment.rollout.engine != "vllm" or experiment.rollout.server is not None,
+        f"rollout=vllm samples in one process, hardware.processes is {hardware.processes}; give rollout.server=start, "
+        "which samples for all of them, or use rollout=transformers",
+    )
+    _require(
+        not (experiment.sharded and experiment.algorithm.online and experiment.rollout.server is not None),
+        "rollout.server takes whole weights, hardware.sharding=full divides them; use rollout=transformers",
     )
     _require(
         not experiment.sharded or experiment.precision != "bf16_kahan",

@@ -131,7 +131,7 @@ class Handoff:
         self.model.eval()
         try:
             with torch.no_grad():
-                own = token_logps(self.model, packed).logps[0].double().cpu()
+                own = token_logps(self.model, packed).logps[0].cpu().double()
         finally:
             self.model.train(training)
         apart = float((own - torch.tensor(list(logps), dtype=torch.float64)).square().mean().sqrt())

@@ -36,7 +36,7 @@ def seconds_of_each(
     """
     settings, rollout = experiment.algorithm, experiment.rollout
     inner = settings.inner_iterations if isinstance(settings, OnlineSettings) else 1
-    rows = settings.batch_size * rollout.group_size / experiment.hardware.processes
+    rows = settings.batch_size * rollout.group_size / (experiment.hardware.processes if rollout.server is None else 1)
     half = experiment.precision != "float32"
     tokens = -(-steps // inner) * rollout.max_new_tokens
 

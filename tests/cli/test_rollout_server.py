@@ -45,6 +45,16 @@ def test_a_run_loses_its_server_and_goes_on_with_another(place, server, multiref
     assert figures(Path("cut")) == whole
 
 
+def test_one_server_samples_for_all_processes_of_a_run(place, server, multiref, online, figures):
+    for count in (1, 2):
+        how = [f"hardware.processes={count}", "steps=1", f"run.dir=out{count}"]
+        assert multiref("train", *sampled_by(online, server.url, *how)) == 0
+    assert len(server.reloads) == 2 * (1 + 1)
+    assert sorted(map(str, server.drawn[:13])) == sorted(map(str, server.drawn[13:]))
+    for one, two in zip(figures(Path("out1")), figures(Path("out2")), strict=True):
+        assert two == pytest.approx(one, rel=1e-5, abs=1e-5)
+
+
 def test_a_run_starts_its_server_and_ends_it(place, world, multiref, online, tmp_path, capsys):
     python = tmp_path / "python"
     path = f'PYTHONPATH={ROOT} exec {sys.executable} -m tests.rollouts.serve_fake "$@"'
