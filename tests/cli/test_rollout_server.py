@@ -86,6 +86,7 @@ def test_a_server_that_does_not_start_is_one_sentence_and_nothing_is_written(pla
         (["rollout.server=start", "rollout.python=/nowhere"], "rollout.python=/nowhere is no program"),
         (["rollout.server=start", "rollout.engine=transformers"], "is of a vLLM server: add rollout=vllm"),
         (["rollout.timeout_seconds=0"], "rollout.timeout_seconds is 0"),
+        (["hardware.processes=2"], "samples in one process, hardware.processes is 2; give rollout.server=start"),
     ],
 )
 def test_a_wrong_server_is_refused_before_anything_runs(place, multiref, online, capsys, changes, words):
