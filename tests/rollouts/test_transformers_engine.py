@@ -9,7 +9,7 @@ import torch
 from multiref_cli.errors import RequestError
 from multiref_cli.rollouts import lean
 from multiref_cli.rollouts.engine import Sampling, sampling_of
-from multiref_cli.rollouts.factory import build_engine, faster_engine
+from multiref_cli.rollouts.factory import build_engine, words_on
 from multiref_cli.rollouts.sampling import draw, uniforms
 from multiref_cli.rollouts.transformers_engine import TransformersEngine
 
@@ -283,13 +283,14 @@ def test_vllm_is_named_where_it_is_at_hand_and_responses_are_long(monkeypatch):
     from multiref_cli.config.schema import Rollout
 
     monkeypatch.setattr("multiref_cli.rollouts.factory.find_spec", lambda name: object())
-    assert "rollout=vllm" in faster_engine(Rollout(max_new_tokens=512), "cuda:0")
+    assert "rollout=vllm" in words_on(Rollout(max_new_tokens=512), "cuda:0")[0]
+    assert "waits for the vLLM server" in words_on(Rollout("vllm", server="start"), "cpu")[0]
     for rollout, device in (
         (Rollout(max_new_tokens=512), "cpu"),
         (Rollout(max_new_tokens=128), "cuda"),
         (Rollout("vllm", max_new_tokens=512), "cuda"),
         (Rollout(max_new_tokens=512, options={"cuda_graphs": True}), "cuda"),
     ):
-        assert faster_engine(rollout, device) is None
+        assert words_on(rollout, device) == []
     monkeypatch.setattr("multiref_cli.rollouts.factory.find_spec", lambda name: None)
-    assert faster_engine(Rollout(max_new_tokens=512), "cuda") is None
+    assert words_on(Rollout(max_new_tokens=512), "cuda") == []

@@ -205,3 +205,21 @@ def test_it_computes_in_the_type_of_the_trainers_products(fake_vllm, make_model,
         engine.generate([[2, 3, 4]], 1, Sampling(max_new_tokens=4, end_ids=(9,)), [1])
     assert engine.llm.options["dtype"] == "bfloat16"
     assert {weight.dtype for weight in engine.llm.loaded.values()} == {torch.bfloat16}
+
+
+def test_an_adapter_arrives_with_the_weights_that_it_adapts(fake_vllm, make_model, tmp_path):
+    """vLLM opens the bare architecture; its probe is that of the adapted policy, and again after the adapter moved."""
+    peft = pytest.importorskip("peft")
+    settings = peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    adapted = peft.get_peft_model(make_model("qwen2"), settings)
+    engine = VllmEngine(Handoff(adapted, None), tmp_path)
+    sampling = Sampling(max_new_tokens=4, end_ids=(9,))
+    for _ in range(2):
+        engine.generate([[2, 3, 4]], 1, sampling, [1])
+        before = engine.llm.loaded["model.layers.0.self_attn.q_proj.weight"]
+        with torch.no_grad():
+            for name, parameter in adapted.named_parameters():
+                if "lora_" in name:
+                    parameter.mul_(1.5)
+    assert not torch.equal(before, dict(engine.policy.weights())["model.layers.0.self_attn.q_proj.weight"])
+    assert not any("lora" in name for name in engine.llm.loaded)
