@@ -11,7 +11,7 @@ from multiref_cli.evaluation.selection import contest
 from multiref_cli.evaluation.statistics import Interval
 from multiref_cli.reports.collect import Condition
 from multiref_cli.reports.job_section import job_without_world
-from multiref_cli.reports.metrics import heading, scorers
+from multiref_cli.reports.metrics import heading, most_trusted, scorers
 from multiref_cli.reports.page import Page
 
 # Of the interval of one world. That other data would choose another candidate is in no standard error: in simulated
@@ -105,7 +105,8 @@ def over_worlds(families: Sequence[Sequence[Answer]]) -> list[Answer]:
 def verdict(found: Sequence[Answer]) -> str:
     """One sentence: what the most trusted score says, and whether the yardstick of each run's own says otherwise."""
     scored = [one for one in found if one.metric not in ("ranking_accuracy", OWN_YARDSTICK)]
-    main = (scored or list(found))[-1]
+    named = {one.metric: one for one in scored or found}
+    main = named[most_trusted(list(named))]
     own = next((one for one in found if one.metric == OWN_YARDSTICK), None)
     if own is None or own is main:
         return main.sentence

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from multiref_cli.config.tasks import LIBRARIES
 from multiref_cli.evaluation.measures import scorers_among
 from multiref_cli.reports.collect import CENTERED, KL_WEIGHTED, STANDARDIZED, Condition
 
@@ -48,6 +49,11 @@ def scorers(found: Sequence[Condition]) -> list[str]:
     """
     tasks = {name: None for c in found for run in c.runs for task in run.tasks for name in task["higher"][:1]}
     return [*scorers_among(_measured(found)), *tasks]
+
+
+def most_trusted(names: Sequence[str]) -> str:
+    """Of what conditions are compared on that which a verdict speaks of: the last score, a task where none is there."""
+    return ([name for name in names if name.partition("/")[0] not in LIBRARIES] or list(names))[-1]
 
 
 def task_metrics(found: Sequence[Condition]) -> list[str]:

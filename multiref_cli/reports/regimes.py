@@ -18,7 +18,7 @@ from multiref_cli.evaluation.crossed import BySeed, compare, estimate
 from multiref_cli.evaluation.statistics import Interval, holm
 from multiref_cli.reports.collect import Condition
 from multiref_cli.reports.job_section import CONFIDENCE
-from multiref_cli.reports.metrics import scorers
+from multiref_cli.reports.metrics import most_trusted, scorers
 from multiref_cli.reports.verdicts import Verdict
 
 SINGLE = "single"
@@ -242,7 +242,15 @@ def _cells_of(group: Sequence[Condition], untrained: Sequence[Condition]) -> lis
         used = {name: weight for name, weight in zip(names, weights) if weight}
         far = _distance(own[0], second, untrained)
         made.append(
-            Cell(training_words(own[0]), second, far, beta, used, metrics[-1] if metrics else "", _told_apart(arms))
+            Cell(
+                training_words(own[0]),
+                second,
+                far,
+                beta,
+                used,
+                most_trusted(metrics) if metrics else "",
+                _told_apart(arms),
+            )
         )
     kinds = {arm.kind for cell in made for arm in cell.arms}
     if len(kinds - {SINGLE}) < 2 or SINGLE not in kinds or not metrics:

@@ -35,7 +35,7 @@ def _sweep(truth: str, generator: np.random.Generator, seeds: int = 5, prompts: 
                 experiment=SimpleNamespace(
                     active_references=["a"] if single else ["a", "b"], content=lambda *without: {"data": "toy"}
                 ),
-                runs=[SimpleNamespace(metrics={"objective/gold": {}})],
+                runs=[SimpleNamespace(metrics={"objective/gold": {}}, tasks=[])],
                 by_seed=lambda metric, table=table: dict(enumerate(table)) if metric == "gold" else {},
             )
         )

@@ -100,6 +100,8 @@ def test_runs_are_compared_on_the_documents_that_they_share(place, online, libra
         own = [f"regularizer={name}_token", f"seed={seed}", f"run.dir=runs/{name}-{seed}"]
         train(compose([*given, *own, "optimizer.learning_rate=0.05"]))
     found = conditions([read_run(folder) for folder in sorted(Path("runs").iterdir())])
+    assert metrics.most_trusted(["toy_gold", "fake/a/words"]) == "toy_gold", "a task is a score beside the run's own"
+    assert metrics.most_trusted(["fake/a/words"]) == "fake/a/words"
     assert metrics.scorers(found) == ["fake/a/words"] and "fake/a/cost" in metrics.scores(found)
     (verdict,) = compared(found)
     answers = {name: [words(f"runs/{name}-{seed}/policy") for seed in (0, 1)] for name in ("rkl", "fkl")}
