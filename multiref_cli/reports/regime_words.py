@@ -71,9 +71,11 @@ def _called(kind: str) -> str:
 
 
 def sentences(found: Sequence[Regime]) -> str:
-    """`sentence` of every yardstick that was measured."""
+    """Which trainings there are, and `sentence` of every yardstick that was measured."""
     own = {name: [one for one in found if one.yardstick == name] for name in YARDSTICKS}
-    return " ".join(sentence(cells) for cells in own.values() if cells)
+    trainings = "; ".join(dict.fromkeys(one.training for one in found))
+    seeds = max((mean.n for one in found for mean in one.means.values()), default=0)
+    return " ".join([f"{trainings}; {seeds} seed{'s' * (seeds != 1)}.", *(sentence(c) for c in own.values() if c)])
 
 
 def far(one: Regime) -> str:

@@ -263,6 +263,10 @@ def test_the_file_says_the_same_again(tmp_path: Path) -> None:
     write_regimes(made.found, tmp_path / "regimes.csv")
     again = read_regimes(tmp_path / "regimes.csv")
     assert markdown(again) == markdown(made.found) and sentences(again) == sentences(made.found)
+    assert sentences(again).startswith(
+        "DPO, sequence level; GRPO, sequence level; GRPO, token level; GRPO, token level, "
+    )
+    assert "group's spread; 2 seeds. By score, of 20 cells" in sentences(again)
     write_regimes(again, tmp_path / "twice.csv")
     assert (tmp_path / "twice.csv").read_bytes() == (tmp_path / "regimes.csv").read_bytes()
     (tmp_path / "other.csv").write_text("a\n1\n")
@@ -310,7 +314,9 @@ def test_the_section_and_its_picture(tmp_path: Path) -> None:
         ("single", ("instruct alone",), (), "start"),
         ("", ("rkl", "math alone"), (), "rkl\nother"),
         ("", ("rkl", "math alone", "instruct alone"), (), "rkl\nsingle"),
-        ("", ("rkl", "fkl", "mrpo"), (), "3 of 4"),
+        ("", ("rkl", "fkl", "mrpo"), (), "not\nsingle"),
+        ("", ("rkl", "fkl", "instruct alone"), (), "not\nmrpo"),
+        ("", ("rkl", "fkl", "instruct alone", "mrpo"), (), "all"),
         ("", ("rkl",), ("fkl",), "not all"),
     ],
 )
