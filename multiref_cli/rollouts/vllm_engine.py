@@ -49,7 +49,7 @@ class VllmEngine:
             options: of `vllm.LLM`, such as gpu_memory_utilization and max_model_len.
 
         Raises:
-            RequestError: vLLM is not installed.
+            RequestError: vLLM is not installed, or does not start.
         """
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         try:
@@ -73,6 +73,9 @@ class VllmEngine:
                     skip_tokenizer_init=policy.tokenizer is None,
                     **options,
                 )
+        except (ValueError, RuntimeError) as error:  # too little memory, settings that do not go together
+            text = " ".join(str(error).split())[:400].rstrip(".")
+            raise RequestError(f"vLLM does not start: {text}.") from error
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         if sleep:

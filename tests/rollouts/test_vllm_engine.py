@@ -223,3 +223,13 @@ def test_an_adapter_arrives_with_the_weights_that_it_adapts(fake_vllm, make_mode
                     parameter.mul_(1.5)
     assert not torch.equal(before, dict(engine.policy.weights())["model.layers.0.self_attn.q_proj.weight"])
     assert not any("lora" in name for name in engine.llm.loaded)
+
+
+def test_what_keeps_vllm_from_starting_is_one_sentence(fake_vllm, qwen2, tmp_path, monkeypatch):
+    def full(self, **options):
+        raise ValueError("Available memory is less\n than desired. ")
+
+    monkeypatch.setattr(FakeLLM, "__init__", full)
+    with pytest.raises(RequestError, match=r"^vLLM does not start: Available memory is less than desired\.$"):
+        VllmEngine(Handoff(qwen2, None), tmp_path)
+    assert list(tmp_path.iterdir()) == []
