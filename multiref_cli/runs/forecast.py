@@ -261,10 +261,11 @@ def memory_said(cost: Cost) -> str:
     """Memory as people read it."""
     if cost.activations is None:
         return f"{memory_text(cost.total)}, without activations"
+    libraries = f", {memory_text(cost.process)} of Python and libraries" if cost.process else ""
     return (
         f"{memory_text(cost.total)} at most: {memory_text(cost.memory)} of weights and optimizer, "
         f"{memory_text(cost.activations)} for a pass of {cost.tokens} tokens, "
-        f"{memory_text(cost.measuring)} in the evaluation"
+        f"{memory_text(cost.measuring)} in the evaluation{libraries}"
     )
 
 

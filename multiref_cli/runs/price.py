@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from multiref_cli.algorithms.base import Job, module_of
 from multiref_cli.config.algorithms import UntrainedSettings
-from multiref_cli.config.schema import Experiment, Level, Model, torch_name
+from multiref_cli.config.schema import Experiment, Level, Model, Policy, torch_name
 from multiref_cli.evaluation.evaluate import RESIDENT
 from multiref_cli.models.inspect import text_config
 from multiref_cli.models.known import absent, known_config, remote_parameters
@@ -15,7 +16,17 @@ from multiref_cli.models.precision import Precision, parameter_type
 from multiref_cli.models.quantize import BYTES
 from multiref_cli.runs.cards import Card
 from multiref_cli.runs.engines import FORWARD, USE, chosen, decoding, rollout_bytes, seconds_of_each
-from multiref_cli.runs.memory import Shape, activation_bytes, gathered_bytes, head_bytes, shape_of
+from multiref_cli.runs.memory import (
+    CAST,
+    HEAP,
+    LIBRARIES,
+    Shape,
+    activation_bytes,
+    gathered_bytes,
+    head_bytes,
+    shape_of,
+)
+from multiref_cli.runs.passes import layout
 
 # Operations a parameter and token, beside FORWARD: forward and backward; the same with a frozen base, whose weights get
 # no gradient; the forward pass that gradient checkpointing repeats.
@@ -36,6 +47,8 @@ class Rows:
         prompt: tokens of a prompt.
         row: tokens of a training row with all its responses, as its algorithm lays it out.
         known: where the numbers are from, when the data are not on this machine.
+        passed: tokens of the largest pass, padding included; 0 where rows are not at hand.
+        width: of the longest row whose responses share their prompt, 0 where none do.
     """
 
     train: int
@@ -43,6 +56,8 @@ class Rows:
     prompt: float
     row: float
     known: str = ""
+    passed: int = 0
+    width: int = 0
 
 
 @dataclass(frozen=True)
@@ -95,6 +110,7 @@ class Cost:
         rollout: bytes that sampling for training takes while it lasts.
         measuring: bytes of the evaluation's models at its peak.
         checkpoint: bytes of one checkpoint on disk.
+        process: bytes of Python and its libraries, where they share the device's memory.
     """
 
     training: float
@@ -106,11 +122,12 @@ class Cost:
     rollout: float = 0.0
     measuring: float = 0.0
     checkpoint: float = 0.0
+    process: float = 0.0
 
     @property
     def total(self) -> float:
         """Bytes at the peak, of activations as far as they are known."""
-        return max(self.memory + max(self.activations or 0.0, self.rollout), self.measuring)
+        return self.process + max(self.memory + max(self.activations or 0.0, self.rollout), self.measuring)
 
 
 def opened(experiment: Experiment) -> list[Model]:
@@ -141,15 +158,19 @@ def sizes_of(experiment: Experiment, job: Job | None = None) -> Sizes | None:
             return None
         found[id(model)] = count
     policy = experiment.policy
-    config = policy.new or known_config(policy) or ({} if absent(policy) else text_config(policy))
     return Sizes(
         policy=found[id(policy)],
         active=tuple(found.get(id(one), 0) for one in active),
         everyone=tuple(found.get(id(one), 0) for one in everyone),
         scorer=0 if scorer is None else found[id(scorer)],
-        shape=shape_of(config),
-        vocabulary=job.vocabulary if job is not None else int(config.get("vocab_size", 0)),
+        shape=shape_of(_config(policy)),
+        vocabulary=job.vocabulary if job is not None else int(_config(policy).get("vocab_size", 0)),
     )
+
+
+def _config(policy: Policy) -> dict[str, Any]:
+    """What is known of the policy's network."""
+    return policy.new or known_config(policy) or ({} if absent(policy) else text_config(policy))
 
 
 def _parameters(model: Model, job: Job | None) -> int | None:
@@ -188,7 +209,10 @@ def rows_of(job: Job, times: float = 1.0) -> Rows:
     prompt = sum(len(getattr(row, "ids", None) or row.prompt) for row in some) / max(1, len(some))
     own = job.experiment.data.held_out_path or job.experiment.data.held_out_split
     held_out = len(job.data.held_out) * (1.0 if own else times)
-    return Rows(round(len(job.data.train) * times), round(held_out), prompt, module_of(job.experiment).mean_tokens(job))
+    rows = Rows(round(len(job.data.train) * times), round(held_out), prompt, module_of(job.experiment).mean_tokens(job))
+    shape = shape_of(_config(job.experiment.policy))
+    found = layout(job, total_steps(job.experiment, rows), None if shape is None else shape.hidden)
+    return rows if found is None else replace(rows, row=found.mean, passed=found.passed, width=found.width)
 
 
 def known_rows(experiment: Experiment) -> Rows | None:
@@ -245,12 +269,15 @@ def price(experiment: Experiment, sizes: Sizes, rows: Rows, card: Card) -> Cost:
         weights /= experiment.hardware.processes
         weights += gathered_bytes(sizes.shape, sizes.policy, base, trained=not policy.lora)
     live = _live_bytes(experiment, sizes) if settings.online and experiment.penalized else 0.0
-    passed = int(min(settings.pass_tokens, settings.batch_size * rows.row))
+    passed = min(settings.pass_tokens, rows.passed or int(settings.batch_size * rows.row))
     half = experiment.precision != "float32"
     kept = None
     if sizes.shape is not None and settings.trains:
-        kept = activation_bytes(sizes.shape, passed, half, policy.gradient_checkpointing)
+        kept = activation_bytes(sizes.shape, passed, half, policy.gradient_checkpointing, min(rows.width, passed))
+        kept *= 1.0 if card.gpu else HEAP
         kept += head_bytes(card.gpu, passed, sizes.vocabulary) + 4 * passed * sizes.shape.hidden
+        if experiment.precision == "bf16_mixed" and not (policy.lora or experiment.sharded):
+            kept += CAST * sizes.policy
     held, rollout = rollout_bytes(experiment, sizes.shape, rows.prompt, card)
     if experiment.sharded and settings.online:
         rollout += sizes.policy * base  # samples are drawn from the whole policy
@@ -264,6 +291,7 @@ def price(experiment: Experiment, sizes: Sizes, rows: Rows, card: Card) -> Cost:
         rollout=rollout,
         measuring=_measuring_bytes(experiment, sizes, base),
         checkpoint=checkpoint,
+        process=0.0 if card.gpu else LIBRARIES,
     )
 
 
