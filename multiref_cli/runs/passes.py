@@ -6,8 +6,8 @@ from multiref_cli.algorithms.base import Job, module_of
 from multiref_cli.models.packing import micro_batches, row_length, sharing_pays
 from multiref_cli.seeding import epoch_batch
 
-# Steps whose passes are laid out; of a longer run the first ones.
-_STEPS = 100
+# Steps whose passes are laid out, and rows by which sharing prompts is weighed; of more the first ones.
+_STEPS, _ROWS = 100, 200
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,13 @@ def layout(job: Job, steps: int, hidden: int | None) -> Layout | None:
             given[row] = len(parts[0][1]), sampled if settings.online else [len(ids) for *_, ids in parts]
         return given[row]
 
-    lengths, passed, width, shared = list[int](), 0, 0, False
-    asked = getattr(settings, "share_prompt", None)
+    some = [group(row) for row in range(min(len(rows), _ROWS))]
+    asked, several = getattr(settings, "share_prompt", None), len(some[0][1]) > 1
+    pays = sharing_pays([prompt for prompt, _ in some], [responses for _, responses in some], hidden)
+    shared = several and (pays if asked is None else bool(asked))
+    lengths, passed, width, each = list[int](), 0, 0, 1 if shared else len(some[0][1])
     for step in range(min(steps, _STEPS)):
         groups = [group(row) for row in epoch_batch(len(rows), settings.batch_size, step, job.experiment.seed)]
-        prompts, responses = [prompt for prompt, _ in groups], [one for _, one in groups]
-        several = len(responses[0]) > 1
-        if step == 0 or settings.online:
-            shared = several and (sharing_pays(prompts, responses, hidden) if asked is None else bool(asked))
-        each = 1 if shared else len(responses[0])
         own = [row_length(*one, shared) for one in groups]
         lengths += [each * length for length in own]
         for part in micro_batches(own, settings.pass_tokens, each, job.experiment.hardware.processes):

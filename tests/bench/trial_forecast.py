@@ -4,7 +4,8 @@
 
 Every run is one process with one thread, started as the command starts it. Memory is the most resident memory of the
 process, and beside it that over what it had when its data and no model were open, against what is said without Python
-and libraries; time is the processor's, so that other work of the machine does not count. The forecast measures the machine's matrix products itself, in the same process, before the run.
+and libraries; time is the processor's, so that other work of the machine does not count. The forecast measures the
+machine's matrix products itself, in the same process, before the run.
 """
 
 import argparse

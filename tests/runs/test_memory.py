@@ -42,8 +42,16 @@ def kept(layers: int, half: bool, checkpointed: bool) -> tuple[float, int]:
 def test_a_layer_keeps_what_is_counted(half):
     """Measured as the difference of models of five and two layers, so that embedding and head drop out: within 15 %."""
     (more, tokens), (fewer, _) = kept(5, half, False), kept(2, half, False)
-    counted = activation_bytes(Shape(3, 64, 256, 32), tokens, half, checkpointed=False)
+    counted = activation_bytes(Shape(3, 64, 256, 32), tokens, half, checkpointed=False, width=tokens // 6)
     assert counted == pytest.approx(more - fewer, rel=0.15)
+
+
+def test_every_layer_keeps_the_mask_of_shared_prompts():
+    """By hand: 2 layers, a row of 100 tokens, 4 bytes for each two of them; of bfloat16 2 bytes."""
+    shape, without = Shape(2, 64, 256, 32), activation_bytes(Shape(2, 64, 256, 32), 100, False, False)
+    assert activation_bytes(shape, 100, False, False, 100) - without == 2 * 100 * 100 * 4
+    more = activation_bytes(shape, 100, True, False, 100) - activation_bytes(shape, 100, True, False)
+    assert more == 2 * 100 * 100 * 2
 
 
 def test_checkpointing_keeps_the_input_of_a_layer():
