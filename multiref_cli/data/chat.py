@@ -175,7 +175,7 @@ def shape_of(tokenizer: Tokenizer) -> Shape:
 def _learned(tokenizer: Tokenizer) -> Shape:
     more = (tokenizer.eos_token_id, *attached_to(tokenizer).ends)
     if not tokenizer.chat_template:
-        return Shape(ends=_some([], more))
+        return Shape(ends=_some([], more, tokenizer))
     asked = [{"role": "user", "content": "hello"}]
     opened = prompt_text(tokenizer, asked)
     whole = render(tokenizer, [*asked, {"role": "assistant", "content": _PROBE}], generation_prompt=False)
@@ -188,12 +188,15 @@ def _learned(tokenizer: Tokenizer) -> Shape:
     end = next((i for i in ids if i in special), None)
     token = "" if end is None else str(tokenizer.convert_ids_to_tokens(end))
     stop = tail.find(token) + len(token) if token else 0
-    ends = _some([end], more)
+    ends = _some([end], more, tokenizer)
     return Shape(opened[len(header) :], before[len(header) :], tail[:stop], tail[stop:], ends)
 
 
-def _some(first: Sequence[int | None], more: Sequence[int | None]) -> tuple[int, ...]:
-    ends = dict.fromkeys(i for i in (*first, *more) if i is not None)
+def _some(first: Sequence[int | None], more: Sequence[int | None], tokenizer: Tokenizer) -> tuple[int, ...]:
+    # BERT and its kin, a reward model's trunk, have no eos: their separator ends a text.
+    ends = dict.fromkeys(i for i in (*first, *more) if i is not None) or dict.fromkeys(
+        i for i in [tokenizer.sep_token_id] if i is not None
+    )
     if not ends:
         raise RequestError("The tokenizer has no eos token and its chat template ends no turn: set its eos_token.")
     return tuple(ends)
@@ -213,10 +216,10 @@ def end_ids(tokenizer: Tokenizer) -> list[int]:
 
     Returns:
         First the token that the chat template writes after a response (eos where it writes none), then eos and those of
-        the model's generation settings (see `template.attach`), each once.
+        the model's generation settings (see `template.attach`), each once. Where there is none of these, the separator.
 
     Raises:
-        RequestError: the tokenizer has neither.
+        RequestError: the tokenizer has none of them.
     """
     return list(shape_of(tokenizer).ends)
 

@@ -49,6 +49,7 @@ def load_tokenizer(model: Model, rendering: Rendering | None = None) -> Any:
         expected = _ids_of(written) if written.is_file() else None
     except Exception as error:  # tokenizers raises bare ones
         raise RequestError(f"{written} is damaged ({_first_line(error)}): restore it.") from error
+    ids: list[int] = []
     for kind in (AutoTokenizer, PreTrainedTokenizerFast) if expected else (AutoTokenizer,):
         try:
             tokenizer = kind.from_pretrained(str(folder), trust_remote_code=model.trust_remote_code)
@@ -60,9 +61,8 @@ def load_tokenizer(model: Model, rendering: Rendering | None = None) -> Any:
             _refuse_garbling(tokenizer, text, path)
             attach(tokenizer, rendering or Rendering(), _ends(model, folder, tokenizer))
             return tokenizer
-    raise RequestError(
-        f"the tokenizer of {path} turns {_PROBE!r} into no tokens: give another one with tokenizer=PATH."
-    )
+    what = f"other tokens than {written} does" if ids else "no tokens"
+    raise RequestError(f"the tokenizer of {path} turns {_PROBE!r} into {what}: give another one with tokenizer=PATH.")
 
 
 def _refuse_garbling(tokenizer: Tokenizer, decoded: str, path: str) -> None:
@@ -249,7 +249,11 @@ def _ids_of(tokenizer_file: Path) -> list[int]:
     from tokenizers import Tokenizer
 
     try:
-        return Tokenizer.from_file(str(tokenizer_file)).encode(_PROBE, add_special_tokens=False).ids
+        tokenizer = Tokenizer.from_file(str(tokenizer_file))
+        # Sentence encoders pad and cut there; transformers does neither unless asked.
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        return tokenizer.encode(_PROBE, add_special_tokens=False).ids
     except Exception as error:  # tokenizers raises a bare Exception
         raise RequestError(f"{tokenizer_file} cannot be read ({_first_line(error)}).") from error
 

@@ -36,6 +36,16 @@ def test_end_of_turn_comes_from_the_template_not_from_eos():
     assert completion_ids(tokenizer, "x")[-1] == im_end
 
 
+def test_a_separator_ends_a_text_where_there_is_no_eos():
+    # As of BERT, the trunk of a small reward model.
+    tokenizer = byte_tokenizer(template=None, eos_token=None, sep_token="<|im_end|>")
+    assert tokenizer.eos_token_id is None
+    assert end_ids(tokenizer) == [tokenizer.sep_token_id]
+    assert tokenizer.decode(completion_ids(tokenizer, "Four")) == "Four<|im_end|>"
+    with pytest.raises(RequestError, match="set its eos_token"):
+        end_ids(byte_tokenizer(template=None, eos_token=None))
+
+
 def test_end_follows_a_changed_template():
     tokenizer = byte_tokenizer(eos_token="<|endoftext|>", pad_token="<|endoftext|>")
     assert len(end_ids(tokenizer)) == 2

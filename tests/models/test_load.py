@@ -64,6 +64,20 @@ def test_the_same_without_a_class_in_its_config(folder, tokenizer):
     assert load_tokenizer(Model(path=str(folder)))(text)["input_ids"] == tokenizer(text)["input_ids"]
 
 
+def test_a_tokenizer_file_that_pads_and_cuts_as_sentence_encoders_do(folder, tokenizer):
+    path = folder / "tokenizer.json"
+    saved = json.loads(path.read_text())
+    saved["padding"] = {
+        **{"strategy": {"Fixed": 128}, "direction": "Right", "pad_to_multiple_of": None},
+        **{"pad_id": 0, "pad_type_id": 0, "pad_token": tokenizer.convert_ids_to_tokens(0)},
+    }
+    saved["truncation"] = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
+    path.write_text(json.dumps(saved))
+
+    text = "Tom has 3 apples and 4 pears."
+    assert load_tokenizer(Model(path=str(folder)))(text)["input_ids"] == tokenizer(text)["input_ids"]
+
+
 def test_a_folder_without_a_tokenizer_is_refused(folder):
     for file in [*folder.glob("tokenizer*"), *folder.glob("chat_template*")]:
         file.unlink()
