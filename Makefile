@@ -41,8 +41,22 @@ update_results = $(BIN)/python -c "from pathlib import Path; from multiref_cli.r
 publish_report = cp $(1)/summary.csv $(2).csv && cp $(1)/scores.csv.gz $(2).scores.csv.gz && \
   cp $(1)/verdicts.csv $(2).verdicts.csv
 
+# Every arm at its own best, of `make tuned`.
+TUNED := runs/published/tuned.csv
+
+# Of `make smollm`: models and data, each a Hub id, a folder or a file; further settings of every step.
+SMOLLM ?= HuggingFaceTB/SmolLM2-135M-Instruct
+ENCODER ?= sentence-transformers/all-MiniLM-L6-v2
+ULTRAFEEDBACK ?= trl-lib/ultrafeedback_binarized
+GSM8K ?= openai/gsm8k
+HH ?= Anthropic/hh-rlhf
+SETTINGS ?=
+# Makes one model of that study: name, start, data.
+train_smollm = test -d runs/smollm/$(1)/policy || { rm -rf runs/smollm/$(1) && OMP_NUM_THREADS=1 $(MULTIREF) train \
+  experiment=smollm/$(1) policy.path=$(2) data.path=$(3) tracking=off run.dir=runs/smollm/$(1) $(SETTINGS); }
+
 .DEFAULT_GOAL := help
-.PHONY: help setup test reproduce publish worlds rivals regimes lint gpu bench clean
+.PHONY: help setup test reproduce publish worlds rivals regimes tuned smollm lint gpu bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -130,6 +144,29 @@ regimes: $(STAMP) ## which regularizer wins where, over training, distance of th
 	  published.put_results(Path('$(RESULTS)'), '$(REGIMES)', regime_words.markdown(regime_words.read_regimes(Path('$(REGIMES)'))))"
 	$(BIN)/python -c "from pathlib import Path; from multiref_cli.reports.captions import update_captions; \
 	  update_captions(Path('README.md'), Path('$(RESULTS)'))"
+
+tuned: $(STAMP) ## both experiments with every arm at its own best beta and learning rate (half an hour)
+	OMP_NUM_THREADS=1 $(MULTIREF) sweep sweep=tuned_embedded run.dir=runs/tuned/sweep --workers $(WORKERS)
+	$(MULTIREF) report runs/tuned/sweep --out runs/tuned/report
+	$(call publish_report,runs/tuned/report,$(TUNED:.csv=))
+	cp runs/tuned/report/figures/search-2.png runs/published/tuned.png
+	$(BIN)/python -c "from pathlib import Path; from multiref_cli.reports import published, tuned; \
+	  found = tuned.found_in(Path('runs/tuned/sweep')); tuned.write_found(found, Path('$(TUNED:.csv=.search.csv)')); \
+	  published.put_results(Path('$(RESULTS)'), '$(TUNED:.csv=.search.csv)', tuned.search_table(found))"
+	$(call update_results,$(TUNED))
+	$(BIN)/python -c "from pathlib import Path; from multiref_cli.reports.captions import update_captions; \
+	  update_captions(Path('README.md'), Path('$(RESULTS)'))"
+
+smollm: $(STAMP) ## a real language model of 135 M parameters, offline and online (hours on two cores; SMOLLM=FOLDER ...)
+	$(call train_smollm,chat,$(SMOLLM),$(ULTRAFEEDBACK))
+	$(call train_smollm,math,$(SMOLLM),$(GSM8K))
+	$(call train_smollm,helpful,$(SMOLLM),$(HH))
+	$(call train_smollm,reward_model,$(ENCODER),$(HH))
+	OMP_NUM_THREADS=1 $(MULTIREF) sweep sweep=smollm_offline data.path=$(ULTRAFEEDBACK) run.dir=runs/smollm/offline \
+	  --workers $(WORKERS) $(SETTINGS)
+	OMP_NUM_THREADS=1 $(MULTIREF) sweep sweep=smollm_online policy.path=$(SMOLLM) run.dir=runs/smollm/online \
+	  --workers $(WORKERS) $(SETTINGS)
+	for job in offline online; do $(MULTIREF) report runs/smollm/$$job --out runs/smollm/$$job/report; done
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check multiref_cli tests && $(BIN)/ruff format --check multiref_cli tests && $(BIN)/mypy multiref_cli

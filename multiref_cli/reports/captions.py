@@ -13,12 +13,14 @@ from multiref_cli.reports.metrics import heading
 from multiref_cli.reports.mixed import conclusions, read_scores
 from multiref_cli.reports.published import Row, read_rows
 from multiref_cli.reports.regime_words import read_regimes, sentences
+from multiref_cli.reports.tuned import change, kept, read_found
 from multiref_cli.reports.verdicts import Verdict
 from multiref_cli.reports.worlds import read_claims
 
 VERDICTS = "verdicts.csv"
 WORLDS, ESTIMATORS = "runs/published/worlds.csv", "runs/published/estimators.csv"
 RIVALS = "runs/published/rivals.csv"
+EMBEDDED, TUNED = "runs/published/embedded.csv", "runs/published/tuned.csv"
 REGIMES = "runs/published/regimes.cells.csv"
 # What the online job is judged by.
 SCORE = "toy_verifier"
@@ -178,6 +180,14 @@ def _mixed(path: Path) -> str:
     )
 
 
+def _tuned(path: Path, orders: bool) -> str:
+    """What is left of the conclusions at hand-set settings when every arm is tuned; with the orders of all arms."""
+    hand = path.parents[2] / EMBEDDED
+    before, after = (read_verdicts(one.with_suffix(f".{VERDICTS}")) for one in (hand, path))
+    found = read_found(path.with_suffix(".search.csv"))
+    return change(read_rows(hand), read_rows(path), before, after, found) if orders else kept(before, after, found)
+
+
 def _laboratory(path: Path) -> str:
     """What the laboratory saw of the rates in n."""
     from multiref_cli.theory.studies.sample_complexity import rates
@@ -188,13 +198,15 @@ def _laboratory(path: Path) -> str:
 
 # Name of a caption -> the file that it is made from, under the README's folder, and how.
 CAPTIONS: dict[str, tuple[str, Callable[[Path], str]]] = {
-    "offline": ("runs/published/embedded.csv", _of_job("reward_model", figure)),
-    "online": ("runs/published/embedded.csv", _of_job(SCORE, figure)),
+    "offline": (EMBEDDED, _of_job("reward_model", figure)),
+    "online": (EMBEDDED, _of_job(SCORE, figure)),
     "estimators": (ESTIMATORS, _of_job(SCORE, estimators)),
     "mixed": ("runs/published/mixed.csv", _mixed),
     "answers": (ESTIMATORS, lambda path: answers(path.parents[2])),
     "rivals": (RIVALS, lambda path: rivals(read_rows(path), read_verdicts(path.with_suffix(f".{VERDICTS}")))),
     "regimes": (REGIMES, lambda path: sentences(read_regimes(path))),
+    "tuned": (TUNED, lambda path: _tuned(path, orders=False)),
+    "tuned orders": (TUNED, lambda path: _tuned(path, orders=True)),
     "laboratory": ("runs/published/sample-complexity.json", _laboratory),
 }
 

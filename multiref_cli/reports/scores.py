@@ -24,10 +24,11 @@ from multiref_cli.reports.published import (
     write_rows,
 )
 from multiref_cli.reports.regime_words import markdown, read_regimes
+from multiref_cli.reports.tuned import read_found, search_table
 from multiref_cli.reports.worlds import read_claims, worlds_table
 
 SCORES = "scores.csv.gz"
-CELLS = "cells.csv"
+WORLDS, CELLS, SEARCH = "worlds.csv", "cells.csv", "search.csv"
 COLUMNS = ("job", "condition", "level", "estimator", "seed", "metric", "values")
 
 
@@ -112,21 +113,29 @@ def _check_page(page: Path) -> list[str]:
         if not path.is_file() and not shown:
             said.append(f"Nothing is published as {name} yet.")
             continue
-        over_worlds, of_cells = path.name == "worlds.csv", path.name.endswith(f".{CELLS}")
-        if of_cells:
-            made = markdown(read_regimes(path))
-            path = path.with_name(path.name.replace(f".{CELLS}", ".csv"))
-        else:
-            made = worlds_table(read_claims(path)) if over_worlds else readme_table(read_rows(path), README_METRICS)
-        verb = "is" if shown == made.strip() else "is not"
+        verb = "is" if shown == _table(path).strip() else "is not"
         said.append(f"The table of {name} in {page.name} {verb} what the file says.")
-        if over_worlds:  # it holds the difference of every world, and reading it computes all else from them
+        rows = path.with_name(path.name.replace(f".{CELLS}", ".csv"))
+        if path.name == WORLDS:  # it holds the difference of every world, and reading it computes all else from them
             said.append(f"All intervals over worlds of {path.name} follow from its differences.")
-        elif _scores_of(path).is_file():
-            said.append(check_rows(path))
+        elif path.name.endswith(f".{SEARCH}"):  # of trials, which are not published
+            continue
+        elif _scores_of(rows).is_file():
+            said.append(check_rows(rows))
         else:
-            said.append(f"{path.name} has no scores beside it: its numbers cannot be computed again.")
+            said.append(f"{rows.name} has no scores beside it: its numbers cannot be computed again.")
     return said
+
+
+def _table(path: Path) -> str:
+    """A committed file as its page shows it."""
+    if path.name == WORLDS:
+        return worlds_table(read_claims(path))
+    if path.name.endswith(f".{CELLS}"):
+        return markdown(read_regimes(path))
+    if path.name.endswith(f".{SEARCH}"):
+        return search_table(read_found(path))
+    return readme_table(read_rows(path), README_METRICS)
 
 
 def _published(page: Path, name: str) -> Path:

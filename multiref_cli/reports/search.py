@@ -4,13 +4,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from multiref_cli.config.plain import from_plain
 from multiref_cli.files import read_lines, read_object
 from multiref_cli.reports import style
 from multiref_cli.reports.page import Page
 from multiref_cli.sweeps.search import FOLDER, SETTINGS, TRIALS
 from multiref_cli.sweeps.space import Axis
-from multiref_cli.types import Figure
+from multiref_cli.types import Axes, Figure
 
 # A best value in this outer share of its range, on the range's own scale, lies at its end.
 EDGE = 0.05
@@ -128,23 +130,31 @@ def _end(trial: Line) -> Any:
 
 
 def _figure(arms: Sequence[Line], axes: Sequence[Axis], trials: Sequence[Line]) -> Figure:
-    """One panel a tuned key, one marker an arm; the best trial of each larger."""
-    figure, panels = style.new_figure(width=3.4 * len(axes) + 0.6, height=3.2, columns=len(axes))
+    """One row a metric that was maximized, one panel a tuned key, one marker an arm; the best trial of each larger."""
+    done = [one for one in trials if one["value"] is not None]
+    metrics = list(dict.fromkeys(one["metric"] for one in done))
+    size = {"width": 3.2 * len(axes) + 2.4, "height": 2.9 * len(metrics)}
+    figure, panels = style.new_figure(**size, columns=len(axes), rows=len(metrics))
     with style.applied():
-        for axis, panel in zip(axes, [panels] if len(axes) == 1 else list(panels)):
-            for number, arm in enumerate(arms):
-                look, best = style.series(number), best_of(arm, trials)
-                own = [one for one in trials if one["arm"] == arm["id"] and one["value"] is not None]
-                points = [(float(one["params"][axis.key]), one["value"]) for one in own if axis.key in one["params"]]
-                xs, ys = [x for x, _ in points], [y for _, y in points]
-                panel.plot(xs, ys, look.marker, color=look.color, markersize=4, alpha=0.6, label=arm["name"])
-                if best is not None and axis.key in best["params"]:
-                    panel.plot([float(best["params"][axis.key])], [best["value"]], look.marker, color=look.color, ms=9)
-            if axis.kind == "log":
-                panel.set_xscale("log")
-            panel.set_xlabel(axis.key)
-        first = panels if len(axes) == 1 else panels[0]
-        first.set_ylabel("value on the tuning rows")
-        if len(arms) <= 8:
-            first.legend()
+        for row, metric in zip(np.reshape(panels, (len(metrics), len(axes))), metrics, strict=True):
+            found = [one for one in done if one["metric"] == metric]
+            own = [arm for arm in arms if any(one["arm"] == arm["id"] for one in found)]
+            for axis, panel in zip(axes, row, strict=True):
+                _draw(panel, axis, own, found)
+            row[0].set_ylabel(f"{metric} on the tuning rows")
+            row[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
     return figure
+
+
+def _draw(panel: Axes, axis: Axis, arms: Sequence[Line], trials: Sequence[Line]) -> None:
+    """Every trial of some arms against one key."""
+    for number, arm in enumerate(arms):
+        look, best = style.series(number), best_of(arm, trials)
+        own = [one for one in trials if one["arm"] == arm["id"] and axis.key in one["params"]]
+        xs, ys = [float(one["params"][axis.key]) for one in own], [one["value"] for one in own]
+        panel.plot(xs, ys, look.marker, color=look.color, markersize=4, alpha=0.6, label=arm["name"])
+        if best is not None and axis.key in best["params"]:
+            panel.plot([float(best["params"][axis.key])], [best["value"]], look.marker, color=look.color, ms=9)
+    if axis.kind == "log":
+        panel.set_xscale("log")
+    panel.set_xlabel(axis.key)
