@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from multiref_cli.sharding import shard
+from multiref_cli.sharding import is_sharded, shard
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -54,8 +54,8 @@ class Parallel:
         return list(items[self.rank :: self.size])
 
     def shard(self, model: Any, device: str) -> None:
-        """Divide a model among the processes, if that is asked for; in place."""
-        if self.sharded:
+        """Divide a model among the processes, if that is asked for and was not done; in place."""
+        if self.sharded and not is_sharded(model):
             shard(model, device)
 
     def in_step(self, items: Sequence[T]) -> list[tuple[T, bool]]:

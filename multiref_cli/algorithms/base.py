@@ -157,7 +157,7 @@ class Trainee:
         notes: sentences that every report of the run must carry.
         check_start: called once before the first step, to verify what theory says of it.
         close: called once after the last step, however that ended; None: there is nothing to let go of.
-        beside: frozen models that every pass of the loss asks, which may be sharded as the trained one is.
+        beside: frozen models that every pass of the loss asks, sharded: gathered for each step.
     """
 
     model: LanguageModel

@@ -87,6 +87,7 @@ def assemble_online(job: Job, reward: Callable[[list[Sample]], RewardBatch] | No
         may_share=honours_shared_prompts(model),
         parallel=job.parallel,
     )
+    job.parallel.shard(model, job.device)  # before other models are opened
     if experiment.reads_samples:
         parts.stored = reference_samples(job, reached(job), progress)
     if experiment.penalized and experiment.penalty.states is States.policy:

@@ -8,6 +8,7 @@ from multiref_cli.algorithms.base import Job
 from multiref_cli.config.algorithms import OnlineSettings
 from multiref_cli.data.chat import end_ids
 from multiref_cli.data.prompts import Prompt
+from multiref_cli.models.decoder import honours_shared_prompts
 from multiref_cli.parallel import ALONE, Parallel
 from multiref_cli.references.live import LiveReferences
 from multiref_cli.references.samples import stored_responses
@@ -56,13 +57,17 @@ class Parts:
 def live_references(job: Job, progress: Progress) -> LiveReferences:
     """The references with a positive weight, in memory, where hardware.reference_device wants them."""
     members = job.references(together=True)
+    found = LiveReferences(job.experiment, members, [job.foreign_tokenizer(member) for member in members])
     for number, member in enumerate(members):
         progress.advance("load references", number, len(members))
         _ = member.model if member.spec.server is None else member.fingerprint()
+        if found.divides(member):  # one after the other: one alone is whole at a time
+            honours_shared_prompts(member.model)
+            job.parallel.shard(member.model, job.device)
     # An adapter that shares its base is not merged, as it is where it is measured; one that moves is another by then.
     still = [one for one in members if one.spec.adapter is None and one.spec.update is None]
     job.opened.update({one.name: one for one in still if one.spec.server is None})
-    return LiveReferences(job.experiment, members, [job.foreign_tokenizer(member) for member in members])
+    return found
 
 
 def reference_samples(job: Job, rows: Iterable[int], progress: Progress) -> list[dict[int, list[list[int]]]]:

@@ -18,6 +18,7 @@ from multiref_cli.references.base import Reference
 from multiref_cli.references.moving import Moving
 from multiref_cli.references.tokens import response_ids
 from multiref_cli.rewards.sample import Sample
+from multiref_cli.sharding import is_sharded
 from multiref_cli.types import Tokenizer
 
 
@@ -107,15 +108,17 @@ class LiveReferences:
 
     @property
     def sharded(self) -> list[Any]:
-        """Models that the processes of a run may divide among them, each once.
+        """Models that the processes of a run divide among them."""
+        return [one.model for one in self.members if one.spec.server is None and is_sharded(one.model)]
+
+    def divides(self, member: Reference) -> bool:
+        """Whether the processes of a run may divide a reference's model among them.
 
         Every process keeps for itself what moves, what is quantized, adapters on one base, and what waits elsewhere.
         """
-        if self.visiting:
-            return []
-        plain = [m for m in self.members if m.spec.server is None and m.spec.update is None and not m.spec.quantization]
-        models = [member.model for member in plain]
-        return list({id(one): one for one in models if not isinstance(one, Adapted)}.values())
+        spec = member.spec
+        kept = self.visiting or spec.server is not None or spec.update is not None or spec.quantization is not None
+        return not kept and not isinstance(member.model, Adapted)
 
     def share_prompts(self) -> bool:
         """Whether all that read the policy's tokens give the same results where responses share their prompt's row."""

@@ -368,8 +368,8 @@ def _trained(job: Job, run: RunDir, parallel: Parallel, progress: Progress) -> T
     experiment, precision = job.experiment, job.precision
     trainee.notes.extend(_precision_notes(trainee.model, experiment))
     try:
-        for model in (trainee.model, *trainee.beside) if experiment.algorithm.trains else ():
-            parallel.shard(model, job.device)
+        if experiment.algorithm.trains:
+            parallel.shard(trainee.model, job.device)
         optimizers = Optimizers(trainee.model, experiment.optimizer, job.total_steps, precision.kept)
         Loop(run, trainee, optimizers, experiment.hardware, identity(job), precision, parallel).fit(progress)
     finally:
@@ -383,7 +383,8 @@ def _precision_notes(model: LanguageModel, experiment: Experiment) -> list[str]:
     if experiment.precision != "bf16":
         return []
     rate = experiment.optimizer.learning_rate
-    share = lost_share(model, rate)
+    with whole(model):
+        share = lost_share(model, rate)
     return [f"trained in bfloat16 alone: a step of the learning rate {rate:g} is lost in {share:.1%} of the weights"]
 
 

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from multiref_cli.files import read_lines
+from multiref_cli.training.loop import Loop
 
 SHARDED = ["hardware.processes=2", "hardware.sharding=full"]
 
@@ -29,48 +30,51 @@ def weights(folder):
     return load_file(folder / "policy" / "model.safetensors")
 
 
-def test_dpo_of_two_is_that_of_one_and_goes_on_with_both_or_with_one(place, multiref, offline, same, figures, capsys):
+def test_dpo_killed_goes_on_with_both_or_with_one(place, multiref, offline, same, capsys):
     several = [*offline, "steps=12", "hardware.checkpoint_every=1", "evaluation.prompts=3"]
     assert multiref("train", *several, "run.dir=one") == 0
-    assert multiref("train", *several, *SHARDED, "run.dir=two") == 0
-    same(Path("one"), Path("two"), 1e-5)
+    killer = threading.Thread(target=kill_the_other_one, args=(Path("two"), 3), daemon=True)
+    killer.start()
+    assert multiref("train", *several, *SHARDED, "run.dir=two") == 1
+    killer.join()
+    assert "process 1 of 2 was ended by signal SIGKILL" in capsys.readouterr().err
+    assert len(read_lines(Path("two/metrics.jsonl"))) < 12
+    newest = sorted(Path("two/checkpoints").iterdir())[-1]
+    assert sum(path.name.endswith(".distcp") for path in newest.iterdir()) == 2
+    shutil.copytree("two", "alone")
+    assert multiref("train", "--resume", "two") == 0
+    assert multiref("train", "--resume", "alone", "hardware.processes=1") == 0
+    for name in ("two", "alone"):
+        same(Path("one"), Path(name), 1e-5)
     norms = [read_lines(Path(f"{name}/metrics.jsonl"))[0]["gradient_norm"] for name in ("one", "two")]
     assert norms[0] == pytest.approx(norms[1], rel=1e-6)
     own, others = weights(Path("one")), weights(Path("two"))
     assert own.keys() == others.keys()
     assert all(torch.allclose(own[name], others[name], atol=1e-5) for name in own)
 
-    killer = threading.Thread(target=kill_the_other_one, args=(Path("killed"), 3), daemon=True)
-    killer.start()
-    assert multiref("train", *several, *SHARDED, "run.dir=killed") == 1
-    killer.join()
-    assert "process 1 of 2 was ended by signal SIGKILL" in capsys.readouterr().err
-    assert len(read_lines(Path("killed/metrics.jsonl"))) < 12
-    newest = sorted(Path("killed/checkpoints").iterdir())[-1]
-    assert sum(path.name.endswith(".distcp") for path in newest.iterdir()) == 2
-    shutil.copytree("killed", "alone")
-    assert multiref("train", "--resume", "killed") == 0
-    assert figures(Path("killed")) == figures(Path("two"))
-    assert all(torch.equal(value, others[name]) for name, value in weights(Path("killed")).items())
-    assert multiref("train", "--resume", "alone", "hardware.processes=1") == 0
-    same(Path("one"), Path("alone"), 1e-5)
 
-
-def test_grpo_beside_sharded_references_goes_on_from_one_process(place, multiref, online, same, killed_train):
-    """The exact penalty asks both references in every pass; more groups than a multiple of the processes."""
-    several = [*online, "regularizer=rkl_token", "steps=10", "evaluation.prompts=3", "algorithm.micro_tokens=64"]
-    several += ["hardware.checkpoint_every=1"]
-    assert multiref("train", *several, "run.dir=one") == 0
-    killed_train([*several, "run.dir=out"], Path("out"), 2)
-    assert multiref("train", "--resume", "out", *SHARDED) == 0
-    same(Path("one"), Path("out"), 1e-4)
-
-
-def test_a_reward_model_by_muon(place, multiref, offline, same):
-    kept = [text for text in offline if not text.startswith(("references", "first", "second", "beta", "evaluation"))]
+def test_grpo_beside_sharded_references(place, multiref, online, same):
+    """The exact penalty asks both references in every pass; the passes are no multiple of the processes."""
+    several = [*online, "regularizer=rkl_token", "steps=3", "evaluation.prompts=3", "algorithm.micro_tokens=64"]
     for name, more in (("one", []), ("two", SHARDED)):
-        arguments = ["algorithm=reward_model", *kept, "evaluation=none", "optimizer=muon", "steps=3", *more]
-        assert multiref("train", *arguments, f"run.dir={name}") == 0
+        assert multiref("train", *several, *more, f"run.dir={name}") == 0
+    same(Path("one"), Path("two"), 1e-5)
+
+
+def test_a_reward_model_by_muon_goes_on_sharded(place, multiref, offline, same, monkeypatch):
+    """Stopped on one process in its second step."""
+    kept = [text for text in offline if not text.startswith(("references", "first", "second", "beta", "evaluation"))]
+    arguments = ["algorithm=reward_model", *kept, "evaluation=none", "optimizer=muon", "hardware.checkpoint_every=1"]
+    assert multiref("train", *arguments, "run.dir=one") == 0
+
+    def stop(loop):
+        if loop.step == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "_missed", stop)
+        assert multiref("train", *arguments, "run.dir=two") == 130
+    assert multiref("train", "--resume", "two", *SHARDED) == 0
     same(Path("one"), Path("two"), 1e-5)
 
 

@@ -142,6 +142,26 @@ def test_parts_are_read_as_parts_or_whole(twins, group, tmp_path, beside):
     assert size < 3 * 4 * sum(p.numel() for p in twins.sharded.parameters()) + 4 * tied + 40_000  # headers of zip files
 
 
+def test_what_is_read_goes_on_bitwise(twins, group, tmp_path):
+    both = [Optimizers(model, Optimizer(learning_rate=0.01), 9) for model in (twins.plain, twins.sharded)]
+    step(twins.sharded, both[1], 0)
+    state = {"model": twins.sharded.state_dict(), "optimizers": both[1].state_dict()}
+    Writer(tmp_path, False, group).write(1, state, keep=1)
+    step(twins.sharded, both[1], 1)
+    saved = load_checkpoint(tmp_path)  # whole: for one process, or to be divided again
+    twins.plain.load_state_dict(saved["model"])
+    both[0].load_state_dict(saved["optimizers"])
+    step(twins.plain, both[0], 1)
+    saved, again = load_checkpoint(tmp_path), Network()
+    again.load_state_dict(saved["model"])
+    shard(again, "cpu")
+    optimizers = Optimizers(again, Optimizer(learning_rate=0.01), 9)
+    optimizers.load_state_dict(saved["optimizers"])
+    step(again, optimizers, 1)
+    for whole_one, part, expected in zip(twins.plain.parameters(), again.parameters(), twins.sharded.parameters()):
+        assert torch.equal(full(part), full(expected)) and torch.allclose(whole_one, full(expected), atol=1e-7)
+
+
 @pytest.mark.parametrize("harm", ["cut", "flip", "metadata", "state"])
 def test_of_a_damaged_checkpoint_the_one_before_is_used(twins, group, tmp_path, harm):
     writer = Writer(tmp_path, False, group)
