@@ -44,6 +44,10 @@ publish_report = cp $(1)/summary.csv $(2).csv && cp $(1)/scores.csv.gz $(2).scor
 # Every arm at its own best, of `make tuned`.
 TUNED := runs/published/tuned.csv
 
+# One reference or several, of `make several`.
+SEVERAL := runs/published/several.contest.json
+SEVERAL_METRICS := 'toy_gold', 'reward_model', 'ranking_accuracy', 'preference_accuracy'
+
 # Of `make smollm`: models and data, each a Hub id, a folder or a file; further settings of every step.
 SMOLLM ?= HuggingFaceTB/SmolLM2-135M-Instruct
 ENCODER ?= sentence-transformers/all-MiniLM-L6-v2
@@ -56,7 +60,7 @@ train_smollm = test -d runs/smollm/$(1)/policy || { rm -rf runs/smollm/$(1) && O
   experiment=smollm/$(1) policy.path=$(2) data.path=$(3) tracking=off run.dir=runs/smollm/$(1) $(SETTINGS); }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test reproduce publish worlds rivals regimes tuned smollm lint gpu bench clean
+.PHONY: help setup test reproduce publish worlds rivals regimes tuned several smollm lint gpu bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -154,6 +158,17 @@ tuned: $(STAMP) ## both experiments with every arm at its own best beta and lear
 	  found = tuned.found_in(Path('runs/tuned/sweep')); tuned.write_found(found, Path('$(TUNED:.csv=.search.csv)')); \
 	  published.put_results(Path('$(RESULTS)'), '$(TUNED:.csv=.search.csv)', tuned.search_table(found))"
 	$(call update_results,$(TUNED))
+	$(BIN)/python -c "from pathlib import Path; from multiref_cli.reports.captions import update_captions; \
+	  update_captions(Path('README.md'), Path('$(RESULTS)'))"
+
+several: $(STAMP) ## does a mix of three references beat the best single one, in five embedded worlds? (two hours)
+	OMP_NUM_THREADS=1 $(MULTIREF) sweep sweep=single_or_several run.dir=runs/several/sweep --workers $(WORKERS) $(SETTINGS)
+	$(MULTIREF) report runs/several/sweep --out runs/several/report
+	$(BIN)/python -c "from pathlib import Path; from multiref_cli.reports import contest, published, scores; \
+	  scores.keep_scores(Path('runs/several/report'), Path('$(SEVERAL:.contest.json=)'), ($(SEVERAL_METRICS))); \
+	  told = contest.read_answers(Path('runs/several/report/contest.json')); \
+	  contest.write_answers(told, Path('$(SEVERAL)')); \
+	  published.put_results(Path('$(RESULTS)'), '$(SEVERAL)', contest.answers_table(told))"
 	$(BIN)/python -c "from pathlib import Path; from multiref_cli.reports.captions import update_captions; \
 	  update_captions(Path('README.md'), Path('$(RESULTS)'))"
 

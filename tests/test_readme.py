@@ -16,6 +16,7 @@ from multiref_cli.config.compose import compose
 from multiref_cli.files import read_json
 from multiref_cli.reports import captions
 from multiref_cli.reports.captions import CAPTIONS, caption
+from multiref_cli.reports.contest import answers_table, read_answers
 from multiref_cli.reports.published import BEGIN, END, README_METRICS, read_rows, readme_table
 from multiref_cli.reports.regime_words import markdown, read_regimes
 from multiref_cli.reports.tuned import read_found, search_table
@@ -68,6 +69,11 @@ def test_the_cells_of_regimes_are_those_of_the_committed_csv():
 def test_the_settings_of_the_search_are_those_of_the_committed_csv():
     path = captions.TUNED.replace(".csv", ".search.csv")
     assert between(BEGIN.format(path=path), END) == search_table(read_found(ROOT / path))
+
+
+def test_the_answers_about_several_references_are_those_of_the_committed_file():
+    shown, published = between(BEGIN.format(path=captions.SEVERAL), END), ROOT / captions.SEVERAL
+    assert shown == (answers_table(read_answers(published)) if published.is_file() else "")
 
 
 @pytest.mark.parametrize("name", CAPTIONS)

@@ -9,6 +9,7 @@ from pathlib import Path
 from multiref_cli.errors import RequestError
 from multiref_cli.files import read_json, write_text
 from multiref_cli.reports.comparisons import Judged, judged
+from multiref_cli.reports.contest import read_answers, verdict
 from multiref_cli.reports.metrics import heading
 from multiref_cli.reports.mixed import conclusions, read_scores
 from multiref_cli.reports.published import Row, read_rows
@@ -21,6 +22,7 @@ VERDICTS = "verdicts.csv"
 WORLDS, ESTIMATORS = "runs/published/worlds.csv", "runs/published/estimators.csv"
 RIVALS = "runs/published/rivals.csv"
 EMBEDDED, TUNED = "runs/published/embedded.csv", "runs/published/tuned.csv"
+SEVERAL = "runs/published/several.contest.json"
 REGIMES = "runs/published/regimes.cells.csv"
 # What the online job is judged by.
 SCORE = "toy_verifier"
@@ -188,6 +190,11 @@ def _tuned(path: Path, orders: bool) -> str:
     return change(read_rows(hand), read_rows(path), before, after, found) if orders else kept(before, after, found)
 
 
+def _several(path: Path) -> str:
+    """Whether several references beat one, job by job."""
+    return " ".join(f"{job}: {verdict(found)}" for job, found in read_answers(path).items())
+
+
 def _laboratory(path: Path) -> str:
     """What the laboratory saw of the rates in n."""
     from multiref_cli.theory.studies.sample_complexity import rates
@@ -205,6 +212,7 @@ CAPTIONS: dict[str, tuple[str, Callable[[Path], str]]] = {
     "answers": (ESTIMATORS, lambda path: answers(path.parents[2])),
     "rivals": (RIVALS, lambda path: rivals(read_rows(path), read_verdicts(path.with_suffix(f".{VERDICTS}")))),
     "regimes": (REGIMES, lambda path: sentences(read_regimes(path))),
+    "several": (SEVERAL, _several),
     "tuned": (TUNED, lambda path: _tuned(path, orders=False)),
     "tuned orders": (TUNED, lambda path: _tuned(path, orders=True)),
     "laboratory": ("runs/published/sample-complexity.json", _laboratory),

@@ -1,14 +1,17 @@
 """One reference or several? The best mix of a sweep against its best single reference, each chosen on other data."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 
 from multiref_cli.config.plain import digest
+from multiref_cli.errors import RequestError
 from multiref_cli.evaluation.crossed import estimate
 from multiref_cli.evaluation.selection import contest
 from multiref_cli.evaluation.statistics import Interval
+from multiref_cli.files import read_json, write_json
 from multiref_cli.reports.collect import Condition
 from multiref_cli.reports.job_section import job_without_world
 from multiref_cli.reports.metrics import heading, most_trusted, scorers
@@ -21,6 +24,9 @@ CONFIDENCE = 0.99
 WORLDS = 3
 # Read against each run's own references: another yardstick, shown beside the ones that are not.
 OWN_YARDSTICK = "preference_accuracy"
+# Beside a report: what was answered.
+ANSWERS = "contest.json"
+HEADERS = ("metric", "chosen mix", "chosen single reference", "difference", "answer")
 SEVERAL, SINGLE, OPEN = "several", "single", "open"
 
 
@@ -116,8 +122,13 @@ def verdict(found: Sequence[Answer]) -> str:
     return f"{main.sentence} {heading(OWN_YARDSTICK).capitalize()}, read against each run's own, says {says}."
 
 
-def add_contest(page: Page, jobs: Sequence[Sequence[Condition]]) -> None:
-    """Add a section for every job with mixes and single references that were scored prompt by prompt."""
+def add_contest(page: Page, jobs: Sequence[Sequence[Condition]]) -> dict[str, list[Answer]]:
+    """Add a section for every job with mixes and single references that were scored prompt by prompt.
+
+    Returns:
+        What was answered, by the job's name.
+    """
+    told: dict[str, list[Answer]] = {}
     families: dict[str, list[tuple[Sequence[Condition], list[Answer]]]] = {}
     for found in jobs:
         made = answers(found)
@@ -130,17 +141,48 @@ def add_contest(page: Page, jobs: Sequence[Sequence[Condition]]) -> None:
             made = over_worlds([one for _, one in worlds])
         if not made:
             continue
-        alone = len(families) == 1
-        page.section("One reference or several?" if alone else f"One or several: {job_without_world(first[0])}")
+        alone, name = len(families) == 1, job_without_world(first[0])
+        told[name] = made
+        page.section("One reference or several?" if alone else f"One or several: {name}")
         page.text(f"**{verdict(made)}**")
-        rows = [[heading(a.metric), _most(a.mixes), _most(a.singles), _bounds(a.interval), a.word] for a in made]
         caption = (
             "Best mix minus best single reference. Every seed and half of the prompts is judged by the candidate that "
             "was best on all other seeds and the other half, so that being chosen by luck counts for nothing; more "
             "candidates on one side still are more chances. In brackets: how often it was the chosen one."
         )
-        headers = ["metric", "chosen mix", "chosen single reference", "difference", "answer"]
-        page.table(headers, rows, caption, "one-or-several")
+        page.table(HEADERS, [_row(one) for one in made], caption, "one-or-several")
+    return told
+
+
+def answers_table(told: Mapping[str, Sequence[Answer]]) -> str:
+    """Every answer of every job as a Markdown table."""
+    lines = [f"| job | {' | '.join(HEADERS)} |", f"|---|{'---|' * len(HEADERS)}"]
+    lines += [f"| {job} | {' | '.join(_row(one))} |" for job, found in told.items() for one in found]
+    return "\n".join(lines)
+
+
+def _row(one: Answer) -> list[str]:
+    return [heading(one.metric), _most(one.mixes), _most(one.singles), _bounds(one.interval), one.word]
+
+
+def write_answers(told: Mapping[str, Sequence[Answer]], path: Path) -> None:
+    """Write what was answered of each job."""
+    write_json(path, {job: [asdict(one) for one in found] for job, found in told.items()})
+
+
+def read_answers(path: Path) -> dict[str, list[Answer]]:
+    """Read what `write_answers` wrote.
+
+    Raises:
+        RequestError: another file.
+    """
+    try:
+        return {
+            job: [Answer(**{**one, "interval": Interval(*one["interval"])}) for one in found]
+            for job, found in (read_json(path) or {}).items()
+        }
+    except (AttributeError, KeyError, TypeError) as error:
+        raise RequestError(f"{path} holds no answers about one reference or several.") from error
 
 
 def _tables(conditions: Sequence[Condition], metric: str) -> np.ndarray | None:

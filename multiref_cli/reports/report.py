@@ -13,7 +13,7 @@ from multiref_cli.reports.captions import VERDICTS, write_verdicts
 from multiref_cli.reports.checklist import add_checklist
 from multiref_cli.reports.choices import add_choices
 from multiref_cli.reports.collect import Condition, Run, alpha_text, conditions, read_run, write_csv
-from multiref_cli.reports.contest import add_contest
+from multiref_cli.reports.contest import ANSWERS, add_contest, write_answers
 from multiref_cli.reports.first_screen import Job, add_outcome, add_overview
 from multiref_cli.reports.job_section import (
     add_job,
@@ -215,7 +215,9 @@ def _add_choices(page: Page, made: Material) -> None:
 
 
 def _add_contest(page: Page, made: Material) -> None:
-    add_contest(page, [job.found for job in made.jobs])
+    told = add_contest(page, [job.found for job in made.jobs])
+    if told:
+        write_answers(told, made.target / ANSWERS)
 
 
 def _add_looks(page: Page, made: Material) -> None:

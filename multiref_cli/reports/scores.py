@@ -13,6 +13,7 @@ from multiref_cli.errors import RequestError
 from multiref_cli.evaluation.crossed import BySeed, estimate
 from multiref_cli.files import write_bytes
 from multiref_cli.reports.collect import Condition
+from multiref_cli.reports.contest import ANSWERS, answers_table, read_answers
 from multiref_cli.reports.published import (
     BEGIN,
     END,
@@ -115,7 +116,7 @@ def _check_page(page: Path) -> list[str]:
             continue
         verb = "is" if shown == _table(path).strip() else "is not"
         said.append(f"The table of {name} in {page.name} {verb} what the file says.")
-        rows = path.with_name(path.name.replace(f".{CELLS}", ".csv"))
+        rows = path.with_name(path.name.replace(f".{CELLS}", ".csv").replace(f".{ANSWERS}", ".csv"))
         if path.name == WORLDS:  # it holds the difference of every world, and reading it computes all else from them
             said.append(f"All intervals over worlds of {path.name} follow from its differences.")
         elif path.name.endswith(f".{SEARCH}"):  # of trials, which are not published
@@ -135,6 +136,8 @@ def _table(path: Path) -> str:
         return markdown(read_regimes(path))
     if path.name.endswith(f".{SEARCH}"):
         return search_table(read_found(path))
+    if path.name.endswith(f".{ANSWERS}"):
+        return answers_table(read_answers(path))
     return readme_table(read_rows(path), README_METRICS)
 
 

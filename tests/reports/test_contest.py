@@ -7,8 +7,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from multiref_cli.errors import RequestError
 from multiref_cli.evaluation.statistics import Interval
-from multiref_cli.reports.contest import Answer, add_contest, answers, over_worlds, verdict
+from multiref_cli.reports.contest import (
+    Answer,
+    add_contest,
+    answers,
+    over_worlds,
+    read_answers,
+    verdict,
+    write_answers,
+)
 from multiref_cli.reports.page import Page
 
 # True means of nine mixes and of three single references; the spread over seeds is .015 (measured on embedded jobs).
@@ -33,8 +42,12 @@ def _sweep(truth: str, generator: np.random.Generator, seeds: int = 5, prompts: 
                 role="single" if single else "grid",
                 label=f"{'single' if single else 'mix'} {number}",
                 experiment=SimpleNamespace(
-                    active_references=["a"] if single else ["a", "b"], content=lambda *without: {"data": "toy"}
+                    active_references=["a"] if single else ["a", "b"],
+                    content=lambda *without: {"data": "toy"},
+                    algorithm=SimpleNamespace(title="DPO"),
+                    data=SimpleNamespace(name="toy"),
                 ),
+                regularized=False,
                 runs=[SimpleNamespace(metrics={"objective/gold": {}}, tasks=[])],
                 by_seed=lambda metric, table=table: dict(enumerate(table)) if metric == "gold" else {},
             )
@@ -106,7 +119,10 @@ def test_sentences_follow_from_intervals() -> None:
 
 def test_the_section_of_a_report(tmp_path: Path) -> None:
     page = Page("t")
-    add_contest(page, [_sweep("several", np.random.default_rng(0)), _sweep("several", np.random.default_rng(1))[:9]])
+    told = add_contest(
+        page, [_sweep("several", np.random.default_rng(0)), _sweep("several", np.random.default_rng(1))[:9]]
+    )
+    assert [(job, [one.word for one in found]) for job, found in told.items()] == [("DPO on toy", ["several"])]
     page.write(tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert (
@@ -120,3 +136,12 @@ def test_nothing_is_said_where_nothing_can_be_chosen() -> None:
     found = _sweep("several", generator)
     assert answers(found[:9]) == [] and answers(found[9:]) == [] and answers(found[:10]) == []
     assert answers(_sweep("several", generator, seeds=1)) == []
+
+
+def test_answers_are_kept_in_a_file(tmp_path: Path) -> None:
+    told = {"job": [_answer("gold", 0.1, 0.3), _answer("preference_accuracy", -0.3, -0.1)]}
+    write_answers(told, tmp_path / "contest.json")
+    assert read_answers(tmp_path / "contest.json") == told
+    (tmp_path / "other.json").write_text('{"job": [1]}')
+    with pytest.raises(RequestError, match="no answers"):
+        read_answers(tmp_path / "other.json")
