@@ -34,7 +34,7 @@ def widest(device: torch.device) -> torch.dtype:
 
 
 def widened(values: Tensor) -> Tensor:
-    """Values in the `widest` type of their device."""
+    """Values (...) in the `widest` type of their device; nothing else changes."""
     return values.to(widest(values.device))
 
 

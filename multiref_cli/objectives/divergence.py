@@ -205,12 +205,12 @@ def total_score(terms: Sequence[Term], policy_logps: Tensor, log_mixed: Tensor, 
 
 
 def weighted(weight: float, values: Tensor) -> Tensor:
-    """Values times a weight; the very tensor where the weight is 1."""
+    """Values times a weight, (...) -> (...) in their unit; the very tensor where the weight is 1."""
     return values if weight == 1 else weight * values
 
 
 def total(values: Iterable[Tensor]) -> Tensor:
-    """Sum of tensors, at least one."""
+    """Sum of tensors of one shape, at least one; R of (...) -> (...), added in the order given."""
     first, *rest = values
     for value in rest:
         first = first + value

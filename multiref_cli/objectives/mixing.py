@@ -132,7 +132,7 @@ def mix_factor(term: Term, log_normalizers: Tensor) -> Tensor:
 
 
 def wide(logps: Tensor) -> Tensor:
-    """The same in float32 or better."""
+    """Log-probabilities (...) in nats, in float32 or better: half precision becomes float32."""
     return logps.float() if logps.dtype.itemsize < 4 else logps
 
 

@@ -70,7 +70,14 @@ def inside(values: Tensor) -> float:
 
 
 def losses(curves: dict[str, Tensor]) -> dict[str, float]:
-    """Mean held-out reward that each rule for alpha loses to the best alpha of the grid, by the keys of `RULES`."""
+    """Mean held-out reward that each rule for alpha loses to the best alpha of the grid, by the keys of `RULES`.
+
+    Args:
+        curves: (G, B) each, for G values of alpha and B prompts: `held_out` reward, `objective`, and `normalized`.
+
+    Returns:
+        Rule -> loss in units of reward, averaged over the prompts; never negative.
+    """
     held_out, prompts = curves["held_out"], torch.arange(curves["held_out"].shape[1])
     chosen = {"normalized": curves["normalized"].argmax(0), "value": curves["objective"].argmax(0)}
     chosen["uniform"] = torch.full_like(prompts, len(GRID) // 2)
