@@ -136,3 +136,8 @@ def test_what_the_tests_import_is_declared(declared):
     extras = set().union(*declared.values())
     assert imported("tests") - extras == set()
     assert declared["dev"] - NOT_IMPORTED - imported("tests") - imported("multiref_cli") == set()
+
+
+def test_names_of_extras_are_those_that_every_pip_finds(declared):
+    """A wheel's metadata has them with hyphens, and pip before 23.3 looks for them as they are typed."""
+    assert all(re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name) for name in declared)
