@@ -11,3 +11,17 @@ class HubUnreachable(RequestError):
 
 class RunError(Exception):
     """Something failed on the way: what, where its log is, how to go on. Exit code 1, finished work is kept."""
+
+
+def require(condition: bool, sentence: str) -> None:
+    """Refuse a request that does not meet a condition.
+
+    Args:
+        condition: that must hold.
+        sentence: what is wrong otherwise, without its full stop.
+
+    Raises:
+        RequestError: it does not hold.
+    """
+    if not condition:
+        raise RequestError(sentence + ".")

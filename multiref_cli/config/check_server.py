@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from multiref_cli.config.schema import STARTED
-from multiref_cli.errors import RequestError
+from multiref_cli.errors import require
 
 if TYPE_CHECKING:
     from multiref_cli.config.schema import Rollout
@@ -22,25 +22,20 @@ def check_server(rollout: "Rollout") -> None:
     given = rollout.server
     for key in ("server", "python", "devices"):
         value = getattr(rollout, key)
-        _require(
+        require(
             value is None or rollout.engine == "vllm", f"rollout.{key}={value} is of a vLLM server: add rollout=vllm"
         )
-        _require(
+        require(
             key == "server" or value is None or rollout.starts_server,
             f"rollout.{key}={value} is of a server that the run starts: add rollout.server={STARTED}, or remove it",
         )
     parts = urlsplit(given or "")
-    _require(
+    require(
         given is None or given == STARTED or (parts.scheme in ("http", "https") and bool(parts.hostname)),
         f"rollout.server={given} is no server: give {STARTED}, or the URL of a vLLM server, such as http://localhost:8000",
     )
     python = Path(rollout.python or sys.executable).expanduser()
-    _require(
+    require(
         os.access(python, os.X_OK) and python.is_file(),
         f"rollout.python={rollout.python} is no program: give the python of an environment with vLLM",
     )
-
-
-def _require(condition: bool, sentence: str) -> None:
-    if not condition:
-        raise RequestError(sentence + ".")

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from multiref_cli.errors import RequestError
+from multiref_cli.errors import RequestError, require
 
 # Words in place of weights, for rules that choose them (runs/choose.py): by the value, by the disagreement.
 AUTO, BALANCED = "auto", "balanced"
@@ -76,7 +76,7 @@ def weighing_of(alpha: object) -> Weighing | None:
     path, options = alpha.get("by"), alpha.get("options") or {}
     if not isinstance(path, str) or "." not in path:
         return None
-    _require(isinstance(options, Mapping), f"alpha.options is {options!r}; give {{NAME: VALUE}}")
+    require(isinstance(options, Mapping), f"alpha.options is {options!r}; give {{NAME: VALUE}}")
     return Weighing(path, {str(key): value for key, value in options.items()})
 
 
@@ -93,18 +93,18 @@ def routes_of(alpha: object, names: Sequence[str], signed: bool = False) -> Rout
     """
     if not isinstance(alpha, Mapping) or weighing_of(alpha) is not None:
         return None
-    _require(
+    require(
         set(alpha) == {"by", "weights"},
         f"alpha has {', '.join(map(str, alpha))}; give alpha={{by: COLUMN, weights: {{VALUE: WEIGHTS}}}} "
         "or alpha={by: my_module.my_function}",
     )
     column, given = alpha["by"], alpha["weights"]
-    _require(isinstance(column, str) and bool(column), f"alpha.by is {column!r}; give the name of a column")
-    _require(isinstance(given, Mapping) and bool(given), "alpha.weights has no values; give {VALUE: WEIGHTS}")
+    require(isinstance(column, str) and bool(column), f"alpha.by is {column!r}; give the name of a column")
+    require(isinstance(given, Mapping) and bool(given), "alpha.weights has no values; give {VALUE: WEIGHTS}")
     found = {}
     for value, weights in given.items():
         if isinstance(weights, str):
-            _require(weights in names, f"alpha.weights.{value} is {weights!r}; allowed: {', '.join(names)}, or weights")
+            require(weights in names, f"alpha.weights.{value} is {weights!r}; allowed: {', '.join(names)}, or weights")
             found[str(value)] = [float(name == weights) for name in names]
         else:
             found[str(value)] = weights_of(weights, len(names), signed)
@@ -128,24 +128,19 @@ def weights_of(alpha: object, count: int, signed: bool = False) -> list[float]:
     if alpha is None and count == 1:
         return [1.0]
     if isinstance(alpha, (int, float)) and not isinstance(alpha, bool):
-        _require(math.isfinite(alpha), f"alpha is {alpha:g}, a weight is a finite number")
-        _require(signed or 0 <= alpha <= 1, f"alpha is {alpha:g}, a weight lies between 0 and 1{EXTRAPOLATE}")
+        require(math.isfinite(alpha), f"alpha is {alpha:g}, a weight is a finite number")
+        require(signed or 0 <= alpha <= 1, f"alpha is {alpha:g}, a weight lies between 0 and 1{EXTRAPOLATE}")
         if count == 1:
             return [1.0]
-        _require(count == 2, f"one number for alpha fits two references, not {count}; give 'alpha=[...]'")
+        require(count == 2, f"one number for alpha fits two references, not {count}; give 'alpha=[...]'")
         return [float(alpha), 1.0 - float(alpha)]
     if isinstance(alpha, str) and alpha in RULES:
         raise RequestError(f"alpha={alpha} is chosen by train, sweep and refs weights alone; give numbers here.")
     if not isinstance(alpha, (list, tuple)) or not all(type(a) in (int, float) for a in alpha):
         raise RequestError(f"alpha is {alpha!r}; give a number, a list of numbers, {' or '.join(RULES)}.")
     weights = [float(a) for a in alpha]
-    _require(len(weights) == count, f"alpha has {len(weights)} weights for {count} references")
-    _require(all(map(math.isfinite, weights)), f"alpha has a weight that is no finite number: {weights}")
-    _require(signed or all(w >= 0 for w in weights), f"alpha has a negative weight: {weights}{EXTRAPOLATE}")
-    _require(abs(sum(weights) - 1) < 1e-6, f"alpha must sum to 1, {weights} sums to {sum(weights):g}")
+    require(len(weights) == count, f"alpha has {len(weights)} weights for {count} references")
+    require(all(map(math.isfinite, weights)), f"alpha has a weight that is no finite number: {weights}")
+    require(signed or all(w >= 0 for w in weights), f"alpha has a negative weight: {weights}{EXTRAPOLATE}")
+    require(abs(sum(weights) - 1) < 1e-6, f"alpha must sum to 1, {weights} sums to {sum(weights):g}")
     return weights
-
-
-def _require(condition: bool, sentence: str) -> None:
-    if not condition:
-        raise RequestError(sentence + ".")
