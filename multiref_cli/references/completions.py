@@ -2,7 +2,10 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from multiref_cli.rollouts.engine import Sampling
 
 COMPLETIONS = "/v1/completions"
 # How vLLM writes a token whose id was asked for.
@@ -26,6 +29,31 @@ def question(model: str, ids: Sequence[int], new_tokens: int) -> dict[str, Any]:
         "temperature": 1.0,
         "echo": True,
         "logprobs": 1,  # SGLang takes 0 for no
+        "return_tokens_as_token_ids": True,
+    }
+
+
+def drawing(model: str, prompt: Sequence[int], sampling: "Sampling", seed: int) -> dict[str, Any]:
+    """Asks for one response to a prompt with the ids and log-probabilities that were drawn.
+
+    Args:
+        model: its name on the server.
+        prompt: token ids.
+        sampling: how to draw.
+        seed: of this response, as large as the server takes it.
+    """
+    return {
+        "model": model,
+        "prompt": [int(one) for one in prompt],
+        "max_tokens": sampling.max_new_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k or -1,  # left out, a server may take what the model's folder recommends
+        "min_p": sampling.min_p,
+        "repetition_penalty": 1.0,
+        "seed": seed,
+        "stop_token_ids": list(sampling.end_ids),
+        "logprobs": 1,
         "return_tokens_as_token_ids": True,
     }
 

@@ -24,7 +24,7 @@ from multiref_cli.errors import RequestError, RunError
 from multiref_cli.models.load import load_tokenizer
 from multiref_cli.models.packing import Packed, sequences_of
 from multiref_cli.references.client import Client, Refused
-from multiref_cli.references.completions import COMPLETIONS, choice_of, drawn_tokens, question, reader
+from multiref_cli.references.completions import COMPLETIONS, choice_of, drawing, drawn_tokens, question, reader
 from multiref_cli.references.served_identity import Seen, far_from, known_as, probe_text
 from multiref_cli.rollouts.engine import Completion, Sampling
 from multiref_cli.seeding import derive
@@ -257,20 +257,7 @@ class ServedReference:
         return question(str(self.spec.model), ids, self._new_tokens)
 
     def _draw(self, prompt: Sequence[int], sampling: Sampling, seed: int) -> "Future[Completion]":
-        body = {
-            "model": self.spec.model,
-            "prompt": [int(one) for one in prompt],
-            "max_tokens": sampling.max_new_tokens,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k or -1,  # left out, a server may take what the model's folder recommends
-            "min_p": sampling.min_p,
-            "repetition_penalty": 1.0,
-            "seed": seed % 2**31,
-            "stop_token_ids": list(sampling.end_ids),
-            "logprobs": 1,
-            "return_tokens_as_token_ids": True,
-        }
+        body = drawing(str(self.spec.model), prompt, sampling, seed % 2**31)
         return self._client.submit(COMPLETIONS, body, lambda answer: self._drawn(answer, sampling))
 
     def _drawn(self, answer: dict[str, Any], sampling: Sampling) -> Completion:

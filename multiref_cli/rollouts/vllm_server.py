@@ -16,7 +16,7 @@ from typing import Any
 from multiref_cli.config.schema import Rollout
 from multiref_cli.errors import RequestError, RunError
 from multiref_cli.references.client import Client, Refused
-from multiref_cli.references.completions import COMPLETIONS, choice_of, drawn_tokens, question, reader
+from multiref_cli.references.completions import COMPLETIONS, choice_of, drawing, drawn_tokens, question, reader
 from multiref_cli.rollouts.engine import Completion, Sampling
 from multiref_cli.rollouts.handoff import Handoff, new_folder, refuse_far
 from multiref_cli.rollouts.own_server import OwnServer
@@ -158,20 +158,8 @@ class VllmServer:
         refuse_far(self.policy.far(ids, logps), f"the vLLM server at {client.url}")
 
     def _question(self, prompt: Sequence[int], sampling: Sampling, seed: int) -> dict[str, Any]:
-        return {
-            "model": self._model,
-            "prompt": [int(one) for one in prompt],
-            "max_tokens": sampling.max_new_tokens,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k or -1,  # left out, a server may take what the model's folder recommends
-            "min_p": sampling.min_p,
-            "repetition_penalty": 1.0,
-            "seed": seed,
-            "stop_token_ids": list(sampling.end_ids),
+        return drawing(self._model, prompt, sampling, seed) | {
             "ignore_eos": True,
-            "logprobs": 1,
-            "return_tokens_as_token_ids": True,
             "logit_bias": {str(one): bias for one, bias in self.policy.bias.items()} or None,
         }
 
