@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -123,6 +123,13 @@ def read_object(path: Path) -> dict[str, Any] | None:
     if (content is None and not path.is_file()) or isinstance(content, dict):
         return content
     raise RunError(f"{path} is damaged (it holds no JSON object): restore it, or delete it.")
+
+
+def read_kept(path: Path) -> dict[str, Any] | None:
+    """Content of a JSON file that can be made again; None where there is none, or it is damaged."""
+    with suppress(RunError):
+        return read_object(path)
+    return None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

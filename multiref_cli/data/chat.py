@@ -193,13 +193,13 @@ def _learned(tokenizer: Tokenizer) -> Shape:
 
 
 def _some(first: Sequence[int | None], more: Sequence[int | None], tokenizer: Tokenizer) -> tuple[int, ...]:
-    # BERT and its kin, a reward model's trunk, have no eos: their separator ends a text.
-    ends = dict.fromkeys(i for i in (*first, *more) if i is not None) or dict.fromkeys(
-        i for i in [tokenizer.sep_token_id] if i is not None
-    )
-    if not ends:
+    ends = dict.fromkeys(i for i in (*first, *more) if i is not None)
+    if ends:
+        return tuple(ends)
+    if tokenizer.sep_token_id is None:
         raise RequestError("The tokenizer has no eos token and its chat template ends no turn: set its eos_token.")
-    return tuple(ends)
+    # BERT and its kin, a reward model's trunk, have no eos: their separator ends a text.
+    return (tokenizer.sep_token_id,)
 
 
 def after_end_ids(tokenizer: Tokenizer) -> list[int]:

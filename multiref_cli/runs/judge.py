@@ -13,7 +13,7 @@ from multiref_cli.algorithms.base import Job
 from multiref_cli.config import schema
 from multiref_cli.data.chat import prompt_text
 from multiref_cli.data.preferences import Pair
-from multiref_cli.data.template import rendering_of
+from multiref_cli.data.template import Message, rendering_of
 from multiref_cli.errors import RequestError, RunError
 from multiref_cli.evaluation.statistics import wins
 from multiref_cli.files import read_object
@@ -122,7 +122,7 @@ def _recorded(spec: schema.Scorer) -> float | None:
 
 
 def _measured(spec: schema.Scorer, scorer: RewardModelScorer, pairs: Sequence[Pair]) -> float:
-    readable = [pair for pair in pairs if _reads(scorer, pair)]
+    readable = [pair for pair in pairs if reads(scorer, pair.messages)]
     if not readable:
         raise RequestError(f"evaluation.scorer.path={spec.path}: its chat template refuses every held-out pair.")
     chosen = scorer.score_conversations([(pair.messages, pair.chosen_text, True) for pair in readable])
@@ -131,9 +131,10 @@ def _measured(spec: schema.Scorer, scorer: RewardModelScorer, pairs: Sequence[Pa
     return float(wins(np.array(chosen), np.array(rejected)).mean())
 
 
-def _reads(scorer: RewardModelScorer, pair: Pair) -> bool:
+def reads(scorer: RewardModelScorer, messages: Sequence[Message]) -> bool:
+    """Whether a scorer's chat template takes a conversation."""
     try:
-        prompt_text(scorer.tokenizer, pair.messages)
+        prompt_text(scorer.tokenizer, messages)
     except RequestError:
         return False
     return True

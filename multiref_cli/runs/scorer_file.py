@@ -1,25 +1,20 @@
 """How well the reward model of an evaluation tells right from wrong on rows that the user has for it."""
 
-import contextlib
-from collections import OrderedDict
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from multiref_cli.algorithms.base import Job
 from multiref_cli.config.plain import digest
-from multiref_cli.data.chat import prompt_text
-from multiref_cli.errors import RequestError, RunError
-from multiref_cli.evaluation.best_of import Lineup, Lineups, judge, read_lineups, result, summarized
-from multiref_cli.files import read_object, write_json
+from multiref_cli.errors import RequestError
+from multiref_cli.evaluation.best_of import Lineups, judge, read_lineups, result, summarized
+from multiref_cli.files import read_kept, write_json
 from multiref_cli.models.files import fingerprint
 from multiref_cli.rewards.model import RewardModelScorer
-from multiref_cli.runs.judge import open_scorer
+from multiref_cli.runs.judge import open_scorer, reads
 from multiref_cli.tracking.progress import Progress
 from multiref_cli.types import LanguageModel
-
-# The latest files that were read, with their times.
-_READ: OrderedDict[tuple[str, float], Lineups] = OrderedDict()
 
 
 @dataclass(frozen=True)
@@ -59,11 +54,13 @@ def lineups_of(job: Job) -> Lineups | None:
     if path is None:
         return None
     place = Path(path).expanduser()
-    key = (path, place.stat().st_mtime if place.exists() else 0.0)
-    if key not in _READ:
-        _READ.clear()
-        _READ[key] = read_lineups(path)
-    return _READ[key]
+    return _lineups_at(path, place.stat().st_mtime if place.exists() else 0.0)
+
+
+@lru_cache(maxsize=1)
+def _lineups_at(path: str, modified: float) -> Lineups:
+    """The rows of the latest file that was asked for, as long as it is not written to."""
+    return read_lineups(path)
 
 
 def judge_on_file(job: Job, model: LanguageModel, progress: Progress) -> Judged:
@@ -82,10 +79,9 @@ def judge_on_file(job: Job, model: LanguageModel, progress: Progress) -> Judged:
     if spec is not None and not own:
         key = digest([fingerprint(spec), spec.whole_template, job.experiment.hardware.dtype_name(spec.dtype)])
         place = job.experiment.hardware.cache_folder / "scorers" / f"{key}-{lineups.sha256[:12]}.json"
-        with contextlib.suppress(RunError):  # a damaged file is written anew
-            kept = read_object(place)
-            if kept is not None:
-                return Judged(**kept)
+        kept = read_kept(place)
+        if kept is not None:
+            return Judged(**kept)
     progress.advance("judge the scorer on its file", 0, len(lineups.rows))
     scorer = RewardModelScorer(model, job.tokenizer) if own or spec is None else open_scorer(job, spec)
     name = job.asked.condition if own or spec is None else Path(spec.path).name
@@ -98,7 +94,7 @@ def judge_on_file(job: Job, model: LanguageModel, progress: Progress) -> Judged:
 def _judged(
     name: str, file: str, lineups: Lineups, scorer: RewardModelScorer
 ) -> tuple[dict[str, Any], list[dict[str, Any]], list[str]]:
-    readable = [one for one in lineups.rows if _reads(scorer, one)]
+    readable = [one for one in lineups.rows if reads(scorer, one.messages)]
     if not readable:
         raise RequestError(f"evaluation.scorer_file: the chat template of {name} refuses every row.")
     scores = judge(readable, scorer.score_conversations)
@@ -113,11 +109,3 @@ def _judged(
         notes.append(f"{scorer.cut} responses of {file} were longer than the reward model reads and lost their end")
     facts = {"scorer": name, "file": file, "sha256": lineups.sha256, **summarized(readable, scores, results)}
     return facts, rows, notes
-
-
-def _reads(scorer: RewardModelScorer, lineup: Lineup) -> bool:
-    try:
-        prompt_text(scorer.tokenizer, lineup.messages)
-    except RequestError:
-        return False
-    return True

@@ -16,7 +16,7 @@ from multiref_cli.config.schema import Evaluation, Experiment, Model
 from multiref_cli.errors import RequestError, RunError
 from multiref_cli.evaluation.evaluate import summary
 from multiref_cli.evaluation.tasks.base import Answers, Asking, Row, Subject, Task, answer, open_task
-from multiref_cli.files import read_lines, read_object, sentence_of, write_json, writing
+from multiref_cli.files import read_kept, read_lines, read_object, sentence_of, write_json, writing
 from multiref_cli.models.files import fingerprint
 from multiref_cli.references.base import Reference
 from multiref_cli.tracking.places import command
@@ -151,10 +151,9 @@ class Exam:
         return root / "tasks" / f"{digest([task.sha256, task.title, task.library, model, how])}.json"
 
     def _answers(self, task: Task, whose: str, place: Path, subject: Callable[[], Subject]) -> Answers | None:
-        with contextlib.suppress(RunError):  # a damaged file is written anew
-            kept = read_object(place)
-            if kept is not None:
-                return Answers(**kept)
+        kept = read_kept(place)
+        if kept is not None:
+            return Answers(**kept)
         self.progress.advance(f"evaluate: {task.title}{whose}", 0, task.documents)
         try:
             answers = answer(task, subject(), Asking.of(self.job.experiment.evaluation))
