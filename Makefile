@@ -37,6 +37,9 @@ RESULTS := multiref_cli/help/results.md
 # Puts the committed results $(1) between their marks in that page.
 update_results = $(BIN)/python -c "from pathlib import Path; from multiref_cli.reports import published; \
   published.update_readme(Path('$(RESULTS)'), Path('$(1)'), '$(1)', published.README_METRICS)"
+# Puts the captions of all published results between their marks in the README and in that page.
+update_captions = $(BIN)/python -c "from pathlib import Path; from multiref_cli.reports import captions; \
+  captions.update_captions(Path('README.md'), Path('$(RESULTS)'))"
 # Puts the rows, scores and verdicts of the report $(1) under the published name $(2).
 publish_report = cp $(1)/summary.csv $(2).csv && cp $(1)/scores.csv.gz $(2).scores.csv.gz && \
   cp $(1)/verdicts.csv $(2).verdicts.csv
@@ -114,8 +117,7 @@ publish: $(STAMP) ## the last reproduction's results into runs/published, the RE
 	test -d runs/sample_complexity || $(MULTIREF) theory study=sample_complexity run.dir=runs/sample_complexity
 	cp runs/sample_complexity/results.json runs/published/sample-complexity.json
 	cp runs/sample_complexity/report/figures/sample-complexity.png runs/published/sample-complexity.png
-	$(BIN)/python -c "from pathlib import Path; from multiref_cli.reports.captions import update_captions; \
-	  update_captions(Path('README.md'), Path('$(RESULTS)'))"
+	$(update_captions)
 
 worlds: $(STAMP) ## both experiments in five embedded worlds: what holds in all, in most, in one (an hour or more)
 	OMP_NUM_THREADS=1 $(MULTIREF) sweep sweep=worlds_embedded run.dir=runs/worlds/sweep --workers $(WORKERS)
@@ -134,8 +136,7 @@ rivals: $(STAMP) ## one mix against its rivals in both experiments: the untraine
 	$(call publish_report,runs/rivals/report,$(RIVALS:.csv=))
 	cp runs/rivals/report/figures/rivals.png runs/published/rivals.png
 	$(call update_results,$(RIVALS))
-	$(BIN)/python -c "from pathlib import Path; from multiref_cli.reports.captions import update_captions; \
-	  update_captions(Path('README.md'), Path('$(RESULTS)'))"
+	$(update_captions)
 
 regimes: $(STAMP) ## which regularizer wins where, over training, distance of the references and beta (half an hour)
 	OMP_NUM_THREADS=1 $(MULTIREF) sweep sweep=regimes run.dir=runs/regimes/sweep --workers $(WORKERS)
@@ -146,8 +147,7 @@ regimes: $(STAMP) ## which regularizer wins where, over training, distance of th
 	cp runs/regimes/report/figures/regimes.png runs/published/regimes.png
 	$(BIN)/python -c "from pathlib import Path; from multiref_cli.reports import published, regime_words; \
 	  published.put_results(Path('$(RESULTS)'), '$(REGIMES)', regime_words.markdown(regime_words.read_regimes(Path('$(REGIMES)'))))"
-	$(BIN)/python -c "from pathlib import Path; from multiref_cli.reports.captions import update_captions; \
-	  update_captions(Path('README.md'), Path('$(RESULTS)'))"
+	$(update_captions)
 
 tuned: $(STAMP) ## both experiments with every arm at its own best beta and learning rate (half an hour)
 	OMP_NUM_THREADS=1 $(MULTIREF) sweep sweep=tuned_embedded run.dir=runs/tuned/sweep --workers $(WORKERS)
@@ -158,8 +158,7 @@ tuned: $(STAMP) ## both experiments with every arm at its own best beta and lear
 	  found = tuned.found_in(Path('runs/tuned/sweep')); tuned.write_found(found, Path('$(TUNED:.csv=.search.csv)')); \
 	  published.put_results(Path('$(RESULTS)'), '$(TUNED:.csv=.search.csv)', tuned.search_table(found))"
 	$(call update_results,$(TUNED))
-	$(BIN)/python -c "from pathlib import Path; from multiref_cli.reports.captions import update_captions; \
-	  update_captions(Path('README.md'), Path('$(RESULTS)'))"
+	$(update_captions)
 
 several: $(STAMP) ## does a mix of three references beat the best single one, in five embedded worlds? (two hours)
 	OMP_NUM_THREADS=1 $(MULTIREF) sweep sweep=single_or_several run.dir=runs/several/sweep --workers $(WORKERS) $(SETTINGS)
@@ -169,8 +168,7 @@ several: $(STAMP) ## does a mix of three references beat the best single one, in
 	  told = contest.read_answers(Path('runs/several/report/contest.json')); \
 	  contest.write_answers(told, Path('$(SEVERAL)')); \
 	  published.put_results(Path('$(RESULTS)'), '$(SEVERAL)', contest.answers_table(told))"
-	$(BIN)/python -c "from pathlib import Path; from multiref_cli.reports.captions import update_captions; \
-	  update_captions(Path('README.md'), Path('$(RESULTS)'))"
+	$(update_captions)
 
 smollm: $(STAMP) ## a real language model of 135 M parameters, offline and online (hours on two cores; SMOLLM=FOLDER ...)
 	$(call train_smollm,chat,$(SMOLLM),$(ULTRAFEEDBACK))

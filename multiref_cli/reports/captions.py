@@ -1,19 +1,19 @@
 """The README's sentences about results: each a function of published files, put between marks as the tables are."""
 
-import csv
-import io
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from multiref_cli.errors import RequestError
-from multiref_cli.files import read_json, write_text
+from multiref_cli.files import read_json
 from multiref_cli.reports.comparisons import Judged, judged
 from multiref_cli.reports.contest import read_answers, verdict
 from multiref_cli.reports.metrics import heading
 from multiref_cli.reports.mixed import conclusions, read_scores
 from multiref_cli.reports.published import Row, read_rows
 from multiref_cli.reports.regime_words import read_regimes, sentences
+from multiref_cli.reports.table_file import read_table, write_table
 from multiref_cli.reports.tuned import change, kept, read_found
 from multiref_cli.reports.verdicts import Verdict
 from multiref_cli.reports.worlds import read_claims
@@ -32,15 +32,14 @@ BEGIN, END = "<!-- caption {name}: made by multiref from {path}; do not edit -->
 
 def write_verdicts(found: Iterable[tuple[str, Verdict]], path: Path) -> None:
     """Write verdicts.csv: one row a comparison of a job, numbers with six significant digits."""
-    with io.StringIO(newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for job, one in found:
-            interval = one.comparison.difference
-            numbers = [f"{x:.6g}" for x in (interval.mean, interval.low, interval.high, one.adjusted_p)]
-            names = [job, one.metric, one.kind, int(one.over_alpha), one.first, one.second]
-            writer.writerow([*names, *numbers, one.word().strip("*")])
-        write_text(path, file.getvalue())
+    write_table(path, COLUMNS, (_written(job, one) for job, one in found))
+
+
+def _written(job: str, one: Verdict) -> list[Any]:
+    interval = one.comparison.difference
+    numbers = [f"{x:.6g}" for x in (interval.mean, interval.low, interval.high, one.adjusted_p)]
+    names = [job, one.metric, one.kind, int(one.over_alpha), one.first, one.second]
+    return [*names, *numbers, one.word().strip("*")]
 
 
 def read_verdicts(path: Path) -> list[Judged]:
@@ -51,17 +50,13 @@ def read_verdicts(path: Path) -> list[Judged]:
     """
     if not path.is_file():
         return []
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise RequestError(f"{path} is no file of verdicts: its columns must be {', '.join(COLUMNS)}.")
-        return [
-            Judged(
-                *(row["job"], row["metric"], row["kind"], row["over_alpha"] == "1", row["first"], row["second"]),
-                *(float(row["difference"]), row["verdict"]),
-            )
-            for row in reader
-        ]
+    return [
+        Judged(
+            *(row["job"], row["metric"], row["kind"], row["over_alpha"] == "1", row["first"], row["second"]),
+            *(float(row["difference"]), row["verdict"]),
+        )
+        for row in read_table(path, "file of verdicts", COLUMNS)
+    ]
 
 
 def levels(rows: Sequence[Row], metric: str) -> str:

@@ -16,6 +16,7 @@ from multiref_cli.reports.collect import Condition
 from multiref_cli.reports.job_section import job_without_world
 from multiref_cli.reports.metrics import heading, most_trusted, scorers
 from multiref_cli.reports.page import Page
+from multiref_cli.reports.table_file import pipe_table
 
 # Of the interval of one world. That other data would choose another candidate is in no standard error: in simulated
 # ties 12 % of 95 % intervals miss, 3 % of 99 % ones.
@@ -156,9 +157,7 @@ def add_contest(page: Page, jobs: Sequence[Sequence[Condition]]) -> dict[str, li
 
 def answers_table(told: Mapping[str, Sequence[Answer]]) -> str:
     """Every answer of every job as a Markdown table."""
-    lines = [f"| job | {' | '.join(HEADERS)} |", f"|---|{'---|' * len(HEADERS)}"]
-    lines += [f"| {job} | {' | '.join(_row(one))} |" for job, found in told.items() for one in found]
-    return "\n".join(lines)
+    return pipe_table(["job", *HEADERS], ([job, *_row(one)] for job, found in told.items() for one in found))
 
 
 def _row(one: Answer) -> list[str]:

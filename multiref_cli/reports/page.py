@@ -24,6 +24,7 @@ from multiref_cli.reports.parts import (
     format_cell,
     sections,
 )
+from multiref_cli.reports.table_file import pipe_table
 from multiref_cli.types import Figure
 
 __all__ = ["Link", "Page", "format_cell"]
@@ -159,12 +160,9 @@ def _cell_markdown(cell: Cell) -> str:
 
 
 def _table_markdown(table: Table) -> str:
-    def line(cells: Sequence[Cell]) -> str:
-        return "| " + " | ".join(map(_cell_markdown, cells)) + " |"
-
-    rule = "|" + "|".join("---:" if r else "---" for r in table.right_aligned) + "|"
-    lines = [line(table.headers), rule, *(line(row) for row in table.rows)]
-    return (f"*{_cell_markdown(table.caption)}*\n\n" if str(table.caption) else "") + "\n".join(lines)
+    headers, rows = list(map(_cell_markdown, table.headers)), [list(map(_cell_markdown, row)) for row in table.rows]
+    made = pipe_table(headers, rows, right={i for i, right in enumerate(table.right_aligned) if right})
+    return (f"*{_cell_markdown(table.caption)}*\n\n" if str(table.caption) else "") + made
 
 
 def _table_latex(table: Table) -> str:

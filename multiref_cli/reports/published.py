@@ -1,7 +1,5 @@
 """Results that are committed: a small CSV, whether new results agree with it, and the README's table made from it."""
 
-import csv
-import io
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,12 +9,12 @@ from typing import Any
 from multiref_cli.errors import RequestError
 from multiref_cli.evaluation.crossed import BySeed, estimate, welch
 from multiref_cli.evaluation.statistics import Interval, holm, student_t_quantile
-from multiref_cli.files import write_text
 from multiref_cli.reports import metrics as names_of
 from multiref_cli.reports.collect import CENTERED, Condition
 from multiref_cli.reports.job_section import in_order, job_name, jobs, plus_minus, reference_value
 from multiref_cli.reports.metrics import heading, scorers
 from multiref_cli.reports.rivals import rivals_of
+from multiref_cli.reports.table_file import pipe_table, read_table, write_table
 from multiref_cli.reports.verdicts import compare_job
 
 COLUMNS = (
@@ -143,16 +141,15 @@ def rows_of(found: Sequence[Condition], command: str = "") -> list[Row]:
 
 def write_rows(rows: Iterable[Row], path: Path) -> None:
     """Write rows as CSV, numbers with six significant digits."""
-    with io.StringIO(newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*COLUMNS, *ADDED_COLUMNS])
-        for row in rows:
-            mean, low, high, n = row.interval
-            numbers = [f"{value:.6g}" for value in (mean, low, high)]
-            names = [row.job, row.condition, row.role, row.level, row.estimator, row.metric]
-            added = [row.prompts, f"{row.degrees:.6g}", row.versions, row.started_from]
-            writer.writerow([*names, *numbers, n, row.commit, row.hardware, row.command, *added])
-        write_text(path, file.getvalue())
+    write_table(path, (*COLUMNS, *ADDED_COLUMNS), map(_written, rows))
+
+
+def _written(row: Row) -> list[Any]:
+    mean, low, high, n = row.interval
+    numbers = [f"{value:.6g}" for value in (mean, low, high)]
+    names = [row.job, row.condition, row.role, row.level, row.estimator, row.metric]
+    added = [row.prompts, f"{row.degrees:.6g}", row.versions, row.started_from]
+    return [*names, *numbers, n, row.commit, row.hardware, row.command, *added]
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -161,14 +158,9 @@ def read_rows(path: Path) -> list[Row]:
     Raises:
         RequestError: no such file, or another one.
     """
-    if not Path(path).is_file():
-        raise RequestError(f"{path} does not exist; give a CSV of committed results.")
-    with Path(path).open(newline="") as file:
-        reader = csv.DictReader(file)
-        known = (*COLUMNS, *ADDED_COLUMNS)
-        if tuple(reader.fieldnames or ()) not in (COLUMNS, known[: len(COLUMNS) + 2], known):
-            raise RequestError(f"{path} is no CSV of committed results: its columns must be {', '.join(known)}.")
-        return [_parsed(row) for row in reader]
+    known = (*COLUMNS, *ADDED_COLUMNS)
+    found = read_table(Path(path), "CSV of committed results", COLUMNS, known[: len(COLUMNS) + 2], known)
+    return [_parsed(row) for row in found]
 
 
 def compare_with(committed: Sequence[Row], found: Sequence[Condition]) -> list[Check]:
@@ -260,8 +252,7 @@ def readme_table(rows: Sequence[Row], metrics: Sequence[str] = ()) -> str:
         shown = [m for m in (metrics or dict.fromkeys(r.metric for r in own)) if any(r.metric == m for r in own)]
         names = [heading(metric) for metric in shown]
         parts.append(f"**{job}**")
-        lines = ["| condition | level, estimator | seeds | " + " | ".join(names) + " |"]
-        lines.append("|---|---|---:|" + "---:|" * len(names))
+        headers, lines = ["condition", "level, estimator", "seeds", *names], []
         for condition, level, estimator, role in dict.fromkeys(
             (r.condition, r.level, r.estimator, r.role) for r in own
         ):
@@ -270,8 +261,8 @@ def readme_table(rows: Sequence[Row], metrics: Sequence[str] = ()) -> str:
             how = "–" if role == "untrained" else level + ("" if estimator == "–" else f", {estimator}")
             seeds = "–" if role == "untrained" else str(max(r.interval.n for r in same))
             cells = [plus_minus(by_metric.get(metric)) for metric in shown]
-            lines.append(f"| {condition} | {how} | {seeds} | " + " | ".join(cells) + " |")
-        parts.append("\n".join(lines))
+            lines.append([condition, how, seeds, *cells])
+        parts.append(pipe_table(headers, lines, right=range(2, len(headers))))
         facts = [sorted({getattr(row, name) for row in own}) for name in ("commit", "hardware", "command")]
         commit, hardware, command = (", ".join(one) for one in facts)
         bounds = "± is half of a 95 % t interval over seeds, for untrained models of a bootstrap interval over prompts"

@@ -1,14 +1,12 @@
 """What a picture of regimes says in words, a table and a file: from a report's cells as from the published ones."""
 
-import csv
-import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from multiref_cli.errors import RequestError
 from multiref_cli.evaluation.statistics import Interval
-from multiref_cli.files import write_text
 from multiref_cli.reports.regimes import SINGLE, YARDSTICKS, Regime
+from multiref_cli.reports.table_file import pipe_table, read_table, write_table
 from multiref_cli.reports.wording import signed
 
 COLUMNS = (
@@ -110,26 +108,22 @@ def _said(one: Regime | None) -> str:
 def markdown(found: Sequence[Regime]) -> str:
     """The table as a page of results holds it."""
     headers, made = rows(found)
-    lines = ["| " + " | ".join(headers) + " |", "|" + "---|" * len(headers)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in made)])
+    return pipe_table(headers, made)
 
 
 def write_regimes(found: Sequence[Regime], path: Path) -> None:
     """Write regimes.csv: one row a cell and yardstick, numbers with six significant digits."""
-    with io.StringIO(newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for one in found:
-            means = "; ".join(f"{name} {' '.join(_numbers(value))}" for name, value in one.means.items())
-            seeds = max((value.n for value in one.means.values()), default=0)
-            writer.writerow(
-                [
-                    *(one.training, one.second, *_numbers(one.distance), one.distance.n if one.distance else ""),
-                    *(f"{one.beta:g}", one.yardstick, one.winner, "; ".join(one.contenders), *_numbers(one.margin)),
-                    *(seeds, "; ".join(one.missing), means),
-                ]
-            )
-        write_text(path, file.getvalue())
+    write_table(path, COLUMNS, map(_written, found))
+
+
+def _written(one: Regime) -> list[Any]:
+    means = "; ".join(f"{name} {' '.join(_numbers(value))}" for name, value in one.means.items())
+    seeds = max((value.n for value in one.means.values()), default=0)
+    return [
+        *(one.training, one.second, *_numbers(one.distance), one.distance.n if one.distance else ""),
+        *(f"{one.beta:g}", one.yardstick, one.winner, "; ".join(one.contenders), *_numbers(one.margin)),
+        *(seeds, "; ".join(one.missing), means),
+    ]
 
 
 def read_regimes(path: Path) -> list[Regime]:
@@ -138,13 +132,7 @@ def read_regimes(path: Path) -> list[Regime]:
     Raises:
         RequestError: no such file, or another one.
     """
-    if not path.is_file():
-        raise RequestError(f"{path} does not exist; give a CSV of regimes.")
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise RequestError(f"{path} is no CSV of regimes: its columns must be {', '.join(COLUMNS)}.")
-        return [_parsed(row) for row in reader]
+    return [_parsed(row) for row in read_table(path, "CSV of regimes", COLUMNS)]
 
 
 def _parsed(row: dict[str, str]) -> Regime:

@@ -1,7 +1,5 @@
 """Does a ranking change when every arm has its own best settings? Published rows, tuned beside hand-set."""
 
-import csv
-import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,11 +7,12 @@ from pathlib import Path
 
 from multiref_cli.config.plain import from_plain
 from multiref_cli.errors import RequestError
-from multiref_cli.files import read_lines, read_object, write_text
+from multiref_cli.files import read_lines, read_object
 from multiref_cli.reports.comparisons import Judged
 from multiref_cli.reports.metrics import heading
 from multiref_cli.reports.published import Row
 from multiref_cli.reports.search import at_end, best_of
+from multiref_cli.reports.table_file import pipe_table, read_table, write_table
 from multiref_cli.sweeps.search import FOLDER, SETTINGS, TRIALS
 from multiref_cli.sweeps.space import Axis
 
@@ -75,47 +74,36 @@ def found_in(sweep: Path) -> list[Found]:
 
 def write_found(found: Sequence[Found], path: Path) -> None:
     """Write what was found: one row an arm and key, values with six significant digits."""
-    with io.StringIO(newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for one in found:
-            writer.writerow(
-                [one.arm, one.trials, one.metric, f"{one.value:.6g}", one.key, one.best, one.range, one.end]
-            )
-        write_text(path, file.getvalue())
+    rows = (
+        (one.arm, one.trials, one.metric, f"{one.value:.6g}", one.key, one.best, one.range, one.end) for one in found
+    )
+    write_table(path, COLUMNS, rows)
 
 
 def read_found(path: Path) -> list[Found]:
     """Read what `write_found` wrote.
 
     Raises:
-        RequestError: another file.
+        RequestError: no such file, or another one.
     """
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise RequestError(f"{path} is no file of a search: its columns must be {', '.join(COLUMNS)}.")
-        return [
-            Found(row["arm"], int(row["trials"]), row["metric"], float(row["value"]), *(row[c] for c in COLUMNS[4:]))
-            for row in reader
-        ]
+    return [
+        Found(row["arm"], int(row["trials"]), row["metric"], float(row["value"]), *(row[c] for c in COLUMNS[4:]))
+        for row in read_table(path, "file of a search", COLUMNS)
+    ]
 
 
 def search_table(found: Sequence[Found]) -> str:
     """Every arm's best settings as a Markdown table; a value at the end of its range is marked."""
     keys = list(dict.fromkeys(one.key for one in found))
-    lines = [
-        f"| arm | trials | {' | '.join(keys)} | best value, on the tuning rows |",
-        f"|---|---:|{'---:|' * (len(keys) + 1)}",
-    ]
+    headers, rows = ["arm", "trials", *keys, "best value, on the tuning rows"], []
     for arm in dict.fromkeys(one.arm for one in found):
         own = {one.key: one for one in found if one.arm == arm}
         first = next(iter(own.values()))
         cells = [f"{own[k].best}{f' ({own[k].end} end)' if own[k].end else ''}" if k in own else "–" for k in keys]
         value = f"{heading(first.metric)} {first.value:.3g}"
-        lines.append(f"| {arm} | {first.trials} | {' | '.join(cells)} | {value} |")
+        rows.append([arm, str(first.trials), *cells, value])
     ranges = ", ".join(dict.fromkeys(f"{one.key} {one.range}" for one in found))
-    return "\n".join([*lines, "", f"Searched: {ranges}."])
+    return f"{pipe_table(headers, rows, right=range(1, len(headers)))}\n\nSearched: {ranges}."
 
 
 def arm_of(condition: str) -> str:

@@ -1,22 +1,21 @@
 """What holds in general: the comparisons of one job in several embedded worlds, each a replicate of the experiment."""
 
-import csv
-import io
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from multiref_cli.config.plain import digest
 from multiref_cli.errors import RequestError
 from multiref_cli.evaluation.crossed import estimate
 from multiref_cli.evaluation.statistics import Interval, holm, student_t_cdf
-from multiref_cli.files import write_text
 from multiref_cli.reports.collect import STANDARDIZED, Condition
 from multiref_cli.reports.job_section import job_without_world, jobs, plus_minus
 from multiref_cli.reports.metrics import centered, heading, scorers
 from multiref_cli.reports.page import Page
 from multiref_cli.reports.published import origin
+from multiref_cli.reports.table_file import pipe_table, read_table, write_table
 from multiref_cli.reports.verdicts import Verdict, compare_job
 
 COLUMNS = (
@@ -213,19 +212,18 @@ def _cells(one: Claim) -> list[str]:
 
 def write_claims(found: Iterable[Claim], path: Path) -> None:
     """Write worlds.csv: one row a claim, its differences with nine digits, from which the other numbers follow."""
-    with io.StringIO(newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for one in found:
-            names = [one.job, one.metric, one.kind, int(one.over_alpha), one.first, one.second]
-            numbers = [f"{value:.6g}" for value in (*one.interval[:3], one.adjusted_p)]
-            lists = [
-                " ".join(map(str, one.differences)),
-                " ".join(f"{value:.9g}" for value in one.differences.values()),
-                "; ".join(one.verdicts.values()),
-            ]
-            writer.writerow([*names, *lists, *numbers, one.holds, *(one.origin.get(key, "") for key in COLUMNS[-5:])])
-        write_text(path, file.getvalue())
+    write_table(path, COLUMNS, map(_written, found))
+
+
+def _written(one: Claim) -> list[Any]:
+    names = [one.job, one.metric, one.kind, int(one.over_alpha), one.first, one.second]
+    numbers = [f"{value:.6g}" for value in (*one.interval[:3], one.adjusted_p)]
+    lists = [
+        " ".join(map(str, one.differences)),
+        " ".join(f"{value:.9g}" for value in one.differences.values()),
+        "; ".join(one.verdicts.values()),
+    ]
+    return [*names, *lists, *numbers, one.holds, *(one.origin.get(key, "") for key in COLUMNS[-5:])]
 
 
 def read_claims(path: Path) -> list[Claim]:
@@ -234,13 +232,7 @@ def read_claims(path: Path) -> list[Claim]:
     Raises:
         RequestError: no such file, another one, or one whose numbers do not follow from its differences.
     """
-    if not path.is_file():
-        raise RequestError(f"{path} does not exist; give a CSV of claims over worlds.")
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise RequestError(f"{path} is no CSV of claims over worlds: its columns must be {', '.join(COLUMNS)}.")
-        rows = list(reader)
+    rows = read_table(path, "CSV of claims over worlds", COLUMNS)
     found: dict[str, list[Claim]] = {}
     for row in rows:
         worlds = [int(world) for world in row["worlds"].split()]
@@ -276,11 +268,9 @@ def worlds_table(found: Sequence[Claim]) -> str:
                 "over worlds",
                 "holds in",
             ]
-            lines = ["| " + " | ".join(headers) + " |", "|---|---|" + "---:|" * (len(headers) - 3) + "---|"]
-            for one in shown:
-                cells = _cells(one)
-                lines.append("| " + " | ".join([*cells[:-2], cells[-1]]) + " |")
-            parts += [summary(own), "\n".join(lines)]
+            cells = map(_cells, shown)
+            made = pipe_table(headers, ([*row[:-2], row[-1]] for row in cells), right=range(2, len(headers) - 1))
+            parts += [summary(own), made]
     if found:
         told = found[0].origin
         parts.append(
