@@ -40,16 +40,21 @@ def run_slurm(work: Work, workers: int, options: dict[str, Any], tick: Callable[
         work: what to do.
         workers: number of jobs.
         options: `cluster` (slurm; local runs processes of this machine), everything else as submitit's
-            `update_parameters` takes it: timeout_min, gpus_per_node, cpus_per_task, mem_gb, slurm_partition, …
+            `update_parameters` takes it: timeout_min, gpus_per_node, cpus_per_task (default: a point's processes),
+            mem_gb, slurm_partition, …
         tick: called about once a second.
 
     Raises:
-        RequestError: submitit refuses an option.
+        RequestError: submitit refuses an option, or a job has fewer GPUs than a point has processes.
         RunError: jobs end and points are left.
     """
     import submitit
 
-    options = {"timeout_min": 24 * 60, "name": "multiref", **options}
+    processes = work.plan.processes
+    gpus = options.get("gpus_per_node")
+    if isinstance(gpus, int) and 0 < gpus < processes:
+        raise RequestError(f"launcher.gpus_per_node is {gpus}, but a point has {processes} processes, each with a GPU.")
+    options = {"timeout_min": 24 * 60, "name": "multiref", "cpus_per_task": processes, **options}
     try:
         executor = submitit.AutoExecutor(folder=work.folder / "logs" / "slurm", cluster=options.pop("cluster", None))
         executor.update_parameters(**options)
@@ -73,11 +78,12 @@ def run_ray(work: Work, workers: int, options: dict[str, Any], tick: Callable[[]
         work: what to do.
         workers: number of tasks.
         options: `address` of a running cluster (default: $RAY_ADDRESS, else one on this machine), `num_cpus` and
-            `num_gpus` of a worker.
+            `num_gpus` of a worker (default: one for each process of a point, GPUs where a node has as many and a point
+            may use them).
         tick: called about once a second.
 
     Raises:
-        RequestError: the cluster cannot be reached.
+        RequestError: the cluster cannot be reached, or no node of it has what a worker needs.
         RunError: tasks end and points are left.
     """
     import ray
@@ -89,9 +95,6 @@ def run_ray(work: Work, workers: int, options: dict[str, Any], tick: Callable[[]
         ray.init(address=options.get("address"), log_to_driver=False, ignore_reinit_error=True)
     except (ConnectionError, ValueError) as error:
         raise RequestError(f"Ray cannot be reached: {str(error).splitlines()[0]}") from error
-    needs = {"num_cpus": options.get("num_cpus", 1), "num_gpus": options.get("num_gpus", 0)}
-    # Retries are counted by the ledger, one a point; Ray's own would count twice.
-    task = ray.remote(max_retries=0, **needs)(_ray_worker)
 
     def is_over(reference: Any) -> bool:
         return bool(ray.wait([reference], timeout=0)[0])
@@ -102,9 +105,35 @@ def run_ray(work: Work, workers: int, options: dict[str, Any], tick: Callable[[]
         ray.wait(references, num_returns=len(references), timeout=GRACE_SECONDS)
 
     try:
+        needs = _ray_needs(work, [node["Resources"] for node in ray.nodes() if node["Alive"]], options)
+        # Retries are counted by the ledger, one a point; Ray's own would count twice.
+        task = ray.remote(max_retries=0, **needs)(_ray_worker)
         _watch(work, [task.remote(work) for _ in range(workers)], lambda: task.remote(work), is_over, stop, tick)
     finally:
         ray.shutdown()
+
+
+def _ray_needs(work: Work, nodes: list[dict[str, float]], options: dict[str, Any]) -> dict[str, Any]:
+    """What a worker asks of a node.
+
+    Ray hides every GPU from a task that asked for none: points that may use one ask for it.
+
+    Raises:
+        RequestError: no node has that much; Ray would wait for such a node without an end.
+    """
+    processes = work.plan.processes
+    gpus = processes if work.plan.may_use_gpus and any(node.get("GPU", 0) >= processes for node in nodes) else 0
+    needs = {"num_cpus": options.get("num_cpus", processes), "num_gpus": options.get("num_gpus", gpus)}
+    if 0 < needs["num_gpus"] < processes and processes > 1:
+        raise RequestError(
+            f"launcher.num_gpus is {needs['num_gpus']:g}, but a point has {processes} processes, each with a GPU."
+        )
+    if not any(node.get("CPU", 0) >= needs["num_cpus"] and node.get("GPU", 0) >= needs["num_gpus"] for node in nodes):
+        raise RequestError(
+            f"no node of the Ray cluster has {needs['num_cpus']:g} CPUs and {needs['num_gpus']:g} GPUs for a worker; "
+            "give launcher.num_cpus and launcher.num_gpus, or fewer hardware.processes."
+        )
+    return needs
 
 
 def _ray_worker(work: Work) -> None:

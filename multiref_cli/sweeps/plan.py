@@ -87,6 +87,11 @@ class Plan:
         """Most processes of a point."""
         return max((point.experiment.hardware.processes for point in self.points), default=1)
 
+    @property
+    def may_use_gpus(self) -> bool:
+        """Whether a point does not insist on another device."""
+        return any(point.experiment.hardware.device.startswith(("auto", "cuda")) for point in self.points)
+
     def count(self, role: str) -> int:
         """Number of conditions with a role: grid, single, beta0 or rival."""
         return len({point.condition_id for point in self.points if point.role == role})

@@ -59,6 +59,20 @@ def test_a_process_that_cannot_begin_ends_the_run_at_once(place, multiref, offli
     assert "no filelock here" in Path("out/logs/process-1.log").read_text()
 
 
+@pytest.mark.slow
+def test_a_point_on_a_cluster_has_processes_of_its_own(place, multiref, offline, same, monkeypatch):
+    """Of Slurm, with submitit's executor on this machine."""
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    points = ["sweep", *offline, "regularizer=rkl", "alpha=0.5", "baselines=false", "seeds=1"]
+    assert multiref(*points, "run.dir=alone", "--workers", 1) == 0
+    both = [*points, "run.dir=both", "hardware.processes=2", "--workers", 1]
+    assert multiref(*both, "--launcher", "slurm", "launcher.cluster=local") == 0
+    (first,), (second,) = (list(Path(name).glob("*/results.json")) for name in ("alone", "both"))
+    same(first.parent, second.parent, within=1e-5)
+    assert (second.parent / "logs" / "process-1.log").is_file()
+
+
 @pytest.mark.parametrize("algorithm", ["sft", "reward_model"])
 def test_what_trains_without_references_shares_its_steps_too(place, multiref, offline, algorithm, same):
     kept = [text for text in offline if not text.startswith(("references", "first", "second", "beta", "evaluation"))]

@@ -6,6 +6,7 @@ import sys
 import time
 import uuid
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from multiref_cli.errors import RunError
@@ -16,9 +17,17 @@ from multiref_cli.sweeps.worker import Work
 from multiref_cli.tracking.run_dir import RunDir
 
 
+class Config(dict[str, Any]):
+    """Of a point: what `run` reads, and the processes and the device that a launcher asks after."""
+
+    @property
+    def hardware(self) -> SimpleNamespace:
+        return SimpleNamespace(processes=self.get("processes", 1), device=self.get("device", "cpu"))
+
+
 def point(name: str, steps: int = 5, passes: tuple[str, ...] = (), **behavior: Any) -> Point:
     """A point of `steps` steps; `behavior` is read by `run`."""
-    config = {"id": f"id-{name}", "steps": steps, "seconds": 0.0, **behavior}
+    config = Config({"id": f"id-{name}", "steps": steps, "seconds": 0.0, **behavior})
     return Point(f"id-{name}", name, f"c-{name}", f"cid-{name}", 0, "grid", (f"name={name}",), passes, (), config)
 
 

@@ -17,6 +17,7 @@ import fake_trials
 
 from multiref_cli.errors import RequestError
 from multiref_cli.files import read_json
+from multiref_cli.sweeps.cluster import _ray_needs
 from multiref_cli.sweeps.launch import launch
 from multiref_cli.sweeps.ledger import Ledger
 from multiref_cli.sweeps.worker import Work, work_off
@@ -145,3 +146,45 @@ def test_unknown_engine_options(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="submitit refuses"):
         options = {"cluster": "local", "no_such_option": 1}
         launch(fake_points.work(tmp_path, [fake_points.point("p")]), "slurm", 1, options, lambda: None)
+
+
+def test_a_job_of_slurm_has_room_for_the_processes_of_a_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    submitit, asked = pytest.importorskip("submitit"), {}
+    points = [fake_points.point("p", processes=4)]
+    with pytest.raises(RequestError, match="gpus_per_node is 2, but a point has 4 processes"):
+        launch(fake_points.work(tmp_path, points), "slurm", 1, {"cluster": "local", "gpus_per_node": 2}, lambda: None)
+
+    def stop(self: object, **options: object) -> None:
+        asked.update(options)
+        raise ValueError("seen")
+
+    monkeypatch.setattr(submitit.AutoExecutor, "update_parameters", stop)
+    with pytest.raises(RequestError, match="seen"):
+        launch(fake_points.work(tmp_path, points), "slurm", 1, {"cluster": "local", "gpus_per_node": 4}, lambda: None)
+    assert (asked["cpus_per_task"], asked["gpus_per_node"]) == (4, 4)
+
+
+@pytest.mark.parametrize(
+    ("processes", "device", "options", "expected"),
+    [
+        (1, "auto", {}, (1, 1)),  # Ray would hide every GPU from a task that asks for none
+        (1, "cpu", {}, (1, 0)),
+        (1, "auto", {"num_gpus": 0.5}, (1, 0.5)),
+        (4, "auto", {}, (4, 4)),
+        (4, "auto", {"num_cpus": 16, "num_gpus": 8}, (16, 8)),
+        (16, "auto", {}, (16, 0)),  # no node has sixteen
+        (4, "auto", {"num_gpus": 2}, "4 processes"),
+        (64, "cpu", {}, "no node of the Ray cluster has 64 CPUs and 0 GPUs"),
+        (1, "auto", {"num_gpus": 9}, "no node of the Ray cluster has 1 CPUs and 9 GPUs"),
+    ],
+)
+def test_a_task_of_ray_has_room_for_the_processes_of_a_point(
+    tmp_path: Path, processes: int, device: str, options: dict[str, float], expected: tuple[float, float] | str
+) -> None:
+    nodes = [{"CPU": 4.0}, {"CPU": 32.0, "GPU": 8.0}]
+    work = fake_points.work(tmp_path, [fake_points.point("p", processes=processes, device=device)])
+    if isinstance(expected, str):
+        with pytest.raises(RequestError, match=expected):
+            _ray_needs(work, nodes, options)
+    else:
+        assert _ray_needs(work, nodes, options) == {"num_cpus": expected[0], "num_gpus": expected[1]}
