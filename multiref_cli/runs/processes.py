@@ -6,9 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -21,13 +22,18 @@ from multiref_cli.config.schema import Experiment, Hardware
 from multiref_cli.errors import RunError
 from multiref_cli.files import sentence_of, write_text
 from multiref_cli.parallel import ALONE, Lost, Parallel
+from multiref_cli.tracking.places import command
 from multiref_cli.tracking.provenance import usable_cores
+from multiref_cli.tracking.run_dir import RunDir
 
 # How long one process waits for what another has to say; one that dies is noticed at once.
 PATIENCE = timedelta(hours=2)
 # How long the others may take to end after the main process has.
 GRACE_SECONDS = 10.0
 POLL_SECONDS = 0.05
+# How long a process may take to notice that another is gone: gloo does at once; a sum of NCCL waits on a GPU, where no
+# exception reaches it.
+NOTICE_SECONDS = 30.0
 _HOST = "127.0.0.1"
 _CODE = "import sys; sys.path[:] = sys.argv[5:]; from multiref_cli.runs.run import join; join(*sys.argv[1:5])"
 
@@ -54,8 +60,9 @@ def started(experiment: Experiment, folder: Path) -> Iterator[Parallel]:
     try:
         others.extend(_start(experiment.hardware, folder, rank, store.port) for rank in range(1, size))
         _wait_until_ready(store, others)
-        yield _joined(store, 0, experiment.hardware)
-        _await(others)
+        with _watched(lambda: any(process.poll() for process in others), lambda: _give_up(others, folder)):
+            yield _joined(store, 0, experiment.hardware)
+            _await(others)
     except Lost as lost:
         raise RunError(_what_happened(others, folder, size)) from lost
     finally:
@@ -84,15 +91,18 @@ def threads_of(hardware: Hardware) -> int | None:
 def speaking_for(folder: Path, rank: int) -> Iterator[None]:
     """What one of the other processes of a run does; what goes wrong is left for the main process to say.
 
-    Stopping is the main process's part: a signal that reaches the whole group must not end this one before.
+    Stopping is the main process's part: a signal that reaches the whole group must not end this one before. When that
+    one is gone this one ends, whatever it waits for.
 
     Raises:
         SystemExit: the main process is gone, or something failed here.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    parent = os.getppid()
     try:
-        yield
+        with _watched(lambda: os.getppid() != parent, lambda: os._exit(1)):
+            yield
     except Lost:
         sys.exit(1)
     except Exception as error:  # whatever it is, the main process says it
@@ -115,6 +125,38 @@ def connect(port: int, rank: int, hardware: Hardware) -> Parallel:
     except RuntimeError as error:
         raise Lost(str(error)) from error
     return _joined(store, rank, hardware)
+
+
+@contextlib.contextmanager
+def _watched(gone: Callable[[], bool], end: Callable[[], None]) -> Iterator[None]:
+    """End this process when another has been gone for so long that the block must have noticed, and has not."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(POLL_SECONDS * 10):
+            if gone() and not over.wait(NOTICE_SECONDS):
+                end()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+
+
+def _give_up(others: list[subprocess.Popen[bytes]], folder: Path) -> None:
+    """End the main process of a run, which waits for one that is gone: with a sentence, from a thread beside it."""
+    sentence = _what_happened(others, folder, len(others) + 1)
+    run = RunDir(folder)
+    status = run.status()
+    with contextlib.suppress(OSError, RunError):
+        run.write_status("failed", status.get("step", 0), status.get("total", 0), sentence)
+    for process in others:
+        process.kill()
+    print(f"multiref: {sentence} (go on with: {command('train', '--resume', folder)})", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def _wait_until_ready(store: dist.TCPStore, others: list[subprocess.Popen[bytes]]) -> None:

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -13,6 +15,7 @@ from multiref_cli.errors import RequestError, RunError
 from multiref_cli.files import read_json, read_lines
 from multiref_cli.parallel import ALONE
 from multiref_cli.runs import processes
+from multiref_cli.tracking.run_dir import RunDir
 
 
 def test_two_processes_train_what_one_does(place, multiref, offline, same):
@@ -124,6 +127,54 @@ def test_processes_share_the_cores_however_often_they_are_asked(monkeypatch):
     assert processes.threads_of(Hardware(processes=2, threads=3)) == 3
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     assert processes.threads_of(Hardware(processes=2)) is None
+
+
+# A run of two processes whose main one waits where no exception reaches it, as in a sum of NCCL.
+_STUCK = """
+import subprocess, sys, time
+from pathlib import Path
+from multiref_cli.runs import processes
+
+processes.NOTICE_SECONDS = 0.5
+other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+lasting = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+print(lasting.pid, flush=True)
+others = [other, lasting]
+with processes._watched(lambda: any(one.poll() for one in others), lambda: processes._give_up(others, Path("out"))):
+    other.kill()
+    time.sleep(60)
+"""
+
+
+def test_a_run_that_waits_for_a_process_that_is_gone_ends_with_a_sentence(tmp_path):
+    directory = RunDir.create(tmp_path / "out", "fake: true\n", [], {})
+    directory.write_status("running", 7, 10)
+    begun = time.monotonic()
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    ended = subprocess.run(
+        [sys.executable, "-c", _STUCK], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == 1 and time.monotonic() - begun < 50
+    said = "process 1 of 3 was ended by signal SIGKILL"
+    assert ended.stderr == f"multiref: {said} (go on with: multiref train --resume out)\n"
+    status = directory.status()
+    assert (status["state"], status["step"], status["message"]) == ("failed", 7, said)
+    left = Path(f"/proc/{int(ended.stdout)}/cmdline")
+    while left.exists() and left.read_bytes():  # what is killed is not gone at once
+        time.sleep(0.05)
+
+
+def test_a_block_that_notices_by_itself_is_left_alone(monkeypatch):
+    monkeypatch.setattr(processes, "NOTICE_SECONDS", 0.2)
+    ended = []
+    with pytest.raises(RunError), processes._watched(lambda: True, lambda: ended.append("hard")):
+        raise RunError("noticed")
+    with processes._watched(lambda: False, lambda: ended.append("hard")):
+        time.sleep(1.0)
+    assert not ended
+    with processes._watched(lambda: True, lambda: ended.append("hard")):
+        time.sleep(1.0)
+    assert ended
 
 
 def test_alone_nothing_is_sent():

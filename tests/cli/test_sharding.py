@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from multiref_cli.files import read_lines
+from multiref_cli.runs import processes
 from multiref_cli.training.loop import Loop
 
 SHARDED = ["hardware.processes=2", "hardware.sharding=full"]
@@ -51,6 +52,36 @@ def test_dpo_killed_goes_on_with_both_or_with_one(place, multiref, offline, same
     own, others = weights(Path("one")), weights(Path("two"))
     assert own.keys() == others.keys()
     assert all(torch.allclose(own[name], others[name], atol=1e-5) for name in own)
+
+
+# What the second process of a run does, of which a step fails in the middle of its forward pass.
+_FAILING = """
+import sys
+sys.path[:] = sys.argv[5:]
+from multiref_cli.algorithms.dpo import Dpo
+from multiref_cli.runs.run import join
+
+steps, loss = [], Dpo._logps
+
+def failing(self, model, packed):
+    steps.append(packed)
+    if model.training and len(steps) > 4:
+        model.model.layers[1].register_forward_pre_hook(lambda *given: 1 / 0)
+    return loss(self, model, packed)
+
+Dpo._logps = failing
+join(*sys.argv[1:5])
+"""
+
+
+def test_what_fails_inside_a_sharded_pass_ends_the_run_with_its_sentence(place, multiref, offline, capsys, monkeypatch):
+    monkeypatch.setattr(processes, "_CODE", _FAILING)
+    several = [*offline, "steps=30", "hardware.checkpoint_every=1", "evaluation.prompts=3"]
+    assert multiref("train", *several, *SHARDED, "run.dir=out") == 1
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    again = "see out/logs/error.txt; go on with: multiref train --resume out"
+    assert said == f"multiref: process 1 of 2: ZeroDivisionError: division by zero ({again})"
+    assert 1 <= len(read_lines(Path("out/metrics.jsonl"))) < 30
 
 
 def test_grpo_beside_sharded_references(place, multiref, online, same):
