@@ -65,7 +65,7 @@ steps, loss = [], Dpo._logps
 
 def failing(self, model, packed):
     steps.append(packed)
-    if model.training and len(steps) > 4:
+    if len(steps) > 8:
         model.model.layers[1].register_forward_pre_hook(lambda *given: 1 / 0)
     return loss(self, model, packed)
 
