@@ -266,7 +266,7 @@ def _open(kind: Any, model: Model, dtype: str | None, may_miss: bool, **settings
     wanted = _dtype(dtype or model.dtype)
     transformers.utils.logging.disable_progress_bar()
     try:
-        with _without_adapter(folder) as place:
+        with _without_adapter(folder) as place, _quiet():
             loaded, report = kind.from_pretrained(
                 str(place),
                 dtype=wanted,
@@ -293,6 +293,19 @@ def _open(kind: Any, model: Model, dtype: str | None, may_miss: bool, **settings
             "and weights are of different models."
         )
     return loaded
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the table of weights that do not fit, which transformers prints: what of it is a fault is said here."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _numberless(name: str) -> str:

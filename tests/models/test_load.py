@@ -1,6 +1,7 @@
 """Model folders opened, refused and saved."""
 
 import json
+import logging
 import shutil
 
 import pytest
@@ -163,7 +164,12 @@ def test_new_models(tokenizer):
 
 
 def test_a_reward_model_grows_a_head_only_for_training(folder, tmp_path, tokenizer):
+    said, ear = [], logging.Handler()
+    ear.emit = said.append
+    logging.getLogger("transformers").addHandler(ear)
     trained = load_reward_model(Model(path=str(folder)), trainable=True)
+    logging.getLogger("transformers").removeHandler(ear)
+    assert not said  # transformers would print a table of the head that it makes
     assert trained.config.num_labels == 1
     save_policy(trained, tokenizer, tmp_path / "reward")
     loaded = load_reward_model(Model(path=str(tmp_path / "reward")))
