@@ -161,11 +161,18 @@ def test_products_have_autocasts_type_inside_it_alone():
         (["hardware.dtype=bfloat16", "regularizer=fkl"], "bf16_mixed", "bf16_mixed"),
         (["hardware.precision=bf16_master", "hardware.dtype=bfloat16"], "bf16_master", "bfloat16"),
         (["hardware.precision=bf16_kahan", "hardware.dtype=bfloat16"], "bf16_kahan", "bfloat16"),
-        (["policy.dtype=bfloat16"], "bf16_mixed", "float32"),
+        (["policy.dtype=bfloat16"], "bf16_mixed", "bf16_mixed"),
+        (["hardware.precision=bf16_mixed"], "bf16_mixed", "bf16_mixed"),
+        (["hardware.precision=bf16_mixed", "hardware.dtype=float32"], "bf16_mixed", "float32"),
+        (["hardware.precision=bf16_mixed", "+policy.lora.rank=4"], "bf16_mixed", "bfloat16"),
+        (["hardware.dtype=bfloat16", "+policy.lora.rank=4", "regularizer=fkl"], "bf16_mixed", "bfloat16"),
+        (["+policy.lora.rank=4"], "float32", "float32"),
+        (["hardware.precision=bf16_master"], "bf16_master", "bfloat16"),
+        (["hardware.precision=bf16"], "bf16", "bfloat16"),
     ],
 )
 def test_what_auto_stands_for(overrides, precision, references):
-    """On a CPU; an exponential score is computed by the references as by the policy."""
+    """On a CPU, where references compute as the policy unless told otherwise; for an exponential score they always do."""
     experiment = compose(["experiment=offline_toy", *overrides])
     assert (experiment.precision, experiment.reference_type) == (precision, references)
 
