@@ -14,6 +14,7 @@ import torch
 
 from multiref_cli.cli.app import app, run_guarded
 from multiref_cli.files import read_json, read_lines
+from multiref_cli.reports import page
 from multiref_cli.world import problems as toy
 from multiref_cli.world import tokenizer as toy_tokenizer
 
@@ -63,6 +64,21 @@ def _classifier(folder):
 
     torch.manual_seed(2)
     return load_reward_model(Model(path=str(folder)), trainable=True)
+
+
+# Pictures that this process has drawn, by name.
+_DRAWN = {}
+
+
+@pytest.fixture(autouse=True)
+def _each_picture_drawn_once(request, monkeypatch):
+    """Half of the time of a small run is the drawing of its report: outside of tests/reports, which look at pictures,
+    a second picture of a name is the first one."""
+    if "reports" not in request.path.parts:
+        draw = page._draw
+        monkeypatch.setattr(
+            page, "_draw", lambda part: _DRAWN.get(part.name) or _DRAWN.setdefault(part.name, draw(part))
+        )
 
 
 @pytest.fixture

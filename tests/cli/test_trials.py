@@ -34,20 +34,20 @@ def wrong(counts) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("job", ["dpo", "grpo"])
 def test_killed_runs_end_as_undisturbed_ones(tmp_path, job):
-    counts = trial_kills.trial(3, 1, tmp_path, tiny.Clock(), (job,))
-    assert wrong(counts) == [] and sum(row.get("kills", 0) for row in counts.values()) == 3
+    counts = trial_kills.trial(2, 1, tmp_path, tiny.Clock(), (job,))
+    assert wrong(counts) == [] and sum(row.get("kills", 0) for row in counts.values()) == 2
 
 
 @pytest.mark.slow
 def test_runs_survive_power_cuts(tmp_path):
-    counts = trial_power_cuts.trial(4, 1, tmp_path, tiny.Clock())
-    assert wrong(counts) == [] and sum(row["right"] for row in counts.values()) == 4
+    counts = trial_power_cuts.trial(2, 1, tmp_path, tiny.Clock())
+    assert wrong(counts) == [] and sum(row["right"] for row in counts.values()) == 2
 
 
 @pytest.mark.slow
 def test_malformed_inputs_are_refused_or_spared(tmp_path):
-    counts = trial_malformed.trial(30, 1, tmp_path, tiny.Clock())
-    assert wrong(counts) == [] and sum(row["cases"] for row in counts.values()) >= 30
+    counts = trial_malformed.trial(12, 1, tmp_path, tiny.Clock())
+    assert wrong(counts) == [] and sum(row["cases"] for row in counts.values()) >= 12
 
 
 def test_a_difference_between_two_runs_is_seen():

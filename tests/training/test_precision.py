@@ -172,24 +172,23 @@ def test_products_have_autocasts_type_inside_it_alone():
     ],
 )
 def test_what_auto_stands_for(overrides, precision, references):
-    """On a CPU, where references compute as the policy unless told otherwise; for an exponential score they always do."""
+    """On a CPU, where references compute as the policy unless told otherwise, and for an exponential score always."""
     experiment = compose(["experiment=offline_toy", *overrides])
     assert (experiment.precision, experiment.reference_type) == (precision, references)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("job", ["offline_toy", "online_toy"])
-def test_both_jobs_run_mixed_and_with_copies(job, multiref, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    small = ["evaluation.prompts=8", "steps=2", "tracking=off", "hardware=cpu"]
+@pytest.mark.parametrize("job", ["offline", "online"])
+def test_both_jobs_run_mixed_and_with_copies(job, place, multiref, request, tmp_path, capsys):
+    small = [*request.getfixturevalue(job), "steps=2", "hardware=cpu"]
     losses = {}
     for precision in ("float32", "bf16_mixed", "bf16_master", "bf16_kahan", "bf16"):
         folder = tmp_path / precision
-        code = multiref("train", f"experiment={job}", *small, f"hardware.precision={precision}", f"run.dir={folder}")
+        code = multiref("train", *small, f"hardware.precision={precision}", f"run.dir={folder}")
         assert code == 0, capsys.readouterr().err
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         losses[precision] = lines[0]["loss"]
         notes = " ".join(json.loads((folder / "results.json").read_text())["notes"])
         assert ("trained in bfloat16 alone" in notes) == (precision == "bf16")
-    if job == "offline_toy":
+    if job == "offline":
         assert all(abs(loss - losses["float32"]) < 0.05 for loss in losses.values()), losses
