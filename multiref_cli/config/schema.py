@@ -507,13 +507,11 @@ class Experiment:
 
     @property
     def reference_type(self) -> str:
-        """What references that name no type compute in: hardware.dtype, but as the policy does, so that the rounding of
-        both is the same, where that takes no more memory, or where a score is exponential in the log-ratio."""
-        kind = self.hardware.dtype_name()
+        """What references that name no type compute in: hardware.dtype; where that is open, or a score exponential in
+        the log-ratio, as the policy does, so that the rounding of both is the same."""
         exponential = any(isinstance(term.score, float) and term.score != 0 for term in self.terms_of_all)
-        no_larger = self.hardware.dtype == "auto" and kind == "float32"
-        if not no_larger and not (exponential and self.precision == "bf16_mixed"):
-            return kind
+        if self.hardware.dtype != "auto" and not (exponential and self.precision == "bf16_mixed"):
+            return self.hardware.dtype
         held = "bfloat16" if self.policy.lora or self.policy.adapter else PRECISIONS[self.precision]
         return "bfloat16" if held == "bfloat16" and self.precision != "float32" else self.precision
 

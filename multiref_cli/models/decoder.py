@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from multiref_cli.errors import RequestError
 from multiref_cli.models.packing import Packed, pack
+from multiref_cli.models.precision import own_autocast
 from multiref_cli.types import LanguageModel, PretrainedConfig
 
 _PROBE_PROMPT = [1, 2, 3, 4, 2]
@@ -138,10 +139,11 @@ def _decode(inner: LanguageModel, packed: Packed) -> Tensor:
     extra = {}
     if packed.attention_mask is not None:
         extra = {"attention_mask": packed.attention_mask, "position_ids": packed.position_ids}
-    hidden = inner.get_decoder()(input_ids=packed.input_ids, use_cache=False, **extra).last_hidden_state
-    device = hidden.device.type
-    if torch.is_autocast_enabled(device):
-        hidden = hidden.to(torch.get_autocast_dtype(device))
+    with own_autocast(inner):
+        hidden = inner.get_decoder()(input_ids=packed.input_ids, use_cache=False, **extra).last_hidden_state
+        device = hidden.device.type
+        if torch.is_autocast_enabled(device):
+            hidden = hidden.to(torch.get_autocast_dtype(device))
     return hidden.flatten(0, 1).index_select(0, packed.predictor)
 
 

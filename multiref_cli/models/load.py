@@ -15,7 +15,7 @@ from multiref_cli.files import read_object
 from multiref_cli.models.decoder import check_head
 from multiref_cli.models.files import resolve, safetensors_header, weight_files
 from multiref_cli.models.inspect import headers, refuse_types
-from multiref_cli.models.precision import parameter_type
+from multiref_cli.models.precision import compute_mixed, parameter_type
 from multiref_cli.models.quantize import quantize
 from multiref_cli.types import Device, LanguageModel, Tokenizer
 
@@ -122,7 +122,8 @@ def load_causal_lm(
         model: a schema.Model, Reference or Policy. Its adapter is merged into a frozen model and trained on in a
             trainable one; a Policy's `lora` puts a new adapter on a trainable one.
         device: torch device.
-        dtype: parameter type, float32, bfloat16 or float16; None follows the model's own setting, else float32.
+        dtype: parameter type, float32, bfloat16 or float16; of a frozen model also bf16_mixed, see
+            `precision.compute_mixed`; None follows the model's own setting, else float32.
         trainable: with gradients; else frozen.
         probe: run it over a few tokens to compare its output head with its logits.
 
@@ -134,7 +135,8 @@ def load_causal_lm(
     """
     from transformers import AutoModelForCausalLM
 
-    loaded = _open(AutoModelForCausalLM, model, dtype, may_miss=False)
+    mixed = (dtype or model.dtype) == "bf16_mixed" and not trainable
+    loaded = _open(AutoModelForCausalLM, model, "bfloat16" if mixed and halves(model) else dtype, may_miss=False)
     if model.adapter:
         loaded = _with_adapter(loaded, model.adapter, trainable and not _lora(model))
     kind = getattr(model, "quantization", None)
@@ -146,9 +148,23 @@ def load_causal_lm(
         _refuse_lost_weights(loaded, model.path)
     if probe:
         check_head(loaded)
+    if mixed:
+        compute_mixed(loaded)
     if not trainable:
         return loaded.requires_grad_(False)
     return _with_new_lora(loaded, _lora(model)) if _lora(model) else loaded
+
+
+def halves(model: Model) -> bool:
+    """Whether a frozen model that computes in bf16_mixed is held in bfloat16: its files are, and they are all of it.
+
+    Raises:
+        RequestError: see `resolve`.
+    """
+    if model.adapter or getattr(model, "quantization", None) or getattr(model, "update", None):
+        return False  # what is added to the weights is rounded in float32 alone
+    files = weight_files(resolve(model.path, model.revision))
+    return all(one["dtype"] == "BF16" for file in files for one in safetensors_header(file)[0].values())
 
 
 def new_causal_lm(

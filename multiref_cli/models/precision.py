@@ -5,7 +5,7 @@ either the parameters are float32 and the products run in bfloat16 (autocast), o
 the bits that rounding has lost.
 """
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -61,6 +61,30 @@ class Precision:
 
 
 FLOAT32 = Precision()
+# The mark of a frozen model that computes in bf16_mixed wherever it is asked.
+_MIXED = "computes_mixed"
+
+
+def compute_mixed(model: LanguageModel) -> None:
+    """Let a frozen model compute as a bf16_mixed policy does, wherever it is asked; in place.
+
+    Its parameters are float32, or bfloat16 where its files are: the numbers are the same to the bit. Products are of
+    bfloat16 copies in any case; what autocast leaves in float32 beside them, the residual stream and layer norms, is so
+    here too.
+    """
+    for module in model.modules():
+        if isinstance(module, torch.nn.Embedding):  # the residual stream begins in its type
+            module.register_forward_hook(lambda module, given, found: found.float())
+        elif isinstance(module, (torch.nn.LayerNorm, torch.nn.RMSNorm)):  # these take no input of another type
+            module.float()
+    setattr(model, _MIXED, True)
+
+
+def own_autocast(model: LanguageModel) -> AbstractContextManager[None]:
+    """Around a pass of a frozen model: autocast where it computes in bf16_mixed, else nothing new."""
+    if not hasattr(model, _MIXED):
+        return nullcontext()
+    return Precision("bf16_mixed", str(next(model.parameters()).device)).autocast()
 
 
 def product_type(tensor: torch.Tensor) -> torch.dtype:

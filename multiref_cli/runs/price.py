@@ -8,10 +8,11 @@ from typing import Any
 from multiref_cli.algorithms.base import Job, module_of
 from multiref_cli.config.algorithms import UntrainedSettings
 from multiref_cli.config.schema import Experiment, Level, Model, Policy, torch_name
+from multiref_cli.errors import RequestError
 from multiref_cli.evaluation.evaluate import RESIDENT
 from multiref_cli.models.inspect import text_config
 from multiref_cli.models.known import absent, known_config, remote_parameters
-from multiref_cli.models.load import parameter_count
+from multiref_cli.models.load import halves, parameter_count
 from multiref_cli.models.precision import Precision, parameter_type
 from multiref_cli.models.quantize import BYTES
 from multiref_cli.runs.cards import Card
@@ -329,12 +330,22 @@ def adapter_share(experiment: Experiment, sizes: Sizes) -> float:
 def _frozen_bytes(experiment: Experiment, models: Sequence[Model], sizes: Sequence[int]) -> list[float]:
     """Bytes of some frozen models, each of its own type; of quantized ones a tenth, embedding and head, stays."""
     types = [one.dtype or experiment.reference_type for one in models]
-    each = [4.0 if parameter_type(kind) == "float32" else 2.0 for kind in types]
+    each = [
+        4.0 if parameter_type(kind) == "float32" and not _halved(one, kind) else 2.0 for one, kind in zip(models, types)
+    ]
     bits = [getattr(one, "quantization", None) for one in models]
     return [
         size * (whole if kind is None else 0.9 * BYTES[kind] + 0.1 * whole)
         for size, whole, kind in zip(sizes, each, bits)
     ]
+
+
+def _halved(model: Model, kind: str) -> bool:
+    """Whether a model that computes in bf16_mixed is held in bfloat16; most published ones are; out of reach: yes."""
+    try:
+        return kind == "bf16_mixed" and halves(model)
+    except RequestError:
+        return True
 
 
 def _live_bytes(experiment: Experiment, sizes: Sizes) -> float:

@@ -169,10 +169,11 @@ def test_products_have_autocasts_type_inside_it_alone():
         (["+policy.lora.rank=4"], "float32", "float32"),
         (["hardware.precision=bf16_master"], "bf16_master", "bfloat16"),
         (["hardware.precision=bf16"], "bf16", "bfloat16"),
+        (["hardware.precision=float32", "hardware.dtype=bfloat16"], "float32", "bfloat16"),
     ],
 )
 def test_what_auto_stands_for(overrides, precision, references):
-    """On a CPU, where references compute as the policy unless told otherwise, and for an exponential score always."""
+    """References compute as the policy unless told otherwise, and for an exponential score always."""
     experiment = compose(["experiment=offline_toy", *overrides])
     assert (experiment.precision, experiment.reference_type) == (precision, references)
 
