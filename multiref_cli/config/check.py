@@ -473,10 +473,16 @@ def _check_terms(experiment: "Experiment") -> None:
 
 
 def _check_regularizer(experiment: "Experiment") -> None:
-    r, online = experiment.penalty, experiment.algorithm.online
-    own, estimator = experiment.policy.tokenizer, experiment.estimator or r.estimator
-    other = [x.name for x in experiment.references if x.tokenizer is not None and x.tokenizer != own]
-    check_orders(r)
+    check_orders(experiment.penalty)
+    _check_signs(experiment)
+    _check_level(experiment)
+    _check_charged(experiment)
+    _check_mrpo(experiment)
+
+
+def _check_signs(experiment: "Experiment") -> None:
+    """What weights that depend on a row, or are negative, and terms can be combined with."""
+    r = experiment.penalty
     if experiment.routes is not None:
         require(
             r.states is States.policy and not (r.ctro or r.arwc or r.multi_loss),
@@ -490,6 +496,13 @@ def _check_regularizer(experiment: "Experiment") -> None:
         )
     if r.terms:
         _check_terms(experiment)
+
+
+def _check_level(experiment: "Experiment") -> None:
+    """What works token by token, and what takes whole responses."""
+    r, own = experiment.penalty, experiment.policy.tokenizer
+    estimator = experiment.estimator or r.estimator
+    other = [x.name for x in experiment.references if x.tokenizer is not None and x.tokenizer != own]
     if r.level is Level.token:
         require(not other, f"level=token cannot mix in {other[:1]}, which has its own tokenizer; use level=sequence")
         require(r.ctro is None and not r.arwc, "ctro and arwc act on whole responses; use level=sequence")
@@ -506,6 +519,11 @@ def _check_regularizer(experiment: "Experiment") -> None:
             not other,
             f"estimator={estimator.name} cannot ask {other[:1]}, which has its own tokenizer; use estimator=reward",
         )
+
+
+def _check_charged(experiment: "Experiment") -> None:
+    """Which job charges what: tokens to go, failed or special ones, states of a reference."""
+    r, online = experiment.penalty, experiment.algorithm.online
     require(online or not r.to_go, "regularizer.to_go belongs to the online job: offline nothing is left to go")
     if r.to_go and experiment.estimator is not None:
         require(
@@ -534,6 +552,11 @@ def _check_regularizer(experiment: "Experiment") -> None:
     if r.states is States.reference:
         require(r.score == 1, f"states=reference is the exact forward KL, score_order 1, not {r.score:g}")
         require(online, "states=reference belongs to the online job (algorithm=grpo)")
+
+
+def _check_mrpo(experiment: "Experiment") -> None:
+    """How MRPO makes its weights, and what it clips against."""
+    r = experiment.penalty
     if r.arwc is Arwc.authors:
         count = len(experiment.active_references)
         require(count <= 2, f"regularizer.arwc=authors is code for two references, not {count}; use arwc=paper")
