@@ -90,6 +90,20 @@ def place(world, tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def server(world, monkeypatch):
+    """A completions server that began with the tiny world's second model and takes a policy's weights, as vLLM does."""
+    from multiref_cli.config.schema import Model
+    from multiref_cli.models.load import load_causal_lm, load_tokenizer
+    from multiref_cli.references import client
+    from tests.references.fake_server import serving
+
+    monkeypatch.setattr(client, "_PAUSES", (0.01,) * 3)
+    model = Model(path=str(world / "two"))
+    with serving(load_causal_lm(model), load_tokenizer(model), "policy") as found:
+        yield found
+
+
+@pytest.fixture
 def multiref():
     """The command line, in process: arguments in, exit code out."""
     return lambda *arguments: run_guarded(lambda: app([str(a) for a in arguments], standalone_mode=True))

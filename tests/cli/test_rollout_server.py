@@ -5,21 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from multiref_cli.config.schema import Model
 from multiref_cli.files import read_json
-from multiref_cli.models.load import load_causal_lm, load_tokenizer
-from multiref_cli.references import client
 from tests.references.fake_server import serving
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def server(world, monkeypatch):
-    monkeypatch.setattr(client, "_PAUSES", (0.01,) * 3)
-    model = Model(path=str(world / "two"))
-    with serving(load_causal_lm(model), load_tokenizer(model), "policy") as found:
-        yield found
 
 
 def sampled_by(online, where, *more):

@@ -7,15 +7,13 @@ import torch
 
 from multiref_cli.config.schema import Model, Rollout
 from multiref_cli.errors import RequestError, RunError
-from multiref_cli.models.load import load_causal_lm, load_tokenizer
+from multiref_cli.models.load import load_causal_lm
 from multiref_cli.models.logprobs import token_logps
 from multiref_cli.models.packing import pack
-from multiref_cli.references import client
 from multiref_cli.rollouts.engine import Sampling
 from multiref_cli.rollouts.handoff import Handoff
 from multiref_cli.rollouts.vllm_engine import seed_of
 from multiref_cli.rollouts.vllm_server import VllmServer
-from tests.references.fake_server import serving
 
 PROMPTS, SEEDS = [[5, 6, 7], [8, 9]], [11, 12]
 SAMPLING = Sampling(max_new_tokens=5, end_ids=(2,))
@@ -24,15 +22,6 @@ SAMPLING = Sampling(max_new_tokens=5, end_ids=(2,))
 @pytest.fixture
 def policy(world):
     return load_causal_lm(Model(path=str(world / "one")), trainable=True)
-
-
-@pytest.fixture
-def server(world, monkeypatch):
-    """One that began with another model than the policy."""
-    monkeypatch.setattr(client, "_PAUSES", (0.01,) * 3)
-    model = Model(path=str(world / "two"))
-    with serving(load_causal_lm(model), load_tokenizer(model), "policy") as found:
-        yield found
 
 
 def engine_of(server, policy, place, vocabulary=None, **keys):
