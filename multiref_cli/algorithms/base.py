@@ -14,6 +14,7 @@ from multiref_cli.data.prompts import Prompt
 from multiref_cli.data.rows import Split
 from multiref_cli.data.template import rendering_of
 from multiref_cli.evaluation.evaluate import Evaluator
+from multiref_cli.models.decoder import honours_shared_prompts
 from multiref_cli.models.load import load_causal_lm, new_causal_lm
 from multiref_cli.models.precision import Precision
 from multiref_cli.parallel import ALONE, Parallel
@@ -88,8 +89,15 @@ class Job:
         wanted = experiment.active_references if active else experiment.references
         kind, rendering = experiment.reference_type, rendering_of(experiment.data)
         serving = Serving(self.tokenizer, experiment.hardware.cache_folder / "served")
-        found = references_of(wanted, self.reference_device, kind, together, rendering, serving)
+        near = torch.device(self.reference_device).type == torch.device(self.device).type
+        divide = self._divide if self.parallel.sharded and near else None
+        found = references_of(wanted, self.reference_device, kind, together, rendering, serving, divide)
         return found if together else [self.opened.get(one.name, one) for one in found]
+
+    def _divide(self, model: Any) -> None:
+        """Divide a reference's model among the processes of the run; how it shares prompts is found out before."""
+        honours_shared_prompts(model)
+        self.parallel.shard(model, self.device)
 
     def foreign_tokenizer(self, reference: Reference) -> Any:
         """The reference's tokenizer where the policy's ids mean something else to it, else None."""

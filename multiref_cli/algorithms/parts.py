@@ -8,7 +8,6 @@ from multiref_cli.algorithms.base import Job
 from multiref_cli.config.algorithms import OnlineSettings
 from multiref_cli.data.chat import end_ids
 from multiref_cli.data.prompts import Prompt
-from multiref_cli.models.decoder import honours_shared_prompts
 from multiref_cli.parallel import ALONE, Parallel
 from multiref_cli.references.live import LiveReferences
 from multiref_cli.references.samples import stored_responses
@@ -61,9 +60,6 @@ def live_references(job: Job, progress: Progress) -> LiveReferences:
     for number, member in enumerate(members):
         progress.advance("load references", number, len(members))
         _ = member.model if member.spec.server is None else member.fingerprint()
-        if found.divides(member):  # one after the other: one alone is whole at a time
-            honours_shared_prompts(member.model)
-            job.parallel.shard(member.model, job.device)
     # An adapter that shares its base is not merged, as it is where it is measured; one that moves is another by then.
     still = [one for one in members if one.spec.adapter is None and one.spec.update is None]
     job.opened.update({one.name: one for one in still if one.spec.server is None})

@@ -1,6 +1,6 @@
 """A frozen reference: what the store, live use, evaluation and samples ask of one, whatever it is."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -74,6 +74,7 @@ def references_of(
     together: bool = False,
     rendering: Rendering | None = None,
     serving: Serving | None = None,
+    divide: Callable[[Any], None] | None = None,
 ) -> list[Reference]:
     """K references in the order of their specs.
 
@@ -85,6 +86,7 @@ def references_of(
             merged into its base.
         rendering: what their chat templates are told.
         serving: what those that a server answers for need; None where there are none.
+        divide: see `LocalReference`.
     """
     openers: list[Opener | None] = [None] * len(specs)
     if together:  # one that moves has weights of its own
@@ -96,5 +98,5 @@ def references_of(
         if spec.server is not None and serving is not None:
             found.append(ServedReference(spec, serving, rendering))
         else:
-            found.append(LocalReference(spec, device, dtype, opener, rendering))
+            found.append(LocalReference(spec, device, dtype, opener, rendering, divide))
     return found

@@ -111,15 +111,6 @@ class LiveReferences:
         """Models that the processes of a run divide among them."""
         return [one.model for one in self.members if one.spec.server is None and is_sharded(one.model)]
 
-    def divides(self, member: Reference) -> bool:
-        """Whether the processes of a run may divide a reference's model among them.
-
-        Every process keeps for itself what moves, what is quantized, adapters on one base, and what waits elsewhere.
-        """
-        spec = member.spec
-        kept = self.visiting or spec.server is not None or spec.update is not None or spec.quantization is not None
-        return not kept and not isinstance(member.model, Adapted)
-
     def share_prompts(self) -> bool:
         """Whether all that read the policy's tokens give the same results where responses share their prompt's row."""
         own = [member.model for member, tokenizer in zip(self.members, self.foreign) if tokenizer is None]

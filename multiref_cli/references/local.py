@@ -19,6 +19,7 @@ from multiref_cli.models.packing import Packed
 from multiref_cli.models.precision import Precision, parameter_type
 from multiref_cli.rollouts.engine import Completion, Sampling
 from multiref_cli.rollouts.transformers_engine import TransformersEngine
+from multiref_cli.sharding import whole
 from multiref_cli.types import Device
 
 
@@ -32,6 +33,7 @@ class LocalReference:
         dtype: str = "float32",
         opener: Callable[[], Any] | None = None,
         rendering: Rendering | None = None,
+        divide: Callable[[Any], None] | None = None,
     ) -> None:
         """Takes note; nothing is opened.
 
@@ -41,6 +43,8 @@ class LocalReference:
             dtype: parameter type where the spec names none.
             opener: opens the model; None: from its own folder.
             rendering: what its chat template is told.
+            divide: divides an opened model among the processes of a run. What moves or is quantized, and adapters on
+                one base, stay whole on every process.
         """
         kind = spec.dtype or dtype
         self.spec, self.name, self.device = spec, spec.name, device
@@ -48,7 +52,9 @@ class LocalReference:
         self.dtype = kind if spec.quantization is None else f"{kind}+{spec.quantization}"
         self.precision = Precision(kind, str(device))
         self._rendering = rendering
-        self._opener = opener or (lambda: load_causal_lm(spec, device, kind))
+        self._divide = divide if spec.update is None and spec.quantization is None else None
+        place = device if self._divide is None else "cpu"  # its parts alone go where it computes
+        self._opener = opener or (lambda: load_causal_lm(spec, place, kind))
         self._model: Any = None
 
     def fingerprint(self) -> str:
@@ -69,11 +75,13 @@ class LocalReference:
         """
         if self._model is None:
             self._model = self._opener()
+            if self._divide is not None and not isinstance(self._model, Adapted):
+                self._divide(self._model)
         return self._model
 
     def alone(self) -> "LocalReference":
         """The same one with weights of its own, an adapter merged into its base; nothing is opened."""
-        return LocalReference(self.spec, self.device, self.precision.name, rendering=self._rendering)
+        return LocalReference(self.spec, self.device, self.precision.name, None, self._rendering, self._divide)
 
     @property
     def product_type(self) -> torch.dtype:
@@ -119,7 +127,7 @@ class LocalReference:
     ) -> list[list[Completion]]:
         """[P][G] responses, drawn by the engine that policies are sampled with."""
         engine = TransformersEngine(self.model, 0, batch_size, vocabulary)
-        with self.precision.autocast():
+        with self.precision.autocast(), whole(self.module):
             return engine.generate(prompts, group_size, sampling, seeds)
 
     @contextmanager

@@ -14,6 +14,7 @@ from multiref_cli.models.decoder import Adapted, sharing_width
 from multiref_cli.models.packing import Packed, micro_batches, pack, row_length, sharing_pays
 from multiref_cli.parallel import ALONE, Parallel
 from multiref_cli.references.parts import Parts
+from multiref_cli.sharding import gathered
 
 # Responses that share one row at most: attention grows with the square of the row.
 _GROUP = 8
@@ -133,8 +134,10 @@ class ScoredRows:
                     for batch in parallel.share(pieces[asked]):
                         work.expect(self._packed([groups[i] for i in batch]))
                     asked += 1
-                for batch in parallel.share(piece):
-                    own.append(self._computed([groups[i] for i in batch], work.compute, device))
+                for batch, counts in parallel.in_step(piece):
+                    with gathered(*inner):
+                        computed = self._computed([groups[i] for i in batch], work.compute, device)
+                    own += [computed] if counts else []
                     done = min(end, done + parallel.size * sum(rows[i] for i in batch))  # the others are as far
                     report(done, total, (done - before) / max(time.monotonic() - start, 1e-9))
                 values = np.concatenate(parallel.woven(own), 1)

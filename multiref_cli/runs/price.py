@@ -363,7 +363,7 @@ def _parts(experiment: Experiment, models: Sequence[Model], each: list[float], s
 
     The share that a pass gathers is the policy's: of the references' shapes nothing is known.
     """
-    if not experiment.sharded or not experiment.algorithm.online:
+    if not experiment.sharded:
         return each
     share = (
         gathered_bytes(sizes.shape, sizes.policy, 1 / sizes.policy, trained=False) + 1 / experiment.hardware.processes

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from multiref_cli import parallel, sharding
 from multiref_cli.files import read_lines
 from multiref_cli.runs import processes
 from multiref_cli.training.loop import Loop
@@ -31,14 +32,19 @@ def weights(folder):
     return load_file(folder / "policy" / "model.safetensors")
 
 
-def test_dpo_killed_goes_on_with_both_or_with_one(place, multiref, offline, same, capsys):
+def test_dpo_killed_goes_on_with_both_or_with_one(place, multiref, offline, same, capsys, monkeypatch):
     several = [*offline, "steps=12", "hardware.checkpoint_every=1", "evaluation.prompts=3"]
+    several.append(f"hardware.cache_dir={Path.cwd()}/own")
     assert multiref("train", *several, "run.dir=one") == 0
+    divided = []
+    monkeypatch.setattr(parallel, "shard", lambda model, device: divided.append(model) or sharding.shard(model, device))
+    several[-1] = f"hardware.cache_dir={Path.cwd()}/both"
     killer = threading.Thread(target=kill_the_other_one, args=(Path("two"), 3), daemon=True)
     killer.start()
     assert multiref("train", *several, *SHARDED, "run.dir=two") == 1
     killer.join()
     assert "process 1 of 2 was ended by signal SIGKILL" in capsys.readouterr().err
+    assert len(divided) == 3  # the references, for their passes, and the policy
     assert len(read_lines(Path("two/metrics.jsonl"))) < 12
     newest = sorted(Path("two/checkpoints").iterdir())[-1]
     assert sum(path.name.endswith(".distcp") for path in newest.iterdir()) == 2
