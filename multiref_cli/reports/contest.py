@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import isnan, nan
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,7 @@ class Answer:
         """The answer in one sentence."""
         mean, low, high, _ = self.interval
         level = "95 % interval over worlds" if self.worlds > 1 else f"{CONFIDENCE:.0%} interval".replace("%", " %")
-        numbers = f"{mean:+.3g}, {level} [{low:+.3g}, {high:+.3g}]"
+        numbers = f"{mean:+.3g}, " + ("which has no interval" if isnan(low) else f"{level} [{low:+.3g}, {high:+.3g}]")
         sides = f"the best of {len(self.mixes)} mixes and the best of {len(self.singles)} single references"
         if self.word == OPEN:
             return (
@@ -177,7 +178,7 @@ def read_answers(path: Path) -> dict[str, list[Answer]]:
     """
     try:
         return {
-            job: [Answer(**{**one, "interval": Interval(*one["interval"])}) for one in found]
+            job: [Answer(**{**one, "interval": _interval(one["interval"])}) for one in found]
             for job, found in (read_json(path) or {}).items()
         }
     except (AttributeError, KeyError, TypeError) as error:
@@ -204,5 +205,13 @@ def _most(shares: dict[str, float]) -> str:
     return f"{label} ({shares[label]:.0%})"
 
 
+def _interval(numbers: Sequence[float | None]) -> Interval:
+    """As it was written: JSON has no NaN."""
+    mean, low, high, n = (nan if number is None else number for number in numbers)
+    return Interval(mean, low, high, int(n))
+
+
 def _bounds(interval: Interval) -> str:
+    if isnan(interval.low):
+        return f"{interval.mean:+.3g}, no interval"
     return f"{interval.mean:+.3g} [{interval.low:+.3g}, {interval.high:+.3g}]"

@@ -13,6 +13,7 @@ from multiref_cli.reports.contest import (
     Answer,
     add_contest,
     answers,
+    answers_table,
     over_worlds,
     read_answers,
     verdict,
@@ -145,3 +146,12 @@ def test_answers_are_kept_in_a_file(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text('{"job": [1]}')
     with pytest.raises(RequestError, match="no answers"):
         read_answers(tmp_path / "other.json")
+
+
+def test_where_all_are_equal_there_is_no_interval(tmp_path: Path) -> None:
+    """Policies that have not moved: every score is the same."""
+    equal = Answer("gold", 1, Interval(0.0, float("nan"), float("nan"), 3), {"a": 1.0}, {"b": 1.0})
+    write_answers({"job": [equal]}, tmp_path / "contest.json")
+    (told,) = read_answers(tmp_path / "contest.json")["job"]
+    assert told.word == "open" and "differ by +0, which has no interval." in verdict([told])
+    assert "| +0, no interval | open |" in answers_table({"job": [told]})
