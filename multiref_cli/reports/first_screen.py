@@ -233,8 +233,26 @@ def _panel(axes: Axes, found: Sequence[Arm]) -> None:
     axes.set_ylim(-0.6, len(found) - 0.4)
     axes.grid(axis="y", visible=False)
     limits = point_limits([one.score.mean for one in found], [one.score.half_width for one in found])
-    if limits is not None:
-        axes.set_xlim(*limits)
+    if limits is None:
+        return
+    axes.set_xlim(*limits)
+    for height, one in enumerate(reversed(found)):  # what lies outside is said at the edge
+        if one.score.mean < limits[0]:
+            _note(axes, f"← {one.score.mean:.3g}", limits[0], height, 1)
+        elif one.score.mean > limits[1]:
+            _note(axes, f"{one.score.mean:.3g} →", limits[1], height, -1)
+
+
+def _note(axes: Axes, text: str, edge: float, height: int, inwards: int) -> None:
+    """A small text at the left or right edge, above its line."""
+    axes.annotate(
+        *(text, (edge, height)),
+        xytext=(3 * inwards, 2),
+        textcoords="offset points",
+        ha="left" if inwards > 0 else "right",
+        fontsize="small",
+        color=style.MUTED,
+    )
 
 
 def _add_table(

@@ -2,7 +2,10 @@
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
+from multiref_cli.evaluation.statistics import Interval
+from multiref_cli.reports.first_screen import Arm, _panel
 from multiref_cli.reports.limits import curve_limits, point_limits
 
 STEPS = np.linspace(0, 1, 50)
@@ -49,3 +52,15 @@ def test_intervals_as_wide_as_the_means_lie_apart_are_shown_whole() -> None:
 def test_a_mean_far_from_all_others_is_left_out() -> None:
     low, high = point_limits([1.0, 1.1, 1.2, 1.3, 1e4], [0.1] * 5)
     assert low > 0 and high < 3
+
+
+def test_a_mean_outside_of_the_limits_is_said_at_the_edge() -> None:
+    usual = [Arm(f"arm {i}", "several references", Interval(0.06 + 0.002 * i, 0.05, 0.08, 3)) for i in range(6)]
+    far = [Arm("low", "untrained", Interval(-0.5, -0.6, -0.4, 3)), Arm("high", "rival", Interval(0.9, 0.8, 1.0, 3))]
+    figure = Figure()
+    axes, alone = figure.subplots(1, 2)
+    _panel(axes, [*usual, *far])
+    said = {text.get_text(): text.xy for text in axes.texts}
+    assert said == {"← -0.5": (axes.get_xlim()[0], 1), "0.9 →": (axes.get_xlim()[1], 0)}
+    _panel(alone, usual)
+    assert not alone.texts
