@@ -36,7 +36,7 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 RESULTS := multiref_cli/help/results.md
 # Puts the committed results $(1) between their marks in that page.
 update_results = $(BIN)/python -c "from pathlib import Path; from multiref_cli.reports import published; \
-  published.update_readme(Path('$(RESULTS)'), Path('$(1)'), '$(1)', published.README_METRICS)"
+  published.update_readme(Path('$(RESULTS)'), Path('$(1)'), '$(1)', published.metrics_of(Path('$(1)')))"
 # Puts the captions of all published results between their marks in the README and in that page.
 update_captions = $(BIN)/python -c "from pathlib import Path; from multiref_cli.reports import captions; \
   captions.update_captions(Path('README.md'), Path('$(RESULTS)'))"
@@ -51,7 +51,9 @@ TUNED := runs/published/tuned.csv
 SEVERAL := runs/published/several.contest.json
 SEVERAL_METRICS := 'toy_gold', 'reward_model', 'ranking_accuracy', 'preference_accuracy'
 
-# Of `make smollm`: models and data, each a Hub id, a folder or a file; further settings of every step.
+# A real language model, of `make smollm`; its models and data, each a Hub id, a folder or a file; further settings of
+# every step.
+SMOLLM_RESULTS := runs/published/smollm.csv
 SMOLLM ?= HuggingFaceTB/SmolLM2-135M-Instruct
 ENCODER ?= sentence-transformers/all-MiniLM-L6-v2
 ULTRAFEEDBACK ?= trl-lib/ultrafeedback_binarized
@@ -179,7 +181,16 @@ smollm: $(STAMP) ## a real language model of 135 M parameters, offline and onlin
 	  --workers $(WORKERS) $(SETTINGS)
 	OMP_NUM_THREADS=1 $(MULTIREF) sweep sweep=smollm_online policy.path=$(SMOLLM) run.dir=runs/smollm/online \
 	  --workers $(WORKERS) $(SETTINGS)
-	for job in offline online; do $(MULTIREF) report runs/smollm/$$job --out runs/smollm/$$job/report; done
+	$(MULTIREF) report runs/smollm/offline runs/smollm/online --out runs/smollm/report
+	$(call publish_report,runs/smollm/report,$(SMOLLM_RESULTS:.csv=))
+	cp runs/smollm/report/contest.json $(SMOLLM_RESULTS:.csv=.contest.json)
+	cp runs/smollm/reward_model/results.json $(SMOLLM_RESULTS:.csv=.scorer.json)
+	cp runs/smollm/report/figures/overview.png $(SMOLLM_RESULTS:.csv=.png)
+	$(BIN)/python -c "from pathlib import Path; from multiref_cli.reports import contest, published; \
+	  told = contest.read_answers(Path('$(SMOLLM_RESULTS:.csv=.contest.json)')); \
+	  published.put_results(Path('$(RESULTS)'), '$(SMOLLM_RESULTS:.csv=.contest.json)', contest.answers_table(told))"
+	$(call update_results,$(SMOLLM_RESULTS))
+	$(update_captions)
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check multiref_cli tests && $(BIN)/ruff format --check multiref_cli tests && $(BIN)/mypy multiref_cli

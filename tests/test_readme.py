@@ -17,7 +17,7 @@ from multiref_cli.files import read_json
 from multiref_cli.reports import captions
 from multiref_cli.reports.captions import CAPTIONS, caption
 from multiref_cli.reports.contest import answers_table, read_answers
-from multiref_cli.reports.published import BEGIN, END, README_METRICS, read_rows, readme_table
+from multiref_cli.reports.published import BEGIN, END, metrics_of, read_rows, readme_table
 from multiref_cli.reports.regime_words import markdown, read_regimes
 from multiref_cli.reports.tuned import read_found, search_table
 from multiref_cli.reports.worlds import read_claims, worlds_table
@@ -34,6 +34,7 @@ PUBLISHED = (
     "runs/published/estimators.csv",
     "runs/published/rivals.csv",
     "runs/published/tuned.csv",
+    "runs/published/smollm.csv",
 )
 
 
@@ -50,7 +51,7 @@ def test_the_readme_is_read_in_minutes():
 @pytest.mark.parametrize("path", PUBLISHED)
 def test_the_results_are_those_of_the_committed_csv(path):
     shown = between(BEGIN.format(path=path), END)
-    assert shown == readme_table(read_rows(ROOT / path), README_METRICS).strip()
+    assert shown == readme_table(read_rows(ROOT / path), metrics_of(ROOT / path)).strip()
 
 
 def test_what_holds_over_worlds_is_that_of_the_committed_csv():
@@ -71,8 +72,9 @@ def test_the_settings_of_the_search_are_those_of_the_committed_csv():
     assert between(BEGIN.format(path=path), END) == search_table(read_found(ROOT / path))
 
 
-def test_the_answers_about_several_references_are_those_of_the_committed_file():
-    shown, published = between(BEGIN.format(path=captions.SEVERAL), END), ROOT / captions.SEVERAL
+@pytest.mark.parametrize("path", [captions.SEVERAL, captions.SMOLLM.replace(".csv", ".contest.json")])
+def test_the_answers_about_several_references_are_those_of_the_committed_file(path):
+    shown, published = between(BEGIN.format(path=path), END), ROOT / path
     assert shown == (answers_table(read_answers(published)) if published.is_file() else "")
 
 

@@ -23,6 +23,7 @@ WORLDS, ESTIMATORS = "runs/published/worlds.csv", "runs/published/estimators.csv
 RIVALS = "runs/published/rivals.csv"
 EMBEDDED, TUNED = "runs/published/embedded.csv", "runs/published/tuned.csv"
 SEVERAL = "runs/published/several.contest.json"
+SMOLLM = "runs/published/smollm.csv"
 REGIMES = "runs/published/regimes.cells.csv"
 # What the online job is judged by.
 SCORE = "toy_verifier"
@@ -190,6 +191,30 @@ def _several(path: Path) -> str:
     return " ".join(f"{job}: {verdict(found)}" for job, found in read_answers(path).items())
 
 
+def _smollm(path: Path) -> str:
+    """Whether several references beat one for a real language model, by its scorer and by how pairs are ranked."""
+    told = read_answers(path.with_suffix(".contest.json"))
+    ranked = [one.sentence for found in told.values() for one in found if one.metric == "ranking_accuracy"]
+    verdicts = [f"{job}: {verdict(found)}" for job, found in told.items()]
+    return " ".join([*verdicts, *ranked, _scorer(path)])
+
+
+def _smollm_pairs(path: Path) -> str:
+    """Levels and comparisons of a real language model, score by score."""
+    rows, found = read_rows(path), read_verdicts(path.with_suffix(f".{VERDICTS}"))
+    known, compared = {row.metric for row in rows}, {one.metric for one in found}
+    metrics = [name for name in ("reward_model", "ranking_accuracy", "reasoning_gym") if name in known]
+    said = [f"{levels(rows, one)} {judged(found, one) if one in compared else ''}".strip() for one in metrics]
+    return " ".join([*said, _scorer(path)])
+
+
+def _scorer(path: Path) -> str:
+    """How well the reward model behind published scores tells right from wrong."""
+    measured = (read_json(path.with_suffix(".scorer.json")) or {})["metrics"]["held_out_accuracy"]
+    accuracy = f"{measured['mean']:.3f} [{measured['ci_low']:.3f}, {measured['ci_high']:.3f}]"
+    return f"The reward model puts the preferred response of {accuracy} of {measured['n']} held-out pairs first."
+
+
 def _laboratory(path: Path) -> str:
     """What the laboratory saw of the rates in n."""
     from multiref_cli.theory.studies.sample_complexity import rates
@@ -208,6 +233,8 @@ CAPTIONS: dict[str, tuple[str, Callable[[Path], str]]] = {
     "rivals": (RIVALS, lambda path: rivals(read_rows(path), read_verdicts(path.with_suffix(f".{VERDICTS}")))),
     "regimes": (REGIMES, lambda path: sentences(read_regimes(path))),
     "several": (SEVERAL, _several),
+    "smollm": (SMOLLM, _smollm),
+    "smollm pairs": (SMOLLM, _smollm_pairs),
     "tuned": (TUNED, lambda path: _tuned(path, orders=False)),
     "tuned orders": (TUNED, lambda path: _tuned(path, orders=True)),
     "laboratory": ("runs/published/sample-complexity.json", _laboratory),

@@ -26,6 +26,11 @@ COLUMNS = (
 ADDED_COLUMNS = ("prompts", "degrees", "versions", "started_from")
 # Columns of the README's tables, where a job has them.
 README_METRICS = ("toy_gold", "reward_model", "reward_model/standardized", "toy_verifier", "kl/weighted")
+# Of a study of its own: how pairs are ranked, and how far each reference is.
+SMOLLM_METRICS = (
+    *("reward_model", "ranking_accuracy", "preference_accuracy", "reasoning_gym"),
+    *("kl/chat", "kl/instruct", "kl/math", "kl/helpful"),
+)
 BEGIN, END = "<!-- results: made by multiref from {path}; do not edit -->", "<!-- results end -->"
 
 
@@ -237,6 +242,11 @@ def _words(pairs: Sequence[tuple[Row, Row]]) -> list[str]:
     gaps = [a.interval.mean - b.interval.mean for a, b in pairs]
     adjusted = holm([welch(gap, a.error, b.error) for gap, (a, b) in zip(gaps, pairs)])
     return [("above" if gap > 0 else "below") if p < 0.05 else "not significant" for gap, p in zip(gaps, adjusted)]
+
+
+def metrics_of(committed: Path) -> tuple[str, ...]:
+    """The columns that the README's table of a committed CSV has."""
+    return SMOLLM_METRICS if committed.name == "smollm.csv" else README_METRICS
 
 
 def readme_table(rows: Sequence[Row], metrics: Sequence[str] = ()) -> str:

@@ -17,9 +17,9 @@ from multiref_cli.reports.contest import ANSWERS, answers_table, read_answers
 from multiref_cli.reports.published import (
     BEGIN,
     END,
-    README_METRICS,
     Row,
     measured,
+    metrics_of,
     read_rows,
     readme_table,
     write_rows,
@@ -138,7 +138,7 @@ def _table(path: Path) -> str:
         return search_table(read_found(path))
     if path.name.endswith(f".{ANSWERS}"):
         return answers_table(read_answers(path))
-    return readme_table(read_rows(path), README_METRICS)
+    return readme_table(read_rows(path), metrics_of(path))
 
 
 def _published(page: Path, name: str) -> Path:
