@@ -40,6 +40,10 @@ update_results = $(BIN)/python -c "from pathlib import Path; from multiref_cli.r
 # Puts the captions of all published results between their marks in the README and in that page.
 update_captions = $(BIN)/python -c "from pathlib import Path; from multiref_cli.reports import captions; \
   captions.update_captions(Path('README.md'), Path('$(RESULTS)'))"
+# Puts the answers of the report $(1), one reference or several, under the published name $(2) and into that page.
+publish_answers = cp $(1)/contest.json $(2) && $(BIN)/python -c "from pathlib import Path; \
+  from multiref_cli.reports import contest, published; \
+  published.put_results(Path('$(RESULTS)'), '$(2)', contest.answers_table(contest.read_answers(Path('$(2)'))))"
 # Puts the rows, scores and verdicts of the report $(1) under the published name $(2).
 publish_report = cp $(1)/summary.csv $(2).csv && cp $(1)/scores.csv.gz $(2).scores.csv.gz && \
   cp $(1)/verdicts.csv $(2).verdicts.csv
@@ -165,11 +169,9 @@ tuned: $(STAMP) ## both experiments with every arm at its own best beta and lear
 several: $(STAMP) ## does a mix of three references beat the best single one, in five embedded worlds? (two hours)
 	OMP_NUM_THREADS=1 $(MULTIREF) sweep sweep=single_or_several run.dir=runs/several/sweep --workers $(WORKERS) $(SETTINGS)
 	$(MULTIREF) report runs/several/sweep --out runs/several/report
-	$(BIN)/python -c "from pathlib import Path; from multiref_cli.reports import contest, published, scores; \
-	  scores.keep_scores(Path('runs/several/report'), Path('$(SEVERAL:.contest.json=)'), ($(SEVERAL_METRICS))); \
-	  told = contest.read_answers(Path('runs/several/report/contest.json')); \
-	  contest.write_answers(told, Path('$(SEVERAL)')); \
-	  published.put_results(Path('$(RESULTS)'), '$(SEVERAL)', contest.answers_table(told))"
+	$(BIN)/python -c "from pathlib import Path; from multiref_cli.reports.scores import keep_scores; \
+	  keep_scores(Path('runs/several/report'), Path('$(SEVERAL:.contest.json=)'), ($(SEVERAL_METRICS)))"
+	$(call publish_answers,runs/several/report,$(SEVERAL))
 	$(update_captions)
 
 smollm: $(STAMP) ## a real language model of 135 M parameters, offline and online (hours on two cores; SMOLLM=FOLDER ...)
@@ -183,12 +185,9 @@ smollm: $(STAMP) ## a real language model of 135 M parameters, offline and onlin
 	  --workers $(WORKERS) $(SETTINGS)
 	$(MULTIREF) report runs/smollm/offline runs/smollm/online --out runs/smollm/report
 	$(call publish_report,runs/smollm/report,$(SMOLLM_RESULTS:.csv=))
-	cp runs/smollm/report/contest.json $(SMOLLM_RESULTS:.csv=.contest.json)
+	$(call publish_answers,runs/smollm/report,$(SMOLLM_RESULTS:.csv=.contest.json))
 	cp runs/smollm/reward_model/results.json $(SMOLLM_RESULTS:.csv=.scorer.json)
 	cp runs/smollm/report/figures/overview.png $(SMOLLM_RESULTS:.csv=.png)
-	$(BIN)/python -c "from pathlib import Path; from multiref_cli.reports import contest, published; \
-	  told = contest.read_answers(Path('$(SMOLLM_RESULTS:.csv=.contest.json)')); \
-	  published.put_results(Path('$(RESULTS)'), '$(SMOLLM_RESULTS:.csv=.contest.json)', contest.answers_table(told))"
 	$(call update_results,$(SMOLLM_RESULTS))
 	$(update_captions)
 

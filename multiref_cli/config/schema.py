@@ -512,8 +512,9 @@ class Experiment:
         exponential = any(isinstance(term.score, float) and term.score != 0 for term in self.terms_of_all)
         if self.hardware.dtype != "auto" and not (exponential and self.precision == "bf16_mixed"):
             return self.hardware.dtype
-        held = "bfloat16" if self.policy.lora or self.policy.adapter else PRECISIONS[self.precision]
-        return "bfloat16" if held == "bfloat16" and self.precision != "float32" else self.precision
+        adapted = bool(self.policy.lora or self.policy.adapter)  # its frozen base is in bfloat16
+        whole = PRECISIONS[self.precision] == "float32" and not adapted
+        return self.precision if whole or self.precision == "float32" else "bfloat16"
 
     @property
     def regularized(self) -> bool:
