@@ -25,7 +25,6 @@ from multiref_cli.models.decoder import sharing_width
 from multiref_cli.models.files import fingerprint
 from multiref_cli.models.logprobs import token_logps
 from multiref_cli.models.packing import Packed, micro_batches, pack, row_length, sharing_pays
-from multiref_cli.models.precision import product_type
 from multiref_cli.objectives.aggregate import widest
 from multiref_cli.objectives.divergence import is_clipped, total_score
 from multiref_cli.objectives.mixing import log_mixed
@@ -40,8 +39,9 @@ from multiref_cli.tracking.metrics import Averages
 from multiref_cli.tracking.progress import Progress
 from multiref_cli.types import LanguageModel, Tokenizer
 
-# How far the first loss may be from its expectation: bfloat16 log-probabilities of long responses are nats apart.
-_START_TOLERANCE = {True: 1e-3, False: 0.2}
+# How far the first loss may be from its expectation, relative where that is above 1, besides what rounding does to it;
+# that is measured on so many pairs.
+_START_TOLERANCE, _ROUNDED_PAIRS = 1e-3, 16
 PAIR_METRICS = ("preference_accuracy", "ranking_accuracy", "ranking_accuracy_per_token")
 
 
@@ -350,17 +350,20 @@ class Dpo:
         self.settings = cast(DpoSettings, experiment.algorithm)
         self.penalty = experiment.penalty
         self.lengths = torch.tensor([[len(p.chosen) for p in pairs], [len(p.rejected) for p in pairs]])
-        self.share = self.settings.share_prompt
-        if self.share is None:
-            self.share = sharing_pays(
-                [len(p.prompt) for p in pairs], [(len(p.chosen), len(p.rejected)) for p in pairs], hidden_size
-            )
+        self.share = self._shares(hidden_size)
+
+    def _shares(self, hidden_size: int) -> bool:
+        """Whether both responses of a pair are computed behind one copy of their prompt."""
+        if self.settings.share_prompt is not None:
+            return self.settings.share_prompt
+        responses = [(len(pair.chosen), len(pair.rejected)) for pair in self.pairs]
+        return sharing_pays([len(pair.prompt) for pair in self.pairs], responses, hidden_size)
 
     def batch(self, step: int) -> Batch:
         """The pairs of optimizer step `step`: one random order of all pairs per epoch."""
         self.scheduled.at(step)
         rows = epoch_batch(len(self.pairs), self.settings.batch_pairs, step, self.experiment.seed)
-        micros = [PairMicro(self._pack(part), part, len(rows)) for part in self._parts(rows)]
+        micros = [PairMicro(self._pack(part, self.share), part, len(rows)) for part in self._parts(rows)]
         tokens, metrics = sum(micro.packed.real_tokens for micro in micros), self.scheduled.metrics()
         return Batch(micros, [self.pairs[i].row for i in rows], tokens, metrics)
 
@@ -398,7 +401,7 @@ class Dpo:
         device = next(model.parameters()).device
         parts = self._parts(list(range(len(self.pairs))))
         with gathered(model):
-            own = parallel.each(parts, lambda rows: self._logps(model, self._pack(rows).to(device)).cpu())
+            own = parallel.each(parts, lambda rows: self._logps(model, self._pack(rows, self.share).to(device)).cpu())
         found = torch.zeros(2, len(self.pairs), dtype=torch.float64)
         for rows, flat in zip(parts, parallel.woven(own)):
             found[:, rows] = flat.reshape(-1, 2).T
@@ -432,11 +435,11 @@ class Dpo:
             RunError: it is not: policy and reference do not see the same tokens, template, type or truncation.
         """
         rows = epoch_batch(len(self.pairs), self.settings.batch_pairs, 0, self.experiment.seed)
-        logps, parts = self.stored.references[start], self._by_route(rows)
-        expected = sum(float(self.loss_of(logps[:, part], part, len(rows))[0]) for part in parts)
-        with torch.no_grad():
-            actual = sum(float(self.loss(model, micro)[0]) for micro in self.batch(0).micros)
-        tolerance = _START_TOLERANCE[product_type(next(model.parameters())) == torch.float32] * max(1.0, abs(expected))
+        logps = self.stored.references[start]
+        expected = self._total(logps, rows)
+        live = self._computed(model, self._parts(rows), self.share)
+        actual = self._total(live, rows)
+        tolerance = _START_TOLERANCE * max(1.0, abs(expected)) + self._rounding(model, live, logps, rows)
         exact = " (ln 2)" if abs(expected - math.log(2)) < 1e-9 else ""
         progress.note(f"loss before the first step: {actual:.6f}, expected {expected:.6f}{exact}")
         if abs(actual - expected) > tolerance:
@@ -444,6 +447,29 @@ class Dpo:
                 f"the loss before the first step is {actual:.4f}, from the stored log-probabilities it should be "
                 f"{expected:.4f}: policy and reference differ in template, type or truncation (`multiref refs verify`)."
             )
+
+    def _total(self, logps: Tensor, rows: list[int]) -> float:
+        """The loss of a step of these pairs, given the (2, N) log-probabilities of all."""
+        return sum(float(self.loss_of(logps[:, part], part, len(rows))[0]) for part in self._by_route(rows))
+
+    @torch.no_grad()
+    def _computed(self, model: LanguageModel, parts: Sequence[list[int]], share: bool) -> Tensor:
+        """(2, N) log-probabilities under the policy of pairs that are computed together; 0 of all others."""
+        device, found = next(model.parameters()).device, torch.zeros(2, len(self.pairs), dtype=torch.float64)
+        for part in parts:
+            found[:, part] = self._logps(model, self._pack(part, share).to(device)).reshape(-1, 2).T.cpu().double()
+        return found
+
+    def _rounding(self, model: LanguageModel, live: Tensor, logps: Tensor, rows: list[int]) -> float:
+        """How much the loss moves with log-probabilities that are as far off as other rows and layouts make them.
+
+        Some pairs are computed again, each by itself and its prompt once a response; all are taken to be off by the
+        root mean square of what that changes, preferred and other responses in opposite directions.
+        """
+        some = rows[:_ROUNDED_PAIRS]
+        change = self._computed(model, [[row] for row in some], False)[:, some] - live[:, some]
+        off = change.square().mean().sqrt() * torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
+        return max(abs(self._total(logps + sign * off, rows) - self._total(logps, rows)) for sign in (1, -1))
 
     def _terms(self, rows: list[int]) -> tuple[Term, ...]:
         """The summands of some pairs of one route."""
@@ -502,10 +528,8 @@ class Dpo:
         return [[rows[i] for i in part] for part in parts]
 
     def _row_length(self, pair: Pair) -> int:
-        return row_length(len(pair.prompt), (len(pair.chosen), len(pair.rejected)), bool(self.share))
+        return row_length(len(pair.prompt), (len(pair.chosen), len(pair.rejected)), self.share)
 
-    def _pack(self, rows: list[int]) -> Packed:
+    def _pack(self, rows: list[int], share: bool) -> Packed:
         pairs = [self.pairs[i] for i in rows]
-        return pack(
-            [p.prompt for p in pairs], [(p.chosen, p.rejected) for p in pairs], pad_id=0, share_prompt=bool(self.share)
-        )
+        return pack([p.prompt for p in pairs], [(p.chosen, p.rejected) for p in pairs], pad_id=0, share_prompt=share)

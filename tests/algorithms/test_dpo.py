@@ -109,3 +109,33 @@ def test_held_out_pairs_are_judged_as_plain_passes_judge_them(place, multiref, o
     logged = read_lines(Path("out/metrics.jsonl"))[-1]
     assert {"log_ratio/mixed", "log_ratio/first", "log_ratio/second"} <= set(logged)
     assert not any(name.startswith("kl/") for name in logged)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16_mixed", "bf16"])
+def test_a_start_that_is_not_the_stored_one_is_refused_however_it_rounds(
+    place, multiref, offline, capsys, monkeypatch, precision
+):
+    """Preferred responses off by 0.4 nats move the first loss by less than rounding in bfloat16 was once allowed to."""
+    arguments = [*offline, "alpha=0.3", "evaluation=none", "steps=1", f"hardware.precision={precision}"]
+    assert multiref("train", *arguments, "run.dir=out") == 0
+    check = Dpo.check_start
+
+    def shifted(self, model, start, progress):
+        self.stored.references[start, 0] += 0.4
+        check(self, model, start, progress)
+
+    monkeypatch.setattr(Dpo, "check_start", shifted)
+    assert multiref("train", *arguments, "run.dir=again") == 1
+    assert "the loss before the first step is" in capsys.readouterr().err
+
+
+def test_what_rounding_does_to_the_first_loss_is_by_hand():
+    """Every log-probability 0.1 nats off at the second look: beta is 1, the margins are off by 0.2 either way."""
+    experiment = replace(_experiment("rkl", 1), beta=1.0)
+    tokens = [[-np.ones(n) for pair in LENGTHS for n in pair]]
+    objective = Dpo(experiment, PAIRS, store_pairs(experiment, tokens, None), None)
+    logps, rows = objective.stored.references[0], [0, 1, 2, 3]
+    objective._computed = lambda model, parts, share: logps + 0.1
+    assert objective._rounding(None, logps, logps, rows) == pytest.approx(np.log1p(np.exp(0.2)) - np.log(2))
+    objective._computed = lambda model, parts, share: logps
+    assert objective._rounding(None, logps, logps, rows) == 0
