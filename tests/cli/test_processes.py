@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from multiref_cli.config.schema import Hardware
 from multiref_cli.errors import RequestError, RunError
@@ -16,10 +18,11 @@ from multiref_cli.files import read_json, read_lines
 from multiref_cli.parallel import ALONE
 from multiref_cli.runs import processes
 from multiref_cli.tracking.run_dir import RunDir
+from multiref_cli.training.loop import Loop
 
 
-def test_two_processes_train_what_one_does(place, multiref, offline, same):
-    """With a store each, so that its passes and samples are shared too."""
+def test_two_processes_train_what_one_does_and_resume_bit_for_bit(place, multiref, offline, same, monkeypatch):
+    """With a store each, so that its passes and samples are shared too; stopped in the third step."""
     for count in (1, 2):
         offline = [*offline, f"hardware.cache_dir={Path.cwd()}/cache{count}"]
         assert multiref("train", *offline, f"hardware.processes={count}", f"run.dir=out{count}") == 0
@@ -27,6 +30,19 @@ def test_two_processes_train_what_one_does(place, multiref, offline, same):
     first = [read_lines(Path(f"out{count}/metrics.jsonl"))[0]["gradient_norm"] for count in (1, 2)]
     assert first[0] == pytest.approx(first[1], rel=1e-6)
     assert read_json(Path("out1/results.json"))["config_hash"] == read_json(Path("out2/results.json"))["config_hash"]
+
+    def stop(loop: Loop) -> None:
+        if loop.step == 3:
+            raise KeyboardInterrupt
+
+    again = [*offline[:-1], f"hardware.cache_dir={Path.cwd()}/cache3", "hardware.processes=2", "run.dir=out3"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "_missed", stop)
+        assert multiref("train", *again, "hardware.checkpoint_every=1") == 130
+    assert multiref("train", "--resume", "out3") == 0
+    same(Path("out2"), Path("out3"), 0.0)
+    second, third = (load_file(f"out{number}/policy/model.safetensors") for number in (2, 3))
+    assert second.keys() == third.keys() and all(torch.equal(second[name], third[name]) for name in second)
 
 
 def test_a_process_that_is_killed_ends_the_run_which_goes_on_with_another_number(place, multiref, online, capsys, same):

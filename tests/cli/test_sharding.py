@@ -90,12 +90,24 @@ def test_what_fails_inside_a_sharded_pass_ends_the_run_with_its_sentence(place, 
     assert 1 <= len(read_lines(Path("out/metrics.jsonl"))) < 30
 
 
-def test_grpo_beside_sharded_references(place, multiref, online, same):
+def stop_in_the_second_step(loop):
+    if loop.step == 2:
+        raise KeyboardInterrupt
+
+
+def test_grpo_beside_sharded_references_resumes_bit_for_bit(place, multiref, online, same, monkeypatch):
     """The exact penalty asks both references in every pass; the passes are no multiple of the processes."""
     several = [*online, "regularizer=rkl_token", "steps=3", "evaluation.prompts=3", "algorithm.micro_tokens=64"]
     for name, more in (("one", []), ("two", SHARDED)):
         assert multiref("train", *several, *more, f"run.dir={name}") == 0
     same(Path("one"), Path("two"), 1e-5)
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "_missed", stop_in_the_second_step)
+        assert multiref("train", *several, *SHARDED, "hardware.checkpoint_every=1", "run.dir=again") == 130
+    assert multiref("train", "--resume", "again") == 0
+    same(Path("two"), Path("again"), 0.0)
+    kept, others = weights(Path("two")), weights(Path("again"))
+    assert kept.keys() == others.keys() and all(torch.equal(kept[name], others[name]) for name in kept)
 
 
 def test_a_reward_model_by_muon_goes_on_sharded(place, multiref, offline, same, monkeypatch):
@@ -103,13 +115,8 @@ def test_a_reward_model_by_muon_goes_on_sharded(place, multiref, offline, same, 
     kept = [text for text in offline if not text.startswith(("references", "first", "second", "beta", "evaluation"))]
     arguments = ["algorithm=reward_model", *kept, "evaluation=none", "optimizer=muon", "hardware.checkpoint_every=1"]
     assert multiref("train", *arguments, "run.dir=one") == 0
-
-    def stop(loop):
-        if loop.step == 2:
-            raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr(Loop, "_missed", stop)
+        patch.setattr(Loop, "_missed", stop_in_the_second_step)
         assert multiref("train", *arguments, "run.dir=two") == 130
     assert multiref("train", "--resume", "two", *SHARDED) == 0
     same(Path("one"), Path("two"), 1e-5)
