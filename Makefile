@@ -8,15 +8,16 @@ TORCH ?= auto
 EXTRAS ?=
 # embedded: both jobs, small, on two CPU cores; smoke: the same in less than a minute; paper: the paper's setting (GPU, Hub).
 SCALE ?= embedded
+# How many points run at once; at the paper's scale as many as there are GPUs.
+ifneq ($(SCALE),paper)
 WORKERS ?= 2
-ifeq ($(SCALE),paper)
-WORKERS = 1
 endif
 
 COMMA := ,
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.multiref-installed
 MULTIREF := $(BIN)/multiref
+AT_ONCE := $(if $(WORKERS),--workers $(WORKERS))
 OUT := runs/reproduce-$(SCALE)
 # Results that are committed for this scale; the report says which new means lie within their intervals.
 PUBLISHED := runs/published/$(SCALE).csv
@@ -104,7 +105,7 @@ test: $(STAMP) ## run the tests (a few minutes; FAST=1: mathematics, data and co
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(if $(FAST),$(FAST_TESTS),tests) $(ARGS)
 
 reproduce: $(STAMP) ## both of the paper's experiments, trained, scored and reported (SCALE=embedded|smoke|paper)
-	OMP_NUM_THREADS=1 $(MULTIREF) sweep sweep=reproduce_$(SCALE) run.dir=$(OUT)/sweep --workers $(WORKERS)
+	OMP_NUM_THREADS=1 $(MULTIREF) sweep sweep=reproduce_$(SCALE) run.dir=$(OUT)/sweep $(AT_ONCE)
 ifeq ($(SCALE),embedded)
 	test -d $(OUT)/mixed || OMP_NUM_THREADS=1 $(MULTIREF) refs mix experiment=online_toy run.dir=$(OUT)/mixed
 endif
@@ -126,7 +127,7 @@ publish: $(STAMP) ## the last reproduction's results into runs/published, the RE
 	$(update_captions)
 
 worlds: $(STAMP) ## both experiments in five embedded worlds: what holds in all, in most, in one (an hour or more)
-	OMP_NUM_THREADS=1 $(MULTIREF) sweep sweep=worlds_embedded run.dir=runs/worlds/sweep --workers $(WORKERS)
+	OMP_NUM_THREADS=1 $(MULTIREF) sweep sweep=worlds_embedded run.dir=runs/worlds/sweep $(AT_ONCE)
 	$(MULTIREF) report runs/worlds/sweep --out runs/worlds/report
 	cp runs/worlds/report/worlds.csv $(WORLDS)
 	$(BIN)/python -c "from pathlib import Path; from multiref_cli.reports import published, worlds; \
@@ -137,7 +138,7 @@ rivals: $(STAMP) ## one mix against its rivals in both experiments: the untraine
 	  experiment=embedded/reward_model data=toy_preferences policy.path=toy:instruct algorithm.minimum_accuracy=0 \
 	  tracking=off run.dir=runs/rivals/selector; }
 	OMP_NUM_THREADS=1 $(MULTIREF) sweep sweep=rivals_embedded rivals.selector=runs/rivals/selector/policy \
-	  run.dir=runs/rivals/sweep --workers $(WORKERS)
+	  run.dir=runs/rivals/sweep $(AT_ONCE)
 	$(MULTIREF) report runs/rivals/sweep --out runs/rivals/report
 	$(call publish_report,runs/rivals/report,$(RIVALS:.csv=))
 	cp runs/rivals/report/figures/rivals.png runs/published/rivals.png
@@ -145,7 +146,7 @@ rivals: $(STAMP) ## one mix against its rivals in both experiments: the untraine
 	$(update_captions)
 
 regimes: $(STAMP) ## which regularizer wins where, over training, distance of the references and beta (half an hour)
-	OMP_NUM_THREADS=1 $(MULTIREF) sweep sweep=regimes run.dir=runs/regimes/sweep --workers $(WORKERS)
+	OMP_NUM_THREADS=1 $(MULTIREF) sweep sweep=regimes run.dir=runs/regimes/sweep $(AT_ONCE)
 	$(MULTIREF) report runs/regimes/sweep --out runs/regimes/report
 	$(BIN)/python -c "from pathlib import Path; from multiref_cli.reports.scores import keep_scores; \
 	  keep_scores(Path('runs/regimes/report'), Path('$(REGIMES:.cells.csv=)'), ($(REGIME_METRICS)))"
@@ -156,7 +157,7 @@ regimes: $(STAMP) ## which regularizer wins where, over training, distance of th
 	$(update_captions)
 
 tuned: $(STAMP) ## both experiments with every arm at its own best beta and learning rate (half an hour)
-	OMP_NUM_THREADS=1 $(MULTIREF) sweep sweep=tuned_embedded run.dir=runs/tuned/sweep --workers $(WORKERS)
+	OMP_NUM_THREADS=1 $(MULTIREF) sweep sweep=tuned_embedded run.dir=runs/tuned/sweep $(AT_ONCE)
 	$(MULTIREF) report runs/tuned/sweep --out runs/tuned/report
 	$(call publish_report,runs/tuned/report,$(TUNED:.csv=))
 	cp runs/tuned/report/figures/search-2.png runs/published/tuned.png
@@ -167,7 +168,7 @@ tuned: $(STAMP) ## both experiments with every arm at its own best beta and lear
 	$(update_captions)
 
 several: $(STAMP) ## does a mix of three references beat the best single one, in five embedded worlds? (two hours)
-	OMP_NUM_THREADS=1 $(MULTIREF) sweep sweep=single_or_several run.dir=runs/several/sweep --workers $(WORKERS) $(SETTINGS)
+	OMP_NUM_THREADS=1 $(MULTIREF) sweep sweep=single_or_several run.dir=runs/several/sweep $(AT_ONCE) $(SETTINGS)
 	$(MULTIREF) report runs/several/sweep --out runs/several/report
 	$(BIN)/python -c "from pathlib import Path; from multiref_cli.reports.scores import keep_scores; \
 	  keep_scores(Path('runs/several/report'), Path('$(SEVERAL:.contest.json=)'), ($(SEVERAL_METRICS)))"
@@ -180,9 +181,9 @@ smollm: $(STAMP) ## a real language model of 135 M parameters, offline and onlin
 	$(call train_smollm,helpful,$(SMOLLM),$(HH))
 	$(call train_smollm,reward_model,$(ENCODER),$(HH))
 	OMP_NUM_THREADS=1 $(MULTIREF) sweep sweep=smollm_offline data.path=$(ULTRAFEEDBACK) run.dir=runs/smollm/offline \
-	  --workers $(WORKERS) $(SETTINGS)
+	  $(AT_ONCE) $(SETTINGS)
 	OMP_NUM_THREADS=1 $(MULTIREF) sweep sweep=smollm_online policy.path=$(SMOLLM) run.dir=runs/smollm/online \
-	  --workers $(WORKERS) $(SETTINGS)
+	  $(AT_ONCE) $(SETTINGS)
 	$(MULTIREF) report runs/smollm/offline runs/smollm/online --out runs/smollm/report
 	$(call publish_report,runs/smollm/report,$(SMOLLM_RESULTS:.csv=))
 	$(call publish_answers,runs/smollm/report,$(SMOLLM_RESULTS:.csv=.contest.json))
