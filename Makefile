@@ -59,15 +59,25 @@ SEVERAL_METRICS := 'toy_gold', 'reward_model', 'ranking_accuracy', 'preference_a
 # A real language model, of `make smollm`; its models and data, each a Hub id, a folder or a file; further settings of
 # every step.
 SMOLLM_RESULTS := runs/published/smollm.csv
+SMOLLM_SUMS := runs/published/smollm_sums.csv
 SMOLLM ?= HuggingFaceTB/SmolLM2-135M-Instruct
 ENCODER ?= sentence-transformers/all-MiniLM-L6-v2
 ULTRAFEEDBACK ?= trl-lib/ultrafeedback_binarized
 GSM8K ?= openai/gsm8k
 HH ?= Anthropic/hh-rlhf
 SETTINGS ?=
-# Makes one model of that study: name, start, data.
+# Makes one model of that study: name, start, data if it does not name its own.
 train_smollm = test -d runs/smollm/$(1)/policy || { rm -rf runs/smollm/$(1) && OMP_NUM_THREADS=1 $(MULTIREF) train \
-  experiment=smollm/$(1) policy.path=$(2) data.path=$(3) tracking=off run.dir=runs/smollm/$(1) $(SETTINGS); }
+  experiment=smollm/$(1) policy.path=$(2) $(if $(3),data.path=$(3)) tracking=off run.dir=runs/smollm/$(1) $(SETTINGS); }
+
+# Reports one of its sweeps $(1) and publishes that under a name $(2).
+define publish_smollm
+$(MULTIREF) report $(1) --out $(1)-report
+$(call publish_report,$(1)-report,$(2))
+$(call publish_answers,$(1)-report,$(2).contest.json)
+cp $(1)-report/figures/overview.png $(2).png
+$(call update_results,$(2).csv)
+endef
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test reproduce publish worlds rivals regimes tuned several smollm lint gpu bench clean
@@ -180,16 +190,14 @@ smollm: $(STAMP) ## a real language model of 135 M parameters, offline and onlin
 	$(call train_smollm,math,$(SMOLLM),$(GSM8K))
 	$(call train_smollm,helpful,$(SMOLLM),$(HH))
 	$(call train_smollm,reward_model,$(ENCODER),$(HH))
+	$(call train_smollm,sums,$(SMOLLM))
 	OMP_NUM_THREADS=1 $(MULTIREF) sweep sweep=smollm_offline data.path=$(ULTRAFEEDBACK) run.dir=runs/smollm/offline \
 	  $(AT_ONCE) $(SETTINGS)
 	OMP_NUM_THREADS=1 $(MULTIREF) sweep sweep=smollm_online policy.path=$(SMOLLM) run.dir=runs/smollm/online \
 	  $(AT_ONCE) $(SETTINGS)
-	$(MULTIREF) report runs/smollm/offline runs/smollm/online --out runs/smollm/report
-	$(call publish_report,runs/smollm/report,$(SMOLLM_RESULTS:.csv=))
-	$(call publish_answers,runs/smollm/report,$(SMOLLM_RESULTS:.csv=.contest.json))
+	$(call publish_smollm,runs/smollm/offline,$(SMOLLM_RESULTS:.csv=))
 	cp runs/smollm/reward_model/results.json $(SMOLLM_RESULTS:.csv=.scorer.json)
-	cp runs/smollm/report/figures/overview.png $(SMOLLM_RESULTS:.csv=.png)
-	$(call update_results,$(SMOLLM_RESULTS))
+	$(call publish_smollm,runs/smollm/online,$(SMOLLM_SUMS:.csv=))
 	$(update_captions)
 
 lint: $(STAMP) ## ruff and mypy

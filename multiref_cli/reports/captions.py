@@ -23,10 +23,12 @@ WORLDS, ESTIMATORS = "runs/published/worlds.csv", "runs/published/estimators.csv
 RIVALS = "runs/published/rivals.csv"
 EMBEDDED, TUNED = "runs/published/embedded.csv", "runs/published/tuned.csv"
 SEVERAL = "runs/published/several.contest.json"
-SMOLLM = "runs/published/smollm.csv"
+SMOLLM, SMOLLM_SUMS = "runs/published/smollm.csv", "runs/published/smollm_sums.csv"
 REGIMES = "runs/published/regimes.cells.csv"
 # What the online job is judged by.
 SCORE = "toy_verifier"
+# What sums are judged by.
+SUMS = "reasoning_gym"
 COLUMNS = ("job", "metric", "kind", "over_alpha", "first", "second", "difference", "low", "high", "p", "verdict")
 BEGIN, END = "<!-- caption {name}: made by multiref from {path}; do not edit -->", "<!-- caption end -->"
 
@@ -202,10 +204,18 @@ def _smollm(path: Path) -> str:
 def _smollm_pairs(path: Path) -> str:
     """Levels and comparisons of a real language model, score by score."""
     rows, found = read_rows(path), read_verdicts(path.with_suffix(f".{VERDICTS}"))
-    known, compared = {row.metric for row in rows}, {one.metric for one in found}
-    metrics = [name for name in ("reward_model", "ranking_accuracy", "reasoning_gym") if name in known]
-    said = [f"{levels(rows, one)} {judged(found, one) if one in compared else ''}".strip() for one in metrics]
+    compared = {one.metric for one in found}
+    said = [
+        f"{levels(rows, one)} {judged(found, one) if one in compared else ''}".strip()
+        for one in ("reward_model", "ranking_accuracy")
+    ]
     return " ".join([*said, _scorer(path)])
+
+
+def _sums(path: Path) -> str:
+    """The same model on sums: whether two references beat one, levels and comparisons."""
+    rows, found = read_rows(path), read_verdicts(path.with_suffix(f".{VERDICTS}"))
+    return f"{_several(path.with_suffix('.contest.json'))} {levels(rows, SUMS)} {judged(found, SUMS)}"
 
 
 def _scorer(path: Path) -> str:
@@ -235,6 +245,7 @@ CAPTIONS: dict[str, tuple[str, Callable[[Path], str]]] = {
     "several": (SEVERAL, _several),
     "smollm": (SMOLLM, _smollm),
     "smollm pairs": (SMOLLM, _smollm_pairs),
+    "smollm sums": (SMOLLM_SUMS, _sums),
     "tuned": (TUNED, lambda path: _tuned(path, orders=False)),
     "tuned orders": (TUNED, lambda path: _tuned(path, orders=True)),
     "laboratory": ("runs/published/sample-complexity.json", _laboratory),

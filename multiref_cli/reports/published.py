@@ -26,10 +26,10 @@ COLUMNS = (
 ADDED_COLUMNS = ("prompts", "degrees", "versions", "started_from")
 # Columns of the README's tables, where a job has them.
 README_METRICS = ("toy_gold", "reward_model", "reward_model/standardized", "toy_verifier", "kl/weighted")
-# Of a study of its own: how pairs are ranked, and how far each reference is.
+# Of the two studies of a real language model: how pairs are ranked or sums are solved, and how far each reference is.
 SMOLLM_METRICS = (
     *("reward_model", "ranking_accuracy", "preference_accuracy", "reasoning_gym"),
-    *("kl/chat", "kl/instruct", "kl/math", "kl/helpful"),
+    *("kl/chat", "kl/instruct", "kl/sums", "kl/math", "kl/helpful"),
 )
 BEGIN, END = "<!-- results: made by multiref from {path}; do not edit -->", "<!-- results end -->"
 
@@ -246,7 +246,7 @@ def _words(pairs: Sequence[tuple[Row, Row]]) -> list[str]:
 
 def metrics_of(committed: Path) -> tuple[str, ...]:
     """The columns that the README's table of a committed CSV has."""
-    return SMOLLM_METRICS if committed.name == "smollm.csv" else README_METRICS
+    return SMOLLM_METRICS if committed.name.startswith("smollm") else README_METRICS
 
 
 def readme_table(rows: Sequence[Row], metrics: Sequence[str] = ()) -> str:

@@ -220,7 +220,7 @@ def test_wrong_requests(overrides: list[str], sentence: str) -> None:
 @pytest.mark.parametrize("name", options("sweep"))
 def test_every_sweep_file_makes_a_plan(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for made in ("chat", "math", "helpful", "reward_model"):  # what make smollm makes before its sweeps
+    for made in ("chat", "math", "helpful", "reward_model", "sums"):  # what make smollm makes before its sweeps
         Path(f"runs/smollm/{made}/policy").mkdir(parents=True)
     request = parse_request([f"sweep={name}"])
     plan = make_plan(request)
