@@ -101,6 +101,7 @@ def compare(
     weight: float = 2.0,
     confidence: float = 0.95,
     others: Sequence[Mapping[int, float]] = (),
+    apart: float = APART,
 ) -> Comparison:
     """Compare two sides on their common seeds, and on their common prompts where these are known.
 
@@ -109,7 +110,7 @@ def compare(
     where MS_block, (C-1)(S-1) degrees of freedom, is the residual of the means of C conditions over S seeds after
     their condition and seed effects: what seeds do to all conditions alike is gone, and three seeds of one pair need
     not tell their spread by themselves. Without a block MS_block comes from the two sides, as in a paired t test; so
-    it does where the sides vary more than the others of the block do (F test at `APART`), whose spread says nothing
+    it does where the sides vary more than the others of the block do (F test at `apart`), whose spread says nothing
     of them.
 
     Args:
@@ -120,6 +121,7 @@ def compare(
             1/m + 1/n for the means of m and n conditions.
         confidence: of the t interval of the difference.
         others: the conditions of the block that are on neither side; fewer than two leave the test out.
+        apart: level of that test.
 
     Returns:
         The comparison. p is NaN where it cannot be judged: with one common seed, or with no spread at all.
@@ -142,7 +144,7 @@ def compare(
         [[one[seed] for seed in seeds] for one in group if set(seeds) <= set(one)] for group in (block, others)
     )
     spread, degrees = float((a - b).mean(1).var(ddof=1)), len(seeds) - 1.0
-    if len(shared) > 1 and not _wider(spread / weight, degrees, rest):
+    if len(shared) > 1 and not _wider(spread / weight, degrees, rest, apart):
         residual, degrees = block_residual(np.array(shared))
         spread = weight * residual
     mean, error, degrees = _difference_error(a - b, spread, degrees)
@@ -166,7 +168,7 @@ def block_residual(means: np.ndarray) -> tuple[float, float]:
     return float((residual**2).sum() / degrees), float(degrees)
 
 
-def _wider(mean_square: float, degrees: float, others: Sequence[Sequence[float]]) -> bool:
+def _wider(mean_square: float, degrees: float, others: Sequence[Sequence[float]], level: float) -> bool:
     """Whether a mean square is significantly above the residual of other conditions, by a one-sided F test."""
     if len(others) < 2:
         return False
@@ -174,7 +176,7 @@ def _wider(mean_square: float, degrees: float, others: Sequence[Sequence[float]]
     if residual <= 0:
         return mean_square > 0
     ratio = mean_square / residual
-    return regularized_beta(rest / (rest + degrees * ratio), rest / 2, degrees / 2) < APART
+    return regularized_beta(rest / (rest + degrees * ratio), rest / 2, degrees / 2) < level
 
 
 def standardized_effect(first: np.ndarray, second: np.ndarray) -> float:

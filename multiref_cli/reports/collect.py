@@ -453,8 +453,15 @@ def _tell_apart(found: Sequence[Condition]) -> None:
             differing = [k for k in keys if len({json.dumps(one.get(k)) for one in settings}) > 1]
             shown = [k for k in differing if k not in _IN_LABEL] or differing
             for condition, one in zip(same, settings):
-                named = [f"{key.rpartition('.')[2]}={one.get(key)}" for key in shown[:3]]
+                named = [f"{key.rpartition('.')[2]}={one.get(key)}" for key in telling(shown, settings)]
                 condition.suffix = " ".join(named)
+
+
+def telling(keys: Sequence[str], settings: Sequence[Mapping[str, Any]]) -> Sequence[str]:
+    """The first three of some keys, or as many as tell the settings apart; all, where that is not enough."""
+    counts = range(min(3, len(keys)), len(keys))
+    told = (n for n in counts if len({json.dumps([one.get(k) for k in keys[:n]]) for one in settings}) == len(settings))
+    return keys[: next(told, len(keys))]
 
 
 def _without(content: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from multiref_cli.evaluation.selection import contest
 from multiref_cli.evaluation.statistics import Interval
 from multiref_cli.files import read_json, write_json
 from multiref_cli.reports.collect import Condition
-from multiref_cli.reports.job_section import job_without_world
+from multiref_cli.reports.job_section import titles
 from multiref_cli.reports.metrics import heading, most_trusted, scorers
 from multiref_cli.reports.page import Page
 from multiref_cli.reports.table_file import pipe_table
@@ -99,9 +99,8 @@ def answers(found: Sequence[Condition]) -> list[Answer]:
 
 def over_worlds(families: Sequence[Sequence[Answer]]) -> list[Answer]:
     """The answers of one job in several worlds as one a metric; each world is one observation."""
-    named = {one.metric for family in families for one in family}
     found = []
-    for metric in sorted(named, key=lambda name: [one.metric for one in families[0]].index(name)):
+    for metric in (one.metric for one in families[0]):
         own = [one for family in families for one in family if one.metric == metric]
         if len(own) == len(families):
             interval = estimate({world: one.interval.mean for world, one in enumerate(own)}).interval
@@ -130,22 +129,19 @@ def add_contest(page: Page, jobs: Sequence[Sequence[Condition]]) -> dict[str, li
     Returns:
         What was answered, by the job's name.
     """
-    told: dict[str, list[Answer]] = {}
     families: dict[str, list[tuple[Sequence[Condition], list[Answer]]]] = {}
     for found in jobs:
         made = answers(found)
         if made:
             rest = found[0].experiment.content("seed", "regularizer", "alpha", "beta", "world")
             families.setdefault(digest(rest), []).append((found, made))
-    for worlds in families.values():
-        first, made = worlds[0]
-        if len(worlds) >= WORLDS:
-            made = over_worlds([one for _, one in worlds])
-        if not made:
-            continue
-        alone, name = len(families) == 1, job_without_world(first[0])
-        told[name] = made
-        page.section("One reference or several?" if alone else f"One or several: {name}")
+    several = [worlds for worlds in families.values() if len(worlds) >= WORLDS]
+    single = [one for worlds in families.values() if len(worlds) < WORLDS for one in worlds]
+    names = [*titles([worlds[0][0] for worlds in several], True), *titles([found for found, _ in single])]
+    every = [over_worlds([made for _, made in worlds]) for worlds in several] + [made for _, made in single]
+    told = {name: made for name, made in zip(names, every) if made}
+    for name, made in told.items():
+        page.section("One reference or several?" if len(told) == 1 else f"One or several: {name}")
         page.text(f"**{verdict(made)}**")
         caption = (
             "Best mix minus best single reference. Every seed and half of the prompts is judged by the candidate that "

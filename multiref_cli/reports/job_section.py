@@ -8,7 +8,7 @@ from multiref_cli.evaluation.crossed import estimate
 from multiref_cli.evaluation.statistics import Interval
 from multiref_cli.reports import figures
 from multiref_cli.reports import metrics as measured
-from multiref_cli.reports.collect import Condition, alpha_text, flat
+from multiref_cli.reports.collect import Condition, alpha_text, flat, telling
 from multiref_cli.reports.comparisons import add_comparisons
 from multiref_cli.reports.markup import slug
 from multiref_cli.reports.metrics import heading, scorers
@@ -47,15 +47,21 @@ def stems(groups: Sequence[Sequence[Condition]]) -> list[str]:
     ]
 
 
-def titles(groups: Sequence[Sequence[Condition]]) -> list[str]:
-    """The name of each job, and what it differs in from others of the same name."""
-    names = [job_name(group[0]) for group in groups]
-    settings = [flat(group[0].experiment.content("seed", "regularizer", "alpha", "beta")) for group in groups]
+def titles(groups: Sequence[Sequence[Condition]], over_worlds: bool = False) -> list[str]:
+    """The name of each job, and what it differs in from others of the same name.
+
+    Args:
+        groups: conditions of each job.
+        over_worlds: each stands for the same job in all worlds.
+    """
+    names = [(job_without_world if over_worlds else job_name)(group[0]) for group in groups]
+    aside = ("seed", "regularizer", "alpha", "beta", *["world"] * over_worlds)
+    settings = [flat(group[0].experiment.content(*aside)) for group in groups]
     found = []
     for name, own in zip(names, settings):
         same = [one for other, one in zip(names, settings) if other == name]
         differing = [key for key in own if any(one.get(key) != own[key] for one in same)]
-        told = ", ".join(f"{key.rpartition('.')[2]}={own[key]}" for key in differing[:3])
+        told = ", ".join(f"{key.rpartition('.')[2]}={own[key]}" for key in telling(differing, same))
         found.append(f"{name} ({told})" if told else name)
     return found
 

@@ -29,8 +29,16 @@ PLANTED = {
 }
 
 
-def _sweep(truth: str, generator: np.random.Generator, seeds: int = 5, prompts: int = 500) -> list:
+def _sweep(
+    truth: str, generator: np.random.Generator, seeds: int = 5, prompts: int = 500, world: int = 0, rate: float = 0.1
+) -> list:
     """Conditions of one sweep, as a report reads them."""
+
+    def content(*without: str) -> dict:
+        return {
+            key: value for key, value in {"data": "toy", "world": world, "rate": rate}.items() if key not in without
+        }
+
     mixes, singles = PLANTED[truth]
     shared = 0.3 * generator.normal(size=prompts)
     found = []
@@ -44,7 +52,8 @@ def _sweep(truth: str, generator: np.random.Generator, seeds: int = 5, prompts: 
                 label=f"{'single' if single else 'mix'} {number}",
                 experiment=SimpleNamespace(
                     active_references=["a"] if single else ["a", "b"],
-                    content=lambda *without: {"data": "toy"},
+                    content=content,
+                    world=world,
                     algorithm=SimpleNamespace(title="DPO"),
                     data=SimpleNamespace(name="toy"),
                 ),
@@ -130,6 +139,48 @@ def test_the_section_of_a_report(tmp_path: Path) -> None:
         "## One reference or several?" in text and "**On gold several references beat one: the best of 9 mixes" in text
     )
     assert re.search(r"\| gold \| mix 3 \(100%\) \| single 1[01] \(\d+%\) \| \+0\.\d+ \[.*\] \| several \|", text)
+
+
+def test_two_worlds_and_two_jobs_of_one_name_are_answered_each_by_itself(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    few = [_sweep(truth, generator, world=world) for world, truth in enumerate(("several", "single"))]
+    told = add_contest(Page("t"), few)
+    words = {job: [one.word for one in found] for job, found in told.items()}
+    assert words == {"DPO on toy": ["several"], "DPO on toy, world 1": ["single"]}
+    rates = [_sweep(truth, generator, rate=rate) for truth, rate in (("several", 0.1), ("single", 0.2))]
+    told = add_contest(Page("t"), rates)
+    words = {job: [one.word for one in found] for job, found in told.items()}
+    assert words == {"DPO on toy (rate=0.1)": ["several"], "DPO on toy (rate=0.2)": ["single"]}
+    both = [_sweep(truth, generator, world=world, rate=rate) for truth, rate in zip(("several", "single"), (0.1, 0.2))
+            for world in range(5)]  # fmt: skip
+    told = add_contest(Page("t"), both)
+    assert {job: (found[0].worlds, found[0].word) for job, found in told.items()} == {
+        "DPO on toy (rate=0.1)": (5, "several"),
+        "DPO on toy (rate=0.2)": (5, "single"),
+    }
+
+
+def test_a_metric_that_one_world_lacks_is_left_out() -> None:
+    gold, ranked = _answer("gold", 0.1, 0.3), _answer("ranking_accuracy", 0.1, 0.3)
+    for families in ([[gold], [gold, ranked], [gold]], [[ranked, gold], [gold], [gold, ranked]]):
+        assert [one.metric for one in over_worlds(families)] == ["gold"]
+
+
+def test_chosen_candidates_that_vary_more_than_others_are_judged_by_their_own_spread() -> None:
+    """Ties of six against six; one, or one of each side, varies ten times as much over seeds. The residual of all alone
+    would miss in 14 and 20 of 100."""
+    from multiref_cli.evaluation.selection import contest
+
+    for wild, allowed in ((1, 0.04), (2, 0.07)):
+        generator, missed = np.random.default_rng(3), 0
+        for _ in range(200):
+            spread = np.full((12, 1, 1), 0.05)
+            spread[[0, 6][:wild]] *= 10
+            tables = spread * generator.normal(size=(12, 3, 1)) + generator.normal(size=60)
+            tables = tables + 0.3 * generator.normal(size=(12, 3, 60))
+            low, high = contest(tables[:6], tables[6:], 0.99).comparison.difference[1:3]
+            missed += not low <= 0 <= high
+        assert missed / 200 <= allowed
 
 
 def test_nothing_is_said_where_nothing_can_be_chosen() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from multiref_cli.reports.checklist import spent
-from multiref_cli.reports.collect import conditions, read_run
+from multiref_cli.reports.collect import conditions, read_run, telling
 from multiref_cli.reports.report import write_report
 from multiref_cli.reports.samples import ARMS, answering
 from multiref_cli.sweeps.ledger import Ledger
@@ -106,3 +106,11 @@ def test_points_of_an_earlier_request_are_named(sweep: Ledger) -> None:
     text = _page(sweep)
     assert f"**{len(lines) - len(kept)} finished runs in `sweep` belong to earlier requests**" in text
     assert f"{len(kept)} runs in" in text and "multiref report" in text
+
+
+def test_as_many_keys_are_named_as_tell_settings_apart():
+    settings = [{"a": 1, "b": 2, "c": 3, "d": n % 2, "e": n // 2} for n in range(4)]
+    assert list(telling(["d", "e", "a"], settings)) == ["d", "e", "a"]
+    assert list(telling(["a", "b", "c", "d", "e"], settings)) == ["a", "b", "c", "d", "e"]
+    assert list(telling(["d", "a", "b", "e", "c"], settings)) == ["d", "a", "b", "e"]
+    assert list(telling(["a"], settings)) == ["a"] and list(telling([], settings)) == []
