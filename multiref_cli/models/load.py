@@ -156,15 +156,35 @@ def load_causal_lm(
 
 
 def halves(model: Model) -> bool:
-    """Whether a frozen model that computes in bf16_mixed is held in bfloat16: its files are, and they are all of it.
+    """Whether a frozen model that computes in bf16_mixed is held in bfloat16: its files are, they are all of it, and its
+    numbers are the same then.
 
     Raises:
         RequestError: see `resolve`.
     """
     if model.adapter or getattr(model, "quantization", None) or getattr(model, "update", None):
         return False  # what is added to the weights is rounded in float32 alone
-    files = weight_files(resolve(model.path, model.revision))
-    return all(one["dtype"] == "BF16" for file in files for one in safetensors_header(file)[0].values())
+    folder = resolve(model.path, model.revision)
+    types = {one["dtype"] for file in weight_files(folder) for one in safetensors_header(file)[0].values()}
+    return types == {"BF16"} and not model.trust_remote_code and _same_in_halves(folder)
+
+
+def _same_in_halves(folder: Path) -> bool:
+    """Whether all weights of a model are in modules that `precision.compute_mixed` knows: Gemma's embeddings round their
+    scale to the type of their weights, and a mixture of experts multiplies outside of linear maps."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"), _quiet():
+            skeleton = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(str(folder)))
+    except Exception:  # whatever it is, opening the model says it
+        return False
+    owners = {type(module) for module in skeleton.modules() if next(module.parameters(recurse=False), None) is not None}
+    return all(
+        kind in (torch.nn.Embedding, torch.nn.Linear) or kind.__name__.endswith(("LayerNorm", "RMSNorm", "Conv1D"))
+        for kind in owners
+    )
 
 
 def new_causal_lm(

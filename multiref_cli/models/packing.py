@@ -111,6 +111,9 @@ def pack(
             targets.append(ids)
             sizes.append(len(ids))
             start = stop
+        # Padding at a position that no sequence has would be beyond a model's last one, or change the frequencies of
+        # rotary embeddings that follow from the largest position.
+        position_ids[index, start:] = 0
     plain = all(len(group) <= 1 for _, group in rows)
     counts = torch.tensor(sizes)
     return Packed(

@@ -56,3 +56,18 @@ def test_a_mixed_reference_of_float32_files_stays_float32(make_model, tmp_path):
     save_policy(make_model("llama"), toy_tokenizer(), tmp_path / "model")
     opened = load_causal_lm(Model(path=str(tmp_path / "model")), dtype="bf16_mixed")
     assert {p.dtype for p in opened.parameters()} == {torch.float32}
+
+
+def test_a_model_whose_numbers_would_be_others_stays_float32(tmp_path):
+    """Gemma multiplies its embeddings by the root of its width, rounded to the type of their weights: 5.657 or 5.65625."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    spec = {"architecture": "gemma", "max_position_embeddings": 64, "num_key_value_heads": 1, "head_dim": 16, **sizes}
+    save_policy(new_causal_lm(spec, toy_tokenizer(), dtype="bfloat16"), toy_tokenizer(), tmp_path / "model")
+    model = Model(path=str(tmp_path / "model"))
+    packed = pack([[5, 6, 7], [8, 9]], [([1, 2, 3], [4, 4]), ([2, 2, 1, 5],)], 0, True)
+    with Precision("bf16_mixed").autocast():
+        expected = token_logps(load_causal_lm(model, dtype="float32"), packed).logps
+    reference = LocalReference(ReferenceSpec(name="a", path=model.path), dtype="bf16_mixed")
+    assert torch.equal(reference.token_logps(packed), expected)
+    assert {p.dtype for p in reference.model.parameters()} == {torch.float32}

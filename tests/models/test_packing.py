@@ -106,3 +106,11 @@ def test_sharing_pays_for_long_prompts_and_not_for_short_ones():
     assert not sharing_pays([2], [[512] * 8], hidden_size=64)
     assert not sharing_pays([100], [[100]], hidden_size=320)
     assert not sharing_pays([256], [[64] * 8], hidden_size=None)
+
+
+def test_padding_is_at_no_position_that_a_sequence_lacks():
+    """The first row is 3 + 2 + 2 wide, its sequences end at position 4; the second one's padding begins at 0 again."""
+    packed = pack([[1, 2, 3], [4]], [[[5, 6, 7], [5, 6, 7]], [[8], [9]]], pad_id=0, share_prompt=True)
+    assert packed.position_ids.tolist() == [[0, 1, 2, 3, 4, 3, 4], [0, 0, 0, 0, 0, 0, 0]]
+    limit = torch.zeros(5)  # a model with as many positions as the longest sequence has tokens
+    assert limit[packed.position_ids].shape == packed.input_ids.shape
