@@ -88,6 +88,11 @@ class Worker:
                     stream.close()  # type: ignore[union-attr]
         self._process, self._known = None, set()
 
+    def __del__(self) -> None:
+        """Who is not needed any more has no process: Python keeps the pipes of one that still runs open for ever."""
+        with contextlib.suppress(Exception):  # half of this module may be gone when Python ends
+            self.close()
+
     def _ask(self, request: tuple, seconds: float) -> Any:
         process = self._process or self._start()
         end = time.monotonic() + seconds

@@ -60,6 +60,19 @@ def test_one_worker_serves_all_calls_and_marked_functions_stay_here():
     assert build_reward(mine("process", seconds=0))(samples("a")).total == [os.getpid()]
 
 
+def test_a_reward_that_nobody_asks_any_more_leaves_no_process():
+    """A sweep's worker builds two for every point; Python keeps a child that still runs, and its pipes, to itself."""
+    before = set(_children())
+    score = build_reward(mine("length"))
+    assert score(samples("abc")).total == [3.0] and len(set(_children()) - before) == 1
+    del score
+    assert set(_children()) <= before
+
+
+def _children():
+    return [pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()]
+
+
 def test_extra_columns_reach_the_function():
     assert build_reward(mine("extra"))(samples("a", extra={"bonus": 4})).total == [4.0]
 
