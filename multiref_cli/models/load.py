@@ -156,8 +156,8 @@ def load_causal_lm(
 
 
 def halves(model: Model) -> bool:
-    """Whether a frozen model that computes in bf16_mixed is held in bfloat16: its files are, they are all of it, and its
-    numbers are the same then.
+    """Whether a frozen model that computes in bf16_mixed is held in bfloat16: its files are, they are all of it, and
+    its numbers are the same then.
 
     Raises:
         RequestError: see `resolve`.
@@ -170,8 +170,11 @@ def halves(model: Model) -> bool:
 
 
 def _same_in_halves(folder: Path) -> bool:
-    """Whether all weights of a model are in modules that `precision.compute_mixed` knows: Gemma's embeddings round their
-    scale to the type of their weights, and a mixture of experts multiplies outside of linear maps."""
+    """Whether all weights of a model are in modules that `precision.compute_mixed` knows.
+
+    Gemma's embeddings round their scale to the type of their weights, a mixture of experts multiplies outside of linear
+    maps.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -27,7 +27,7 @@ class SharedBase:
         Raises:
             RequestError: see `load_causal_lm`; no peft.
         """
-        if not self._views:
+        if number not in self._views:
             self._views = dict(enumerate(self._open()))
         return self._views.pop(number)
 

@@ -203,15 +203,23 @@ def _await(others: list[subprocess.Popen[bytes]]) -> None:
 
 
 def _what_happened(others: list[subprocess.Popen[bytes]], folder: Path, size: int) -> str:
-    """Which of the other processes is gone, and its own sentence or how it ended."""
-    _await(others[:1])  # whoever closed its connection may still be writing its sentence
-    for rank, process in enumerate(others, 1):
-        if process.poll() is None:
-            continue
-        with contextlib.suppress(OSError):
-            return f"process {rank} of {size}: {_word(folder, rank).read_text()}"
-        if process.returncode < 0:
-            return f"process {rank} of {size} was ended by signal {signal.Signals(-process.returncode).name}"
+    """Which of the other processes is gone, and its own sentence or how it ended.
+
+    Whoever loses a peer ends too, without a word: the cause is who has one, else whom a signal ended.
+    """
+    deadline = time.monotonic() + GRACE_SECONDS
+    while True:
+        ended = {rank: code for rank, process in enumerate(others, 1) if (code := process.poll()) is not None}
+        for rank in ended:
+            with contextlib.suppress(OSError):
+                return f"process {rank} of {size}: {_word(folder, rank).read_text()}"
+        for rank, code in ended.items():
+            if code < 0:
+                return f"process {rank} of {size} was ended by signal {signal.Signals(-code).name}"
+        if len(ended) == len(others) or time.monotonic() > deadline:
+            break
+        time.sleep(POLL_SECONDS)  # who closed its connection may still be writing its sentence
+    for rank in ended:
         return f"process {rank} of {size} ended without a word; see {folder}/logs/process-{rank}.log"
     return f"the {size} processes of the run lost each other"
 

@@ -175,7 +175,7 @@ def _run(work: Work, ledger: Ledger, point: Point, holder: Holder) -> None:
         ledger.event("stopped", point.name, step=read_status(folder).get("step", 0))
         raise
     except Exception as error:  # one failed point never ends a sweep
-        _refuse_memory(error, holder)
+        _refuse_memory(error, holder, folder)
         _fail(ledger, point, _reason(error))
         return
     state = ledger.state(point.name, point.id)
@@ -191,12 +191,23 @@ def _fail(ledger: Ledger, point: Point, reason: str) -> None:
     ledger.event("failed", point.name, message=reason, log=str(ledger.log_path(point.name)))
 
 
-def _refuse_memory(error: Exception, holder: Holder) -> None:
-    """End this process on the first lack of memory: leaving like a killed worker counts as one."""
-    memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+def _refuse_memory(error: Exception, holder: Holder, folder: Path | None = None) -> None:
+    """End this process on the first lack of memory: leaving like a killed worker counts as one.
+
+    Args:
+        error: what ended the work, or was caused by what did.
+        holder: of the claim.
+        folder: of the run, which is to be gone on with.
+    """
+    causes: list[BaseException] = [error]
+    while (cause := causes[-1].__cause__) is not None and cause not in causes:
+        causes.append(cause)
+    memory = any(isinstance(one, MemoryError) or type(one).__name__ == "OutOfMemoryError" for one in causes)
     if memory and holder.deaths < RETRIES:
         traceback.print_exc()
         sys.stderr.flush()
+        if folder is not None and folder.is_dir():
+            mark(folder, "stopped", _reason(error))
         # No clean-up on purpose: the claim that stays behind is what counts the attempt.
         os._exit(OUT_OF_MEMORY_EXIT)
 

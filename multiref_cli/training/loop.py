@@ -194,6 +194,10 @@ class Loop:
             "algorithm": self.objective.state_dict() if isinstance(self.objective, Stateful) else {},
             "identity": self.identity,
             "rng": self.parallel.gather(_generators()),
+            # Of the steps so far: a run may go on with another log_every.
+            "logged": self.step
+            if self.step == self.optimizers.total
+            else self.step - self.step % self.hardware.log_every,
         }
         if self.parallel.main:
             self.run.sync_logs()
@@ -243,7 +247,7 @@ class Loop:
         step, total = state["step"], self.optimizers.total
         if not isinstance(step, int) or not 0 <= step <= total:
             return f"its step is {step}, not one of 0 to {total}"
-        if logged < (step if step == total else step - step % self.hardware.log_every):
+        if logged < state.get("logged", step if step == total else step - step % self.hardware.log_every):
             return f"it is of step {step}, but metrics.jsonl ends at step {logged}"
         return None
 
@@ -262,7 +266,7 @@ def _generators() -> dict[str, Any]:
 def _set_generators(states: dict[str, Any]) -> None:
     torch.set_rng_state(states["cpu"])
     if states["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states["cuda"])
+        torch.cuda.set_rng_state_all(states["cuda"][: torch.cuda.device_count()])  # it may see fewer than it did
 
 
 def _stop_signals() -> list[int]:

@@ -65,9 +65,11 @@ class Optimizers:
             {"params": [copy for p, copy in rest if p.ndim < 2], "weight_decay": 0.0},
         ]
         betas = (settings.betas[0], settings.betas[1])
-        peak = settings.learning_rate
-        adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=peak, betas=betas, eps=settings.epsilon)
-        self.optimizers: list[tuple[torch.optim.Optimizer, float]] = [(adamw, peak)]
+        self.optimizers: list[tuple[torch.optim.Optimizer, float]] = []
+        if rest:  # of an adapter all are matrices
+            peak, filled = settings.learning_rate, [g for g in groups if g["params"]]
+            adamw = torch.optim.AdamW(filled, lr=peak, betas=betas, eps=settings.epsilon)
+            self.optimizers.append((adamw, peak))
         if muon:
             matrices = Muon(muon, lr=settings.matrix_learning_rate, weight_decay=settings.weight_decay)
             self.optimizers.append((matrices, settings.matrix_learning_rate))
@@ -76,7 +78,7 @@ class Optimizers:
         """Clip the gradient, update with step `step`'s learning rate, clear the gradient.
 
         Returns:
-            `gradient_norm` (before clipping) and `learning_rate`.
+            `gradient_norm` (before clipping) and `learning_rate`, AdamW's where there is one.
         """
         multiplier = schedule(step, self.total, self.settings)
         for optimizer, peak in self.optimizers:

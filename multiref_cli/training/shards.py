@@ -56,6 +56,7 @@ def save_parts(target: Path, state: dict[str, Any], parallel: Parallel, group: A
             with replacing(temporary / STATE) as file:
                 torch.save(_without(state) | {_PLACES: places}, file)
             sync_folder(temporary)
+            shutil.rmtree(target, ignore_errors=True)  # a damaged one of this step, which was not gone on from
             os.replace(temporary, target)
             sync_folder(target.parent)
 

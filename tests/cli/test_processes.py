@@ -145,6 +145,29 @@ def test_processes_share_the_cores_however_often_they_are_asked(monkeypatch):
     assert processes.threads_of(Hardware(processes=2)) is None
 
 
+@pytest.mark.parametrize(
+    ("cause", "sentence"),
+    [
+        (
+            "import sys; open(sys.argv[1], 'w').write('the disk is full.'); sys.exit(1)",
+            "process 2 of 4: the disk is full.",
+        ),
+        ("import os; os.kill(os.getpid(), 9)", "process 2 of 4 was ended by signal SIGKILL"),
+        ("import sys; sys.exit(3)", "process 1 of 4 ended without a word; see {folder}/logs/process-1.log"),
+    ],
+)
+def test_of_several_processes_the_one_that_is_the_cause_is_named(tmp_path, cause, sentence):
+    """Process 1 loses its peer and ends without a word, before process 2 has ended; process 3 after both."""
+    (tmp_path / "logs").mkdir()
+    word = str(tmp_path / "logs" / "process-2.txt")
+    lost = [f"import sys, time; time.sleep({seconds}); sys.exit(1)" for seconds in (0.0, 1.0)]
+    scripts = [lost[0], f"import time; time.sleep(0.5); {cause}", lost[1]]
+    others = [subprocess.Popen([sys.executable, "-c", script, word]) for script in scripts]
+    assert processes._what_happened(others, tmp_path, 4) == sentence.format(folder=tmp_path)
+    for process in others:
+        process.wait()
+
+
 # A run of two processes whose main one waits where no exception reaches it, as in a sum of NCCL.
 _STUCK = """
 import subprocess, sys, time

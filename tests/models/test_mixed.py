@@ -59,7 +59,7 @@ def test_a_mixed_reference_of_float32_files_stays_float32(make_model, tmp_path):
 
 
 def test_a_model_whose_numbers_would_be_others_stays_float32(tmp_path):
-    """Gemma multiplies its embeddings by the root of its width, rounded to the type of their weights: 5.657 or 5.65625."""
+    """Gemma multiplies its embeddings by the root of its width, 5.657, rounded to their weights' type, 5.65625."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     spec = {"architecture": "gemma", "max_position_embeddings": 64, "num_key_value_heads": 1, "head_dim": 16, **sizes}

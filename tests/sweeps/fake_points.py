@@ -46,7 +46,8 @@ def run(config: dict[str, Any], folder: Path, resume: bool, overrides: tuple[str
         if state["step"] == config.get("fail_at") and _first_time(config, folder):
             raise RunError("the loss is nan")
         if state["step"] == config.get("memory_at") and _first_time(config, folder):
-            raise MemoryError("out of memory")
+            directory.write_status("failed", state["step"], config["steps"], "out of memory")  # as a run does
+            raise RunError("out of memory") from MemoryError("out of memory")
         value = hashlib.sha256(state["value"].encode()).hexdigest()
         state = {"step": state["step"] + 1, "value": value}
         directory.log({"step": state["step"], "loss": int(value[:6], 16) / 16**6})

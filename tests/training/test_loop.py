@@ -5,6 +5,7 @@ import re
 import signal
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -184,6 +185,23 @@ def test_a_log_that_is_shorter_than_the_checkpoint_means_the_checkpoint_before(t
     path.write_bytes(b"")
     with pytest.raises(RunError, match=r"metrics\.jsonl ends at step 0"):
         make_loop(tmp_path / "run")._restore()
+
+
+def test_a_run_goes_on_with_another_log_every(tmp_path):
+    """Logged at step 4, stopped at step 6: nothing of the log is missing, whatever is asked for now."""
+
+    def stop(step):
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    loop = make_loop(tmp_path / "run", stop)
+    loop.hardware = replace(loop.hardware, log_every=4)
+    with pytest.raises(Stopped):
+        loop.fit(Silent())
+    assert [row["step"] for row in loop.run.metrics()] == [4]
+    again = make_loop(tmp_path / "run")
+    again.fit(Silent())
+    assert [row["step"] for row in again.run.metrics()] == [4, 7]
 
 
 def test_a_resume_says_how_many_logged_lines_it_left_out(tmp_path):

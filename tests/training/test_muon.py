@@ -49,3 +49,17 @@ def test_matrices_do_not_see_each_other():
     Muon(both, lr=0.1).step()
     Muon([alone], lr=0.1).step()
     torch.testing.assert_close(alone, both[1], atol=1e-12, rtol=1e-12)
+
+
+def test_an_adapter_leaves_nothing_to_adamw():
+    """All of its weights are matrices of hidden layers."""
+    from multiref_cli.config.schema import Optimizer
+    from multiref_cli.training.optimizer import Optimizers
+
+    model = nn.Sequential(nn.Linear(4, 2, bias=False), nn.Linear(2, 4, bias=False))
+    model.get_input_embeddings = model.get_output_embeddings = lambda: None
+    optimizers = Optimizers(model, Optimizer(name="muon", matrix_learning_rate=0.1, warmup=0.0), 2)
+    before = [p.clone() for p in model.parameters()]
+    model(torch.ones(1, 4)).sum().backward()
+    assert optimizers.step(0)["learning_rate"] == 0.1
+    assert all(not torch.equal(old, new) for old, new in zip(before, model.parameters()))

@@ -11,7 +11,7 @@ from multiref_cli.config.schema import Optimizer
 from multiref_cli.errors import RunError
 from multiref_cli.parallel import Parallel
 from multiref_cli.sharding import divided, full, gathered, is_part, is_sharded, shard, weights_of, whole
-from multiref_cli.training.checkpoint import Writer, checkpoints, load_checkpoint
+from multiref_cli.training.checkpoint import Writer, checkpoints, load_checkpoint, save_sharded
 from multiref_cli.training.optimizer import Optimizers
 
 
@@ -190,3 +190,13 @@ def test_who_has_fewer_passes_repeats_one_that_does_not_count():
     assert Parallel(1, 3).in_step([10, 11, 12, 13]) == [(11, True)]
     seen = []
     assert Parallel(2, 3, sharded=True).each([1, 2], lambda item: seen.append(item) or 7) == [] and seen == [1]
+
+
+def test_a_damaged_checkpoint_is_written_again_when_its_step_is_reached(twins, group, tmp_path):
+    for number in (1, 2):
+        save_sharded(tmp_path, number, {"step": number, "model": twins.sharded.state_dict()}, 2, group, None)
+    (damaged,) = (tmp_path / "step_00000002").glob("*.distcp")
+    damaged.write_bytes(damaged.read_bytes()[:-200])
+    assert load_checkpoint(tmp_path, parallel=group)["step"] == 1
+    save_sharded(tmp_path, 2, {"step": 2, "model": twins.sharded.state_dict()}, 2, group, None)
+    assert load_checkpoint(tmp_path, parallel=group)["step"] == 2
