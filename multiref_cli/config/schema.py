@@ -115,6 +115,11 @@ class Policy(Model):
     gradient_checkpointing: bool = False
     new: Optional[dict[str, Any]] = None
 
+    @property
+    def adapted(self) -> bool:
+        """Whether an adapter is trained, a new one or one to start from, and its base is not."""
+        return bool(self.lora or self.adapter)
+
 
 @dataclass(frozen=True)
 class Data:
@@ -512,7 +517,7 @@ class Experiment:
         exponential = any(isinstance(term.score, float) and term.score != 0 for term in self.terms_of_all)
         if self.hardware.dtype != "auto" and not (exponential and self.precision == "bf16_mixed"):
             return self.hardware.dtype
-        adapted = bool(self.policy.lora or self.policy.adapter)  # its frozen base is in bfloat16
+        adapted = self.policy.adapted  # its frozen base is in bfloat16
         whole = PRECISIONS[self.precision] == "float32" and not adapted
         return self.precision if whole or self.precision == "float32" else "bfloat16"
 

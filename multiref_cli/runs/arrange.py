@@ -44,7 +44,7 @@ def arrangement(experiment: Experiment, sizes: Sizes, rows: Rows, card: Card) ->
     if experiment.hardware.processes > 1 and not experiment.sharded and experiment.algorithm.trains:
         tried += [(_SHARDED,), *[(one, _SHARDED) for one in shorter[:1]]]
         extra = [(*one, _SHARDED) for one in extra]
-    if experiment.precision == "bf16_mixed" and not experiment.policy.lora:
+    if experiment.precision == "bf16_mixed" and not experiment.policy.adapted:
         extra += [(*one, "hardware.precision=bf16_master") for one in extra]
     count = experiment.hardware.processes
     for overrides in (*tried, *extra):

@@ -119,7 +119,7 @@ def measure_folder(job: Job, policy_folder: Path, progress: Progress) -> Outcome
                 "a reward model is measured when it is trained; `multiref eval` scores policies, and reward models "
                 "with evaluation.scorer_file=FILE."
             )
-        dtype = job.precision.parameters(adapted=bool(job.experiment.policy.lora or job.experiment.policy.adapter))
+        dtype = job.precision.parameters(adapted=job.experiment.policy.adapted)
         trained = load_reward_model(schema.Model(path=str(policy_folder)), job.device, dtype)
         return measure(job, trained, progress, policy_folder.parent)
     return measure(job, load_policy(job, str(policy_folder)), progress, policy_folder.parent)

@@ -256,7 +256,7 @@ def price(experiment: Experiment, sizes: Sizes, rows: Rows, card: Card) -> Cost:
     precision, speed = Precision(experiment.precision), USE * card.operations * experiment.hardware.processes
     steps = total_steps(experiment, rows)
     tokens = steps * settings.batch_size * rows.row
-    each = TRAIN_ADAPTER if policy.lora else TRAIN
+    each = TRAIN_ADAPTER if policy.adapted else TRAIN
     each += AGAIN if policy.gradient_checkpointing else 0
     training, stored = each * sizes.policy * tokens / speed, 0.0
     if settings.online:
@@ -264,11 +264,11 @@ def price(experiment: Experiment, sizes: Sizes, rows: Rows, card: Card) -> Cost:
         training += FORWARD * sum(sizes.active) * tokens / speed + sampling[chosen(experiment)]
     if settings.reads_store:
         stored = FORWARD * sum(sizes.active) * (rows.train + rows.held_out) * rows.row / speed
-    base, _ = precision.bytes_of(adapted=bool(policy.lora))
+    base, _ = precision.bytes_of(adapted=policy.adapted)
     weights, checkpoint = _training_bytes(experiment, sizes, precision)
     if experiment.sharded and settings.trains:
         weights /= experiment.hardware.processes
-        weights += gathered_bytes(sizes.shape, sizes.policy, base, trained=not policy.lora)
+        weights += gathered_bytes(sizes.shape, sizes.policy, base, trained=not policy.adapted)
     live = _live_bytes(experiment, sizes) if settings.online and experiment.penalized else 0.0
     passed = min(settings.pass_tokens, rows.passed or int(settings.batch_size * rows.row))
     half = experiment.precision != "float32"
@@ -277,7 +277,7 @@ def price(experiment: Experiment, sizes: Sizes, rows: Rows, card: Card) -> Cost:
         kept = activation_bytes(sizes.shape, passed, half, policy.gradient_checkpointing, min(rows.width, passed))
         kept *= 1.0 if card.gpu else HEAP
         kept += head_bytes(card.gpu, passed, sizes.vocabulary) + 4 * passed * sizes.shape.hidden
-        if experiment.precision == "bf16_mixed" and not (policy.lora or experiment.sharded):
+        if experiment.precision == "bf16_mixed" and not (policy.adapted or experiment.sharded):
             kept += CAST * sizes.policy
     held, rollout = rollout_bytes(experiment, sizes.shape, rows.prompt, card)
     if experiment.sharded and settings.online:
@@ -301,7 +301,7 @@ def _training_bytes(experiment: Experiment, sizes: Sizes, precision: Precision) 
 
     Muon has one moment of a hidden matrix where AdamW has two. An adapter's parameters are float32.
     """
-    adapted = bool(experiment.policy.lora)
+    adapted = experiment.policy.adapted
     base, added = precision.bytes_of(adapted)
     trained = sizes.policy * (adapter_share(experiment, sizes) if adapted else 1.0)
     if not experiment.algorithm.trains:

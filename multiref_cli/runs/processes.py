@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from multiref_cli.config.plain import to_plain
 from multiref_cli.config.schema import Experiment, Hardware
 from multiref_cli.errors import RunError
 from multiref_cli.files import sentence_of, write_text
@@ -42,7 +41,8 @@ _CODE = "import sys; sys.path[:] = sys.argv[5:]; from multiref_cli.runs.run impo
 def started(experiment: Experiment, folder: Path) -> Iterator[Parallel]:
     """This process as the main one of a run, with the others that `hardware.processes` asks for.
 
-    They read config.yaml of the run folder, write `logs/process-<rank>.txt` when they fail, and end with the block.
+    They read config.yaml of the run folder and what is otherwise this time, write `logs/process-<rank>.txt` when they
+    fail, and end with the block.
 
     Args:
         experiment: of the run.
@@ -58,7 +58,7 @@ def started(experiment: Experiment, folder: Path) -> Iterator[Parallel]:
     store = dist.TCPStore(_HOST, 0, is_master=True, wait_for_workers=False, timeout=PATIENCE)
     others: list[subprocess.Popen[bytes]] = []
     try:
-        others.extend(_start(experiment.hardware, folder, rank, store.port) for rank in range(1, size))
+        others.extend(_start(experiment, folder, rank, store.port) for rank in range(1, size))
         _wait_until_ready(store, others)
         with _watched(lambda: any(process.poll() for process in others), lambda: _give_up(others, folder)):
             yield _joined(store, 0, experiment.hardware)
@@ -77,7 +77,9 @@ def of_rank(experiment: Experiment, rank: int) -> Experiment:
     hardware = experiment.hardware
     if hardware.processes == 1 or hardware.device_name != "cuda":
         return experiment
-    return replace(experiment, hardware=replace(hardware, device=f"cuda:{rank}"))
+    own = f"cuda:{rank}"
+    beside = own if hardware.reference_device == "cuda" else hardware.reference_device
+    return replace(experiment, hardware=replace(hardware, device=own, reference_device=beside))
 
 
 def threads_of(hardware: Hardware) -> int | None:
@@ -187,9 +189,11 @@ def _leave() -> None:
         dist.destroy_process_group()
 
 
-def _start(hardware: Hardware, folder: Path, rank: int, port: int) -> subprocess.Popen[bytes]:
+def _start(experiment: Experiment, folder: Path, rank: int, port: int) -> subprocess.Popen[bytes]:
     _word(folder, rank).unlink(missing_ok=True)
-    given = [str(folder), json.dumps(to_plain(hardware)), str(rank), str(port), *sys.path]
+    # What `--resume` may change: where it computes, and where servers are.
+    now = {key: experiment.plain[key] for key in ("hardware", "references", "rollout")}
+    given = [str(folder), json.dumps(now), str(rank), str(port), *sys.path]
     with (folder / "logs" / f"process-{rank}.log").open("ab") as log:
         return subprocess.Popen([sys.executable, "-c", _CODE, *given], stdout=log, stderr=log)
 

@@ -15,8 +15,8 @@ import yaml
 from multiref_cli.algorithms.base import Job, Trainee, module_of
 from multiref_cli.config.algorithms import UntrainedSettings
 from multiref_cli.config.compose import compose_saved
-from multiref_cli.config.plain import digest, from_plain, to_plain
-from multiref_cli.config.schema import Experiment, Hardware, Model
+from multiref_cli.config.plain import digest, to_plain
+from multiref_cli.config.schema import Experiment, Model
 from multiref_cli.data.probe import facts
 from multiref_cli.errors import RequestError, RunError
 from multiref_cli.files import read_lines, read_object, read_yaml, sentence_of, write_json, write_lines, write_text
@@ -340,12 +340,13 @@ def _execute(job: Job, run: RunDir, progress: Heartbeat) -> None:
     _write_outcome(job, run, outcome, [*notes, *_schedule_notes(job), *_beta_notes(job, run)], job.asked.hash)
 
 
-def join(folder: str, hardware: str, rank: str, port: str) -> None:
+def join(folder: str, now: str, rank: str, port: str) -> None:
     """What the other processes of a run do, see `runs.processes.started`."""
-    run, on = RunDir(Path(folder)), from_plain(Hardware, json.loads(hardware))
+    run = RunDir(Path(folder))
     with speaking_for(run.path, int(rank)):
-        job = open_job(replace(compose_saved(run.path / "config.yaml"), hardware=on), Silent())
-        parallel = connect(int(port), int(rank), on)
+        experiment = compose_saved(run.path / "config.yaml", changed=json.loads(now))
+        job = open_job(experiment, Silent())
+        parallel = connect(int(port), int(rank), experiment.hardware)
         _train_and_measure(job, run, parallel, Silent())
 
 

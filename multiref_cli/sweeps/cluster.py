@@ -158,20 +158,17 @@ def _watch(
         while jobs:
             time.sleep(TICK_SECONDS)
             tick()
-            left = [job for job in jobs if not is_over(job)]
+            before = len(jobs)
+            jobs = [job for job in jobs if not is_over(job)]
             while unfinished and ledger.state(unfinished[-1].name, unfinished[-1].id) in ENDED:
                 unfinished.pop()  # each is looked at until it is finished, not all of them at every tick
-            if not unfinished:
-                jobs = left
-                continue
-            for _ in range(len(jobs) - len(left)):
+            for _ in range(before - len(jobs) if unfinished else 0):
                 if replacements == 0:
                     raise RunError(
                         f"workers end while points are left; see {work.folder}/logs, then go on with --resume."
                     )
                 replacements -= 1
-                left.append(start())
-            jobs = left
+                jobs.append(start())
     except BaseException:
         stop(jobs)
         raise

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from multiref_cli.config.schema import Hardware
+from multiref_cli.config.schema import Experiment, Hardware
 from multiref_cli.errors import RequestError, RunError
 from multiref_cli.files import read_json, read_lines
 from multiref_cli.parallel import ALONE
@@ -132,6 +132,14 @@ def test_a_resume_changes_the_hardware_alone(place, multiref, offline, capsys):
     for override in ("beta=3", "hardware.precision=bf16"):
         assert multiref("train", "--resume", "out", override) == 2
         assert f"on other hardware at most: drop {override}." in capsys.readouterr().err
+
+
+def test_every_process_has_a_gpu_of_its_own_for_the_policy_and_the_references(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    for beside, expected in (("cuda", "cuda:1"), (None, None), ("cpu", "cpu")):
+        hardware = Hardware(device="cuda", reference_device=beside, processes=2)
+        found = processes.of_rank(Experiment(hardware=hardware), 1).hardware
+        assert (found.device, found.reference_device) == ("cuda:1", expected)
 
 
 def test_processes_share_the_cores_however_often_they_are_asked(monkeypatch):

@@ -214,6 +214,16 @@ def test_verify_finds_values_that_the_model_does_not_give(store, references, seq
     assert len(values) == len(sequences)
 
 
+def test_verify_goes_on_past_an_entry_of_weights_in_fewer_bits(store, references, sequences):
+    reference = of_spec(references[0])
+    store.logps(reference, sequences)
+    reference.dtype = "float32+int8"  # what it would be called; the bits are made by an optional package
+    store.logps(reference, sequences)
+    found = {check.text for check in store.verify()}
+    assert any("of weights in fewer bits (float32+int8), not recomputed" in text for text in found)
+    assert len(found) == 2 and all(check.good for check in store.verify())
+
+
 def test_verify_says_when_the_model_is_gone(tmp_path, store, references, sequences):
     shutil.copytree(references[0].path, tmp_path / "short_lived")
     store.logps(of_spec(replace(references[0], path=str(tmp_path / "short_lived"))), sequences)

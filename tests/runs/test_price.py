@@ -105,6 +105,20 @@ def test_bytes_of_an_adapter_by_hand():
     )
 
 
+def test_an_adapter_to_start_from_is_trained_alone_as_a_new_one_is():
+    one = compose(
+        ["experiment=offline_ultrafeedback", "hardware.device=cuda", "policy=qwen_7b_lora", "references=qwen_7b_14b"]
+    )
+    sizes, rows = sizes_of(one), known_rows(one)
+    old = replace(one, policy=replace(one.policy, lora=None, adapter="adapter"))
+    full = replace(one, policy=replace(one.policy, lora=None))
+    new, own, all_of_it = (price(each, sizes, rows, H100) for each in (one, old, full))
+    assert own.training == new.training < all_of_it.training
+    assert (
+        own.memory - 2 * 7_615_616_512 == pytest.approx(16 * 0.02 * 7_615_616_512) and own.memory < all_of_it.memory / 5
+    )
+
+
 def test_live_references_count_where_they_are():
     experiment = compose(["experiment=online_gsm8k", "hardware.device=cuda", "hardware.dtype=bfloat16"])
     beside = price(experiment, sizes_of(experiment), known_rows(experiment), H100)

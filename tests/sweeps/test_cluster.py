@@ -15,8 +15,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import fake_points
 import fake_trials
 
-from multiref_cli.errors import RequestError
+from multiref_cli.errors import RequestError, RunError
 from multiref_cli.files import read_json
+from multiref_cli.sweeps import cluster
 from multiref_cli.sweeps.cluster import _ray_needs
 from multiref_cli.sweeps.launch import launch
 from multiref_cli.sweeps.ledger import Ledger
@@ -188,3 +189,23 @@ def test_a_task_of_ray_has_room_for_the_processes_of_a_point(
             _ray_needs(work, nodes, options)
     else:
         assert _ray_needs(work, nodes, options) == {"num_cpus": expected[0], "num_gpus": expected[1]}
+
+
+def test_a_worker_that_was_just_started_is_stopped_too_when_too_many_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two workers, whose ten successors end one after the other; then the last ones end at once."""
+    monkeypatch.setattr(cluster, "TICK_SECONDS", 0.0)
+    started, ticks, stopped = [0, 1], [0], []
+
+    def start() -> int:
+        started.append(len(started))
+        return started[-1]
+
+    def is_over(job: int) -> bool:
+        return job == started[-1] if ticks[0] < cluster.REPLACEMENTS * 2 else True
+
+    work = fake_points.work(tmp_path, [fake_points.point("p")])
+    with pytest.raises(RunError, match="workers end while points are left"):
+        cluster._watch(work, [0, 1], start, is_over, stopped.extend, lambda: ticks.__setitem__(0, ticks[0] + 1))
+    assert started[-1] in stopped
