@@ -193,8 +193,9 @@ smollm: $(STAMP) ## a real language model of 135 M parameters, offline and onlin
 	$(call train_smollm,sums,$(SMOLLM))
 	OMP_NUM_THREADS=1 $(MULTIREF) sweep sweep=smollm_offline data.path=$(ULTRAFEEDBACK) run.dir=runs/smollm/offline \
 	  $(AT_ONCE) $(SETTINGS)
-	OMP_NUM_THREADS=1 $(MULTIREF) sweep sweep=smollm_online policy.path=$(SMOLLM) run.dir=runs/smollm/online \
-	  $(AT_ONCE) $(SETTINGS)
+	OMP_NUM_THREADS=1 $(MULTIREF) sweep sweep=smollm_online \
+	  'references=[{name: sums, path: runs/smollm/sums/policy}, {name: instruct, path: $(SMOLLM)}]' \
+	  run.dir=runs/smollm/online $(AT_ONCE) $(SETTINGS)
 	$(call publish_smollm,runs/smollm/offline,$(SMOLLM_RESULTS:.csv=))
 	cp runs/smollm/reward_model/results.json $(SMOLLM_RESULTS:.csv=.scorer.json)
 	$(call publish_smollm,runs/smollm/online,$(SMOLLM_SUMS:.csv=))
