@@ -30,8 +30,9 @@ def add_regimes(page: Page, made: Regimes | None) -> None:
 def _caption(yardsticks: Sequence[str]) -> str:
     text = (
         "Each cell: which arm is significantly above all others; hatched: undecided, with the arms that are not told "
-        "apart from the highest, or the one that is (not …). Start and other: one of the two references alone. Up: "
-        "farther from the start (KL from the start, nats a response)."
+        "apart from the highest, how many they are of those compared (3 of 5), or the one that is told apart (not …). "
+        "Start and other: one of the two references alone. Up: farther from the start (KL from the start, nats a "
+        "response)."
     )
     if GEOMETRIC in yardsticks:
         text += f" {YARDSTICKS[GEOMETRIC]} is what reverse KL maximizes at sequence level"
@@ -135,9 +136,11 @@ def _label(one: Regime) -> str:
         return "not all"
     if one.winner:
         return _short(one, one.contenders[0])
-    out = [kind for kind in one.kinds if kind not in one.open_kinds]
     if len(one.open_kinds) > 2:
-        return "all" if not out else f"not\n{out[0]}" if len(out) == 1 else f"{len(one.open_kinds)} of {len(one.kinds)}"
+        none_alone = SINGLE not in one.open_kinds
+        out = list(dict.fromkeys(kind_of(name) if none_alone else _short(one, name) for name in one.behind))
+        every = len(one.contenders) + len(one.behind)
+        return "all" if not out else f"not\n{out[0]}" if len(out) == 1 else f"{len(one.contenders)} of {every}"
     alone = [name for name in one.contenders if kind_of(name) == SINGLE]
     names = [_short(one, alone[0]) if kind == SINGLE and len(alone) == 1 else kind for kind in one.open_kinds]
     return "\n".join(names)

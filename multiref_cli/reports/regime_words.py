@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from multiref_cli.evaluation.statistics import Interval
-from multiref_cli.reports.regimes import SINGLE, YARDSTICKS, Regime, weights_vary
+from multiref_cli.reports.regimes import SINGLE, YARDSTICKS, Regime, kind_of, weights_vary
 from multiref_cli.reports.table_file import pipe_table, read_table, write_table
 from multiref_cli.reports.wording import signed
 
@@ -45,9 +45,13 @@ def sentence(found: Sequence[Regime]) -> str:
 def _behind(found: Sequence[Regime], kinds: Sequence[str]) -> str:
     """In how many cells each kind is significantly below the highest: what an undecided cell still rules out."""
     whole = [one for one in found if not one.missing]
-    counts = {kind: sum(kind in one.kinds and kind not in one.open_kinds for one in whole) for kind in kinds}
-    several = ", where a mix of references beats each alone"
-    told = [f"{_called(kind)} in {count}{several * (kind == SINGLE and count > 0)}" for kind, count in counts.items()]
+    counts = {kind: sum(kind in map(kind_of, one.behind) for one in whole) for kind in kinds}
+    each = sum(SINGLE in one.kinds and SINGLE not in one.open_kinds for one in whole)
+    several = f", all of them in {each}" + ", where a mix of references beats each alone" * (each > 0)
+    told = [
+        f"at least one reference alone in {count}{several * (count > 0)}" if kind == SINGLE else f"{kind} in {count}"
+        for kind, count in counts.items()
+    ]
     return f" Significantly below the highest: {', '.join(told)}." if any(counts.values()) else ""
 
 
@@ -110,7 +114,7 @@ def _said(one: Regime | None) -> str:
         return f"**{one.contenders[0]}**{margin}"
     if one.missing:
         return f"not all there: {', '.join(one.missing)}"
-    if len(one.open_kinds) == len(one.kinds):
+    if not one.behind:
         return "undecided: all"
     return f"undecided: {', '.join(one.contenders)}"
 

@@ -113,6 +113,12 @@ class Regime:
         return list(dict.fromkeys(map(kind_of, self.contenders)))
 
     @property
+    def behind(self) -> list[str]:
+        """The arms that are significantly below the highest."""
+        leader = self.contenders[0] if self.contenders else ""
+        return [name for name in self.means if name not in self.contenders and not _both_alone(leader, name)]
+
+    @property
     def kinds(self) -> list[str]:
         """What all arms count as, each once."""
         return list(dict.fromkeys(map(kind_of, self.means)))

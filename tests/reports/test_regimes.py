@@ -97,8 +97,8 @@ def test_the_planted_winner_of_every_cell_is_found() -> None:
     text = sentence([one for one in made.found if one.yardstick == "score"])
     assert "rkl in 5 (with instruct_large; β 0.1); fkl in 5 (with math; β 0.1)" in text
     assert "a single reference in 5 (with math; β 2); 5 are undecided; mrpo in none." in text
-    below = "rkl in 10, mrpo in 15, fkl in 10, a single reference in 10, where a mix of references beats each alone."
-    assert f"Significantly below the highest: {below}" in text
+    below = "rkl in 10, mrpo in 15, fkl in 10, at least one reference alone in 10, all of them in 10, where a mix of"
+    assert f"Significantly below the highest: {below} references beats each alone." in text
 
 
 def test_all_pairs_of_all_cells_are_one_family() -> None:
@@ -145,7 +145,20 @@ def test_two_that_lead_together_are_both_named() -> None:
     assert made is not None
     own = [one for one in made.found if one.yardstick == "score"]
     assert all(set(one.contenders) == {"rkl", "mrpo"} and not one.winner for one in own)
-    told = "Significantly below the highest: rkl in 0, mrpo in 0, fkl in 20, a single reference in 20, where a mix"
+    told = "rkl in 0, mrpo in 0, fkl in 20, at least one reference alone in 20, all of them in 20, where a mix of"
+    assert f"Significantly below the highest: {told}" in sentence(own)
+
+
+def test_one_reference_alone_that_is_behind_is_told_apart_from_the_other() -> None:
+    made = regimes.regimes(_sweep(lambda name, *_: 0.5 * (name != "instruct")))
+    assert made is not None
+    own = [one for one in made.found if one.yardstick == "score"]
+    assert all("instruct alone" not in one.contenders and one.open_kinds.count("single") == 1 for one in own)
+    # Where the other reference alone is the highest the two are not compared: all that are compared are undecided.
+    compared = [not one.contenders[0].endswith("alone") for one in own]
+    assert any(compared) and not all(compared)
+    assert [row[3] != "undecided: all" for row in rows(own)[1]] == compared
+    told = f"rkl in 0, mrpo in 0, fkl in 0, at least one reference alone in {sum(compared)}, all of them in 0."
     assert told in sentence(own)
 
 
@@ -315,8 +328,11 @@ def test_the_section_and_its_picture(tmp_path: Path) -> None:
         ("", ("rkl", "math alone"), (), "rkl\nother"),
         ("", ("rkl", "math alone", "instruct alone"), (), "rkl\nsingle"),
         ("", ("rkl", "fkl", "mrpo"), (), "not\nsingle"),
-        ("", ("rkl", "fkl", "instruct alone"), (), "not\nmrpo"),
-        ("", ("rkl", "fkl", "instruct alone", "mrpo"), (), "all"),
+        ("", ("rkl", "fkl", "instruct alone", "math alone"), (), "not\nmrpo"),
+        ("", ("rkl", "fkl", "instruct alone"), (), "3 of 5"),
+        ("", ("rkl", "fkl", "instruct alone", "mrpo"), (), "not\nother"),
+        ("", ("rkl", "fkl", "instruct alone", "mrpo", "math alone"), (), "all"),
+        ("", ("instruct alone", "rkl", "fkl", "mrpo"), (), "all"),  # the two alone are not compared
         ("", ("rkl",), ("fkl",), "not all"),
     ],
 )
