@@ -99,12 +99,12 @@ def estimators(rows: Sequence[Row], found: Sequence[Judged], metric: str) -> str
 
 
 def rivals(rows: Sequence[Row], found: Sequence[Judged]) -> str:
-    """Of every job where its mix ranks on the first score, and what of all else is told apart from it."""
+    """Of every job where its mix ranks on its most trusted score, and what of all else is told apart from it."""
     parts, chosen = [], False
     for job in dict.fromkeys(one.job for one in found if one.kind == "rival"):
         own = [one for one in found if one.job == job and one.kind in ("rival", "single reference", "no penalty")]
         rivals = [one for one in own if one.kind == "rival"]
-        metric = rivals[0].metric
+        metric = most_trusted(list(dict.fromkeys(one.metric for one in rivals)))
         for mix in dict.fromkeys(one.first for one in rivals):
             pairs = [one for one in own if one.first == mix and one.metric == metric]
             above = sum(one.difference < 0 for one in pairs)

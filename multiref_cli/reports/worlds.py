@@ -275,7 +275,7 @@ def worlds_table(found: Sequence[Claim]) -> str:
         parts.append(
             f"Commit `{told.get('commit')}`, `{told.get('command')}`, on {told.get('hardware')}. + above, − below, "
             "· not significant within the world (Holm's correction); over worlds: mean difference ± half of its 95 % t "
-            "interval over worlds, not corrected; corrected p: of that mean, with Holm's correction for all comparisons "
-            "of the job."
+            "interval over worlds, not corrected; corrected p: of that mean, with Holm's correction for all "
+            "comparisons of the job."
         )
     return "\n\n".join(parts)

@@ -76,10 +76,10 @@ def test_rivals_are_ranked_by_what_the_files_say(found) -> None:
         return Judged(row.job, metric, "rival", False, row.condition, second, difference, verdict)
 
     made = [
+        pair("best of 4", 0.5, "above", metric="reward_model"),  # the proxy is judged first, the gold reward last
         pair("best of 4 \u2020", -0.3, "below"),
         pair("b, untrained", 0.2, "above"),
         pair("the mix itself", -0.01, "not significant"),
-        pair("best of 4", 0.5, "above", metric="reward_model"),
         Judged(row.job, "gold", "regularizer", False, row.condition, "fkl", 0.1, "above"),
         Judged(row.job, "gold", "single reference", False, row.condition, "b alone", -0.2, "below"),
         Judged(row.job, "gold", "single reference", False, "another mix", "b alone", -0.2, "below"),
