@@ -158,8 +158,9 @@ def open_tuning(request: Request, choose: Callable[[Experiment], Any] | None = N
         choose: as of `plan.make_plan`.
 
     Raises:
-        RequestError: a tuned key that is compared too, or that every grid fixes so that nothing is left, a range that a run refuses, trials that would be measured on the
-            reported rows, another search in the folder, or a missing library; one sentence.
+        RequestError: a tuned key that is compared too, grids that leave nothing to tune, a range that a run refuses,
+            trials that would be measured on the reported rows, another search in the folder, or a missing library; one
+            sentence.
     """
     search = request.search
     if search is None:
