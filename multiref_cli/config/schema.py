@@ -361,6 +361,11 @@ class Experiment:
         return self.regularizer is not None and self.regularizer.signed
 
     @property
+    def adaptive_weights(self) -> bool:
+        """Whether ARWC makes the weights of each pair: of alpha then counts alone which are positive."""
+        return self.penalized and self.penalty.arwc is not None and self.alone is None and self.routes is None
+
+    @property
     def weighing(self) -> Weighing | None:
         """The function that weighs the references of each row, in place of `weights`; None where there is none."""
         return weighing_of(self.alpha)
@@ -725,7 +730,7 @@ class Experiment:
         where ARWC makes the weights, of alpha only which are positive."""
         if self.role == "beta0":
             return digest(self.content("seed", "regularizer", "alpha"))
-        if self.penalized and self.penalty.arwc is not None and self.alone is None and self.routes is None:
+        if self.adaptive_weights:
             return digest([self.content("seed", "alpha"), [one.name for one in self.active_references]])
         return self.condition_hash
 

@@ -9,7 +9,7 @@ from multiref_cli.errors import RequestError
 from multiref_cli.files import read_json
 from multiref_cli.reports.comparisons import Judged, judged
 from multiref_cli.reports.contest import read_answers, verdict
-from multiref_cli.reports.metrics import heading
+from multiref_cli.reports.metrics import heading, most_trusted
 from multiref_cli.reports.mixed import conclusions, read_scores
 from multiref_cli.reports.published import Row, read_rows
 from multiref_cli.reports.regime_words import read_regimes, sentences
@@ -99,12 +99,12 @@ def estimators(rows: Sequence[Row], found: Sequence[Judged], metric: str) -> str
 
 
 def rivals(rows: Sequence[Row], found: Sequence[Judged]) -> str:
-    """Of every job where its mix ranks on the first score, and what of all else is told apart from it."""
+    """Of every job where its mix ranks on its most trusted score, and what of all else is told apart from it."""
     parts, chosen = [], False
     for job in dict.fromkeys(one.job for one in found if one.kind == "rival"):
         own = [one for one in found if one.job == job and one.kind in ("rival", "single reference", "no penalty")]
         rivals = [one for one in own if one.kind == "rival"]
-        metric = rivals[0].metric
+        metric = most_trusted(list(dict.fromkeys(one.metric for one in rivals)))
         for mix in dict.fromkeys(one.first for one in rivals):
             pairs = [one for one in own if one.first == mix and one.metric == metric]
             above = sum(one.difference < 0 for one in pairs)
@@ -128,18 +128,20 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def answers(root: Path) -> str:
-    """Does exact reverse KL reach MRPO over worlds, which estimator ends lowest, what does scaling advantages cost."""
-    claims = [
-        one
-        for one in (read_claims(root / WORLDS) if (root / WORLDS).is_file() else [])
-        if one.over_alpha and one.kind == "regularizer" and one.metric == SCORE and "mrpo" in one.second
-    ]
+    """Does reverse KL reach MRPO over worlds, which estimator ends lowest, what does scaling advantages cost.
+
+    Each job answers by its most trusted score.
+    """
+    found = read_claims(root / WORLDS) if (root / WORLDS).is_file() else []
+    pairs = [one for one in found if one.over_alpha and one.kind == "regularizer" and "mrpo" in one.second]
+    trusted = {job: most_trusted([one.metric for one in pairs if one.job == job]) for job in {one.job for one in pairs}}
+    claims = [one for one in pairs if one.metric == trusted[one.job]]
     rows = [row for row in read_rows(root / ESTIMATORS) if row.role == "grid" and row.metric == SCORE]
-    found = [one for one in read_verdicts((root / ESTIMATORS).with_suffix(f".{VERDICTS}")) if one.metric == SCORE]
+    judgments = [one for one in read_verdicts((root / ESTIMATORS).with_suffix(f".{VERDICTS}")) if one.metric == SCORE]
     lowest = min(rows, key=lambda row: row.interval.mean)
-    others = [one for one in found if lowest.condition in (one.first, one.second)]
+    others = [one for one in judgments if lowest.condition in (one.first, one.second)]
     below = [one for one in others if one.verdict == ("below" if one.first == lowest.condition else "above")]
-    scales = [one for one in found if one.kind == "advantage scale"]
+    scales = [one for one in judgments if one.kind == "advantage scale"]
     words = {"above": "significantly above", "below": "significantly below", "not significant": "not told apart from"}
     return " ".join(
         [

@@ -76,9 +76,9 @@ class Run:
         """What its `kl/mixed` is called beside other runs: under one name different quantities would be taken for one.
 
         A mix that is normalized token by token lacks the references' disagreement -log F. Without a penalty alpha
-        plays no part, so neither does a mix: then the name is empty.
+        plays no part, so neither does a mix: then the name is empty, as it is where each pair has weights of its own.
         """
-        if not self.experiment.penalized:
+        if not self.experiment.penalized or self.experiment.adaptive_weights:
             return ""
         if self.experiment.penalty.level is Level.sequence:
             return "kl/mixed"
@@ -132,14 +132,17 @@ class Run:
     def _combination(self, metric: str) -> dict[str, float]:
         """What a metric is a weighted sum of: itself, or measured ones; empty where it has no meaning here.
 
-        kl/weighted is sum_i alpha_i kl_i, the charge of Theorem 5.1 (arXiv 2502.01203), where alpha plays a part;
+        kl/weighted is sum_i alpha_i kl_i, the charge of Theorem 5.1 (arXiv 2502.01203), where alpha plays a part, and
+        objective/<score> the score less beta times that;
         <score>/centered is the score minus that of the untrained policy on the same prompts, <score>/standardized the
         same in standard deviations of the untrained policy's scores over prompts.
         """
         if metric == KL_WEIGHTED:
-            same = self.experiment.penalized and self.experiment.routes is None
+            same = self.experiment.penalized and self.experiment.routes is None and not self.experiment.adaptive_weights
             weighted = zip(self.references, self.weights if same else [])
             return {f"kl/{name}": weight for name, weight in weighted if weight != 0}
+        if metric.startswith("objective/") and self.experiment.adaptive_weights:
+            return {}
         name, _, form = metric.rpartition("/")
         start = f"reference/{name}/{self.experiment.start}"
         if f"/{form}" == CENTERED:
@@ -216,7 +219,10 @@ class Condition:
             single, title = experiment.role == "single", experiment.penalty.title
             parts = [f"{experiment.alone} alone ({title})" if single else title]
             text = alpha_text(weights) if experiment.routes is None else experiment.routes.title
-            parts += [f"α={text}"] if alpha and not single and len(weights) > 1 else []
+            if experiment.adaptive_weights:  # alpha plays no part but for which references it leaves out
+                parts += [f"of {' + '.join(r.name for r in experiment.active_references)}"] if 0 in weights else []
+            else:
+                parts += [f"α={text}"] if alpha and not single and len(weights) > 1 else []
             parts += [f"to {alpha_text(experiment.alpha_end)}"] if experiment.alpha_end else []
             moves = "" if experiment.moving_beta is None else f" {experiment.moving_beta.title}"
             parts += [f"β={experiment.beta:g}{moves}"] if beta or moves else []
@@ -410,7 +416,8 @@ def write_csv(found: Sequence[Condition], path: Path) -> None:
         writer.writerow([*CSV_SETTINGS, *metrics])
         for c in found:
             routes = c.experiment.routes
-            alpha = " ".join(f"{weight:g}" for weight in c.weights) if routes is None else cell_text(routes.title)
+            weights = [] if c.experiment.adaptive_weights else c.weights
+            alpha = " ".join(f"{weight:g}" for weight in weights) if routes is None else cell_text(routes.title)
             same = [
                 cell_text(c.label),
                 c.role,

@@ -214,15 +214,20 @@ def _bands(axes: Axes, found: Sequence[Condition], setting: tuple, metric: str, 
         interval = condition.interval(metric)
         if interval is None:
             continue
-        axes.axhline(interval.mean, color=look.color, linestyle=look.linestyle, linewidth=1.1, zorder=1)
-        if not np.isnan(interval.half_width):
-            axes.axhspan(interval.low, interval.high, color=look.color, alpha=0.12, linewidth=0, zorder=0)
+        _band(axes, interval, look)
     for condition in _without_penalty(found):
         interval = condition.interval(metric)
         if interval is not None:
             axes.axhline(interval.mean, color=style.INK, linestyle=(0, (1, 1.5)), linewidth=1.1, zorder=1)
     if start is not None:
         axes.axhline(start, color=style.MUTED, linewidth=1, zorder=1)
+
+
+def _band(axes: Axes, interval: Interval, look: style.SeriesStyle) -> None:
+    """What has no alpha: a horizontal line with its interval."""
+    axes.axhline(interval.mean, color=look.color, linestyle=look.linestyle, linewidth=1.1, zorder=1)
+    if not np.isnan(interval.half_width):
+        axes.axhspan(interval.low, interval.high, color=look.color, alpha=0.12, linewidth=0, zorder=0)
 
 
 def _singles(found: Sequence[Condition], setting: tuple) -> list[tuple[Condition, style.SeriesStyle]]:
@@ -245,6 +250,10 @@ def _line_over_alpha(axes: Axes, line: Series, metric: str, index: int) -> None:
     rows = [(x, interval) for x, interval in found if interval is not None]
     xs, means = [x for x, _ in rows], [interval.mean for _, interval in rows]
     look = style.series(index)
+    if line.conditions[0].experiment.adaptive_weights:
+        for _, interval in rows:
+            _band(axes, interval, look)
+        return
     # Small sideways steps keep the error bars of several lines apart.
     shift = 0.006 * (index % 3 - 1)
     halves = [0.0 if np.isnan(interval.half_width) else interval.half_width for _, interval in rows]
@@ -263,7 +272,7 @@ def _name_lines(
             if interval is not None:
                 labels.append(
                     (
-                        last.weights[0],
+                        1.0 if last.experiment.adaptive_weights else last.weights[0],
                         interval.mean,
                         line.conditions[0].called(alpha=False, beta=False),
                         style.series(index).color,

@@ -12,7 +12,7 @@ from multiref_cli.reports import style
 from multiref_cli.reports.collect import KL_WEIGHTED, Condition
 from multiref_cli.reports.job_section import against_alpha, job_name, reference_value, start_value
 from multiref_cli.reports.limits import point_limits
-from multiref_cli.reports.metrics import NOISE, distances, heading, is_noise, rankings, scorers, scores
+from multiref_cli.reports.metrics import NOISE, distances, heading, is_noise, ranking_metric, rankings, scores
 from multiref_cli.reports.page import Page
 from multiref_cli.reports.parts import SHORT
 from multiref_cli.reports.varied import named, varied
@@ -55,9 +55,8 @@ class Job:
 
     @property
     def metric(self) -> str | None:
-        """What its conditions are ranked by: the first of what scored them."""
-        names = scorers(self.found)
-        return names[0] if names else None
+        """What its conditions are ranked by: the most trusted of what scored them."""
+        return ranking_metric(self.found)
 
 
 def add_overview(page: Page, jobs: Sequence[Job]) -> tuple[list[str], list[list[str]]]:
@@ -287,7 +286,7 @@ def add_outcome(page: Page, condition: Condition, drawn: Figure | None) -> None:
         condition: of the one run.
         drawn: its learning curves.
     """
-    metric = next(iter(scorers([condition])), None)
+    metric = ranking_metric([condition])
     page.text(question([Job(job_name(condition), [condition], [])]))
     if metric is not None:
         page.text(_ended(condition, metric))

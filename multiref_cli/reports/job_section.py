@@ -343,5 +343,6 @@ def write_pending(page: Page, folders: Sequence[Path], read: Collection[Path] = 
 def summary_line(found: Sequence[Condition]) -> str:
     """One sentence on what a report holds."""
     runs = sum(len(condition.runs) for condition in found)
-    alphas = {alpha_text(condition.weights) for condition in found if condition.role == "grid" and condition.weights}
+    grid = [one for one in found if one.role == "grid" and one.weights and not one.experiment.adaptive_weights]
+    alphas = {alpha_text(one.weights) for one in grid}
     return f"{runs} runs in {len(found)} conditions" + (f", {len(alphas)} values of α" if len(alphas) > 1 else "") + "."

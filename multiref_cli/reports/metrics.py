@@ -56,6 +56,12 @@ def most_trusted(names: Sequence[str]) -> str:
     return ([name for name in names if name.partition("/")[0] not in LIBRARIES] or list(names))[-1]
 
 
+def ranking_metric(found: Sequence[Condition]) -> str | None:
+    """The most trusted of what scored conditions; None where nothing did."""
+    names = scorers(found)
+    return most_trusted(names) if names else None
+
+
 def task_metrics(found: Sequence[Condition]) -> list[str]:
     """All metrics of the tasks of evaluation libraries, task by task."""
     names = (name for condition in found for run in condition.runs for task in run.tasks for name in task["metrics"])

@@ -6,7 +6,7 @@ from typing import Any
 from multiref_cli.reports import style
 from multiref_cli.reports.job_section import CONFIDENCE
 from multiref_cli.reports.page import Page
-from multiref_cli.reports.regime_words import far, rows, sentence
+from multiref_cli.reports.regime_words import places, rows, sentence
 from multiref_cli.reports.regimes import ARITHMETIC, GEOMETRIC, SINGLE, YARDSTICKS, Regime, Regimes, kind_of
 from multiref_cli.types import Axes, Figure
 
@@ -30,8 +30,9 @@ def add_regimes(page: Page, made: Regimes | None) -> None:
 def _caption(yardsticks: Sequence[str]) -> str:
     text = (
         "Each cell: which arm is significantly above all others; hatched: undecided, with the arms that are not told "
-        "apart from the highest, or the one that is (not …). Start and other: one of the two references alone. Up: "
-        "farther from the start (KL from the start, nats a response)."
+        "apart from the highest, how many they are of those compared (3 of 5), or the one that is told apart (not …). "
+        "Start and other: one of the two references alone. Up: farther from the start (KL from the start, nats a "
+        "response)."
     )
     if GEOMETRIC in yardsticks:
         text += f" {YARDSTICKS[GEOMETRIC]} is what reverse KL maximizes at sequence level"
@@ -58,14 +59,15 @@ def figure(found: Sequence[Regime]) -> Figure:
     """
     trainings = list(dict.fromkeys(one.training for one in found))
     yardsticks = [name for name in YARDSTICKS if any(one.yardstick == name for one in found)]
-    tall = [len({far(one) for one in found if one.training == training}) for training in trainings]
+    named = places(found)
+    tall = [len({p for one, p in zip(found, named) if one.training == training}) for training in trainings]
     height = 0.95 + sum(0.5 + 0.33 * count for count in tall)
     drawn, grid = style.new_figure(
         len(trainings), len(yardsticks), 1.7 + 1.1 * len(yardsticks), height, squeeze=False, height_ratios=tall
     )
     with style.applied():
         for number, (training, line) in enumerate(zip(trainings, grid)):
-            own = [one for one in found if one.training == training]
+            own = [(one, place) for one, place in zip(found, named) if one.training == training]
             for yardstick, axes in zip(yardsticks, line):
                 _panel(axes, own, yardstick, named=axes is line[0])
                 if number == 0:
@@ -86,18 +88,18 @@ def _head(axes: Axes, words: str) -> None:
     axes.set_title(above + "\n" * (2 - above.count("\n")), fontsize=8.5, fontweight="normal", pad=2)
 
 
-def _panel(axes: Axes, own: Sequence[Regime], yardstick: str, named: bool) -> None:
-    """One training by one yardstick."""
-    betas = sorted({one.beta for one in own})
-    places = list(dict.fromkeys(far(one) for one in own))
-    known = {(far(one), one.beta): one for one in own if one.yardstick == yardstick}
-    for row, place in enumerate(places):
+def _panel(axes: Axes, own: Sequence[tuple[Regime, str]], yardstick: str, named: bool) -> None:
+    """One training by one yardstick: cells, each with the place that its row is."""
+    betas = sorted({one.beta for one, _ in own})
+    every = list(dict.fromkeys(place for _, place in own))
+    known = {(place, one.beta): one for one, place in own if one.yardstick == yardstick}
+    for row, place in enumerate(every):
         for column, beta in enumerate(betas):
             _cell(axes, column, row, known.get((place, beta)))
     axes.set_xlim(-0.5, len(betas) - 0.5)
-    axes.set_ylim(-0.5, len(places) - 0.5)
+    axes.set_ylim(-0.5, len(every) - 0.5)
     axes.set_xticks(range(len(betas)), [f"{beta:g}" for beta in betas], fontsize=7.5)
-    axes.set_yticks(range(len(places)), [p.replace(", ", "\n") for p in places] if named else [], fontsize=7.5)
+    axes.set_yticks(range(len(every)), [p.replace(", ", "\n") for p in every] if named else [], fontsize=7.5)
     axes.tick_params(length=0)
     axes.grid(visible=False)
     for side in ("left", "bottom"):
@@ -134,9 +136,11 @@ def _label(one: Regime) -> str:
         return "not all"
     if one.winner:
         return _short(one, one.contenders[0])
-    out = [kind for kind in one.kinds if kind not in one.open_kinds]
     if len(one.open_kinds) > 2:
-        return "all" if not out else f"not\n{out[0]}" if len(out) == 1 else f"{len(one.open_kinds)} of {len(one.kinds)}"
+        none_alone = SINGLE not in one.open_kinds
+        out = list(dict.fromkeys(kind_of(name) if none_alone else _short(one, name) for name in one.behind))
+        every = len(one.contenders) + len(one.behind)
+        return "all" if not out else f"not\n{out[0]}" if len(out) == 1 else f"{len(one.contenders)} of {every}"
     alone = [name for name in one.contenders if kind_of(name) == SINGLE]
     names = [_short(one, alone[0]) if kind == SINGLE and len(alone) == 1 else kind for kind in one.open_kinds]
     return "\n".join(names)

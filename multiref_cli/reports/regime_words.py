@@ -5,14 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from multiref_cli.evaluation.statistics import Interval
-from multiref_cli.reports.regimes import SINGLE, YARDSTICKS, Regime
+from multiref_cli.reports.regimes import SINGLE, YARDSTICKS, Regime, kind_of, weights_vary
 from multiref_cli.reports.table_file import pipe_table, read_table, write_table
 from multiref_cli.reports.wording import signed
 
 COLUMNS = (
     *("training", "second", "distance", "distance_low", "distance_high", "prompts", "beta", "yardstick", "winner"),
-    *("contenders", "margin", "margin_low", "margin_high", "seeds", "missing", "means"),
+    *("contenders", "margin", "margin_low", "margin_high", "seeds", "missing", "means", "weights"),
 )
+# Files of earlier versions do not say the weights.
+_EARLIER = COLUMNS[:-1]
 
 
 def sentence(found: Sequence[Regime]) -> str:
@@ -43,9 +45,13 @@ def sentence(found: Sequence[Regime]) -> str:
 def _behind(found: Sequence[Regime], kinds: Sequence[str]) -> str:
     """In how many cells each kind is significantly below the highest: what an undecided cell still rules out."""
     whole = [one for one in found if not one.missing]
-    counts = {kind: sum(kind in one.kinds and kind not in one.open_kinds for one in whole) for kind in kinds}
-    several = ", where a mix of references beats each alone"
-    told = [f"{_called(kind)} in {count}{several * (kind == SINGLE and count > 0)}" for kind, count in counts.items()]
+    counts = {kind: sum(kind in map(kind_of, one.behind) for one in whole) for kind in kinds}
+    each = sum(SINGLE in one.kinds and SINGLE not in one.open_kinds for one in whole)
+    several = f", all of them in {each}" + ", where a mix of references beats each alone" * (each > 0)
+    told = [
+        f"at least one reference alone in {count}{several * (count > 0)}" if kind == SINGLE else f"{kind} in {count}"
+        for kind, count in counts.items()
+    ]
     return f" Significantly below the highest: {', '.join(told)}." if any(counts.values()) else ""
 
 
@@ -56,6 +62,8 @@ def _where(own: Sequence[Regime], found: Sequence[Regime]) -> str:
         ("with ", lambda one: one.second),
         ("β ", lambda one: f"{one.beta:g}"),
     ]
+    if weights_vary(found):
+        axes.insert(2, ("weight of the other ", lambda one: f"{one.weights[one.second]:g}"))
     told = []
     for word, of in axes:
         every, here = list(dict.fromkeys(map(of, found))), {of(one) for one in own}
@@ -76,17 +84,23 @@ def sentences(found: Sequence[Regime]) -> str:
     return " ".join([f"{trainings}; {seeds} seed{'s' * (seeds != 1)}.", *(sentence(c) for c in own.values() if c)])
 
 
-def far(one: Regime) -> str:
-    """The second reference with its distance from the start, where that was measured."""
-    return one.second if one.distance is None else f"{one.second}, {one.distance.mean:.2g} nats"
+def places(found: Sequence[Regime]) -> list[str]:
+    """The second reference of each cell, with its weight where weights vary and its distance from the start where that
+    was measured."""
+    weighed = weights_vary(found)
+    return [
+        (f"{one.weights[one.second]:g} × " if weighed else "")
+        + (one.second if one.distance is None else f"{one.second}, {one.distance.mean:.2g} nats")
+        for one in found
+    ]
 
 
 def rows(found: Sequence[Regime]) -> tuple[list[str], list[list[str]]]:
     """Headers and rows of the table: a row a cell, a column a yardstick."""
     yardsticks = [name for name in YARDSTICKS if any(one.yardstick == name for one in found)]
     cells: dict[tuple[str, str, str], dict[str, Regime]] = {}
-    for one in found:
-        cells.setdefault((one.training, far(one), f"{one.beta:g}"), {})[one.yardstick] = one
+    for one, place in zip(found, places(found)):
+        cells.setdefault((one.training, place, f"{one.beta:g}"), {})[one.yardstick] = one
     made = [[*cell, *(_said(own.get(name)) for name in yardsticks)] for cell, own in cells.items()]
     return ["training", "start and", "β", *(YARDSTICKS[name] for name in yardsticks)], made
 
@@ -100,7 +114,7 @@ def _said(one: Regime | None) -> str:
         return f"**{one.contenders[0]}**{margin}"
     if one.missing:
         return f"not all there: {', '.join(one.missing)}"
-    if len(one.open_kinds) == len(one.kinds):
+    if not one.behind:
         return "undecided: all"
     return f"undecided: {', '.join(one.contenders)}"
 
@@ -118,11 +132,12 @@ def write_regimes(found: Sequence[Regime], path: Path) -> None:
 
 def _written(one: Regime) -> list[Any]:
     means = "; ".join(f"{name} {' '.join(_numbers(value))}" for name, value in one.means.items())
+    weights = "; ".join(f"{name} {weight:g}" for name, weight in one.weights.items())
     seeds = max((value.n for value in one.means.values()), default=0)
     return [
         *(one.training, one.second, *_numbers(one.distance), one.distance.n if one.distance else ""),
         *(f"{one.beta:g}", one.yardstick, one.winner, "; ".join(one.contenders), *_numbers(one.margin)),
-        *(seeds, "; ".join(one.missing), means),
+        *(seeds, "; ".join(one.missing), means, weights),
     ]
 
 
@@ -132,7 +147,7 @@ def read_regimes(path: Path) -> list[Regime]:
     Raises:
         RequestError: no such file, or another one.
     """
-    return [_parsed(row) for row in read_table(path, "CSV of regimes", COLUMNS)]
+    return [_parsed(row) for row in read_table(path, "CSV of regimes", _EARLIER, COLUMNS)]
 
 
 def _parsed(row: dict[str, str]) -> Regime:
@@ -145,7 +160,9 @@ def _parsed(row: dict[str, str]) -> Regime:
     contenders, missing = (tuple(filter(None, row[key].split("; "))) for key in ("contenders", "missing"))
     margin = _interval(row["margin"], row["margin_low"], row["margin_high"], row["seeds"])
     names = (row["training"], row["second"], distance, float(row["beta"]), row["yardstick"], row["winner"])
-    return Regime(*names, contenders, means, margin, missing)
+    told = (text.rsplit(" ", 1) for text in filter(None, (row.get("weights") or "").split("; ")))
+    weights = {name: float(weight) for name, weight in told}
+    return Regime(*names, contenders, means, margin, missing, weights)
 
 
 def _numbers(one: Interval | None) -> list[str]:

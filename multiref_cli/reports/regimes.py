@@ -8,7 +8,7 @@ pairs of a job are; Holm's correction is for all pairs of all cells on one yards
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -87,6 +87,7 @@ class Regime:
         contenders: the arm of the highest mean, then those that are not significantly below it.
         means: arm -> mean with its interval.
         margin: the highest arm minus the next that it is compared with; None with one arm.
+        weights: reference -> weight in the mixes; empty where a file does not say.
     """
 
     training: str
@@ -99,6 +100,7 @@ class Regime:
     means: Mapping[str, Interval]
     margin: Interval | None
     missing: tuple[str, ...] = ()
+    weights: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def decided(self) -> bool:
@@ -109,6 +111,12 @@ class Regime:
     def open_kinds(self) -> list[str]:
         """What the contenders count as, each once."""
         return list(dict.fromkeys(map(kind_of, self.contenders)))
+
+    @property
+    def behind(self) -> list[str]:
+        """The arms that are significantly below the highest."""
+        leader = self.contenders[0] if self.contenders else ""
+        return [name for name in self.means if name not in self.contenders and not _both_alone(leader, name)]
 
     @property
     def kinds(self) -> list[str]:
@@ -228,11 +236,14 @@ def _cells_of(group: Sequence[Condition], untrained: Sequence[Condition]) -> lis
     """The cells of one training; none where no two regularizers, or no references alone, are there."""
     start, metrics = group[0].experiment.start, scorers(group)
     mixes: dict[tuple[str, float, tuple[float, ...]], list[Condition]] = {}
-    for one in group:
+    for one in sorted(group, key=lambda one: one.experiment.adaptive_weights):
         active = [reference.name for reference in one.experiment.active_references]
         if len(active) == 2 and start in active:
             second = next(name for name in active if name != start)
-            mixes.setdefault((second, one.beta, tuple(one.weights)), []).append(one)
+            own_weights = (second, one.beta, tuple(one.weights))
+            same = [key for key in mixes if key[:2] == own_weights[:2]] if one.experiment.adaptive_weights else []
+            for key in same or [own_weights]:  # what makes weights of its own is an arm at all of them
+                mixes.setdefault(key, []).append(one)
     made = []
     for (second, beta, weights), own in mixes.items():
         alone = [one for one in group if one.alone in (start, second) and one.beta == beta]
@@ -257,8 +268,19 @@ def _cells_of(group: Sequence[Condition], untrained: Sequence[Condition]) -> lis
         return []
     names = list(dict.fromkeys(name for cell in made for name in _roles(cell)))
     order = [replace(cell, missing=tuple(name for name in names if name not in _roles(cell))) for cell in made]
-    return sorted(
-        order, key=lambda one: (math.inf if one.distance is None else one.distance.mean, one.second, one.beta)
+    return sorted(order, key=_place)
+
+
+def _place(cell: Cell) -> tuple[float, str, float, float]:
+    """Where a cell stands: by the distance of the second reference, its weight and beta."""
+    far = math.inf if cell.distance is None else cell.distance.mean
+    return far, cell.second, cell.weights[cell.second], cell.beta
+
+
+def weights_vary(found: Sequence[Cell] | Sequence[Regime]) -> bool:
+    """Whether cells differ in the weights of their mixes."""
+    return len({(one.training, one.second, *one.weights.values()) for one in found}) > len(
+        {(one.training, one.second) for one in found}
     )
 
 
@@ -301,10 +323,11 @@ def _judged(made: Sequence[Cell], yardstick: str) -> tuple[list[Regime], list[tu
                 # ten fails it. The block holds nothing but the same training and beta in its place.
                 pairs.append((cell, first, second, compare(values[first], values[second], block, 2.0, CONFIDENCE)))
     adjusted = holm([one.p_value for *_, one in pairs])
+    weighed = weights_vary(made)
     metric = {SCORE: "{}", GEOMETRIC: "J to the geometric mean, {}", ARITHMETIC: "J to the arithmetic mean, {}"}
     verdicts: dict[int, list[tuple[Arm, Arm, Verdict]]] = {}
     for (cell, first, second, one), p in zip(pairs, adjusted):
-        names = (_named(cell, first), _named(cell, second))
+        names = (_named(cell, first, weighed), _named(cell, second, weighed))
         verdict = Verdict(metric[yardstick].format(cell.metric), *names, "regime", False, one, p)
         verdicts.setdefault(id(cell), []).append((first, second, verdict))
     regimes_ = [_regime(cell, values, verdicts.get(id(cell), []), yardstick) for cell, values in known]
@@ -312,9 +335,10 @@ def _judged(made: Sequence[Cell], yardstick: str) -> tuple[list[Regime], list[tu
     return regimes_, told
 
 
-def _named(cell: Cell, arm: Arm) -> str:
-    """An arm in a list of comparisons, where its cell must be told too."""
-    return f"{arm.name} β={cell.beta:g}, {' + '.join(cell.weights)}"
+def _named(cell: Cell, arm: Arm, weighed: bool) -> str:
+    """An arm in a list of comparisons, where its cell must be told too, with the weights if others have other ones."""
+    mix = [f"{weight:g} × {name}" if weighed else name for name, weight in cell.weights.items()]
+    return f"{arm.name} β={cell.beta:g}, {' + '.join(mix)}"
 
 
 def _block(known: Sequence[tuple[Cell, Mapping[Arm, BySeed]]], cell: Cell) -> list[dict[int, float]]:
@@ -331,7 +355,7 @@ def _regime(
     ranked = sorted(means, key=lambda arm: -means[arm].mean)
     same = (cell.training, cell.second, cell.distance, cell.beta, yardstick)
     if not ranked:
-        return Regime(*same, "", (), {}, None, cell.missing)
+        return Regime(*same, "", (), {}, None, cell.missing, cell.weights)
     leader = ranked[0]
     against = {other: (verdict, sign) for other, verdict, sign in _of(leader, judged)}
     others = [arm for arm in ranked[1:] if not (arm.single and leader.single)]
@@ -340,7 +364,7 @@ def _regime(
     margin = _margin(against.get(others[0])) if others else None
     contenders = (leader.name, *(arm.name for arm in open_))
     shown = {arm.name: mean for arm, mean in means.items()}
-    return Regime(*same, leader.kind if won else "", contenders, shown, margin, cell.missing)
+    return Regime(*same, leader.kind if won else "", contenders, shown, margin, cell.missing, cell.weights)
 
 
 def _of(leader: Arm, judged: Sequence[tuple[Arm, Arm, Verdict]]) -> list[tuple[Arm, Verdict, int]]:

@@ -405,6 +405,9 @@ def _what(condition: Condition) -> str:
         alpha, routes = alpha_text(run.weights), condition.experiment.routes
         if routes is not None:
             weights, alpha = ", ".join(run.references), f"by {routes.title}"
+        if condition.experiment.adaptive_weights:
+            weights = ", ".join(one.name for one in condition.experiment.active_references)
+            alpha = "made of each pair"
         estimator = "" if condition.estimator == "–" else f", estimator {condition.estimator}"
         facts.append(
             f"Regularizer `{r.title}` ({r.description}) "

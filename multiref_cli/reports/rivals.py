@@ -12,7 +12,7 @@ from multiref_cli.evaluation.statistics import Interval, holm
 from multiref_cli.reports import style
 from multiref_cli.reports.collect import Condition
 from multiref_cli.reports.job_section import CONFIDENCE, in_order, job_name, stems
-from multiref_cli.reports.metrics import heading, scorers
+from multiref_cli.reports.metrics import heading, most_trusted, scorers
 from multiref_cli.reports.page import Page
 from multiref_cli.reports.verdicts import Verdict, series, side_label
 from multiref_cli.reports.wording import plus_minus, signed
@@ -151,23 +151,31 @@ _FIGURE = (
 def _add_table(
     page: Page, group: Sequence[Condition], rivals: Sequence[Condition], verdicts: Sequence[Verdict], name: str
 ) -> None:
-    metrics, references, line = scorers(group), group[0].first.references, series(group)[0]
-    mix = side_label(line)
-    judged = {one.second: one for one in verdicts if one.metric == metrics[0] and one.first == mix}
+    references, mix = group[0].first.references, side_label(series(group)[0])
+    main = most_trusted(scorers(group))
+    more = [metric for metric in scorers(group) if metric != main]
+    judged = {one.second: one for one in verdicts if one.metric == main and one.first == mix}
     rows = []
-    for rank, entry in enumerate(ranked(group, rivals, metrics[0]), start=1):
+    for rank, entry in enumerate(ranked(group, rivals, main), start=1):
         own = entry.condition
-        others = [plus_minus(_interval(group, entry, metric)) for metric in metrics[1:]]
+        others = [plus_minus(_interval(group, entry, metric)) for metric in more]
         far = [_distance(entry, reference) for reference in references]
         verdict = judged.get(entry.label)
         compared = ["–", "–"] if verdict is None else [signed(verdict.comparison.difference), verdict.word(CONFIDENCE)]
         seeds = "–" if entry.fixed else len(own.runs) if own else "–"
         row = [rank, entry.label, KINDS[entry.role][0], seeds, plus_minus(entry.interval), *others, *far]
         rows.append([*row, *costs(entry), *compared])
-    headers = ["rank", "condition", "what", "seeds", *map(heading, metrics), *(f"KL to {one}" for one in references)]
+    headers = [
+        "rank",
+        "condition",
+        "what",
+        "seeds",
+        *map(heading, [main, *more]),
+        *(f"KL to {one}" for one in references),
+    ]
     headers += ["responses trained on", "drawn an answer", "models an answer", f"{mix} minus it", "the mix is"]
     caption = (
-        f"Ranked by {heading(metrics[0])}. Differences are paired by prompt and seed, with {CONFIDENCE:.0%} intervals; "
+        f"Ranked by {heading(main)}. Differences are paired by prompt and seed, with {CONFIDENCE:.0%} intervals; "
         "above and below: after Holm's correction, for rivals and the untrained over all comparisons of mixes with "
         "them on every score, for a reference alone among the job's own comparisons. \u2264: an upper bound (best of "
         "N). Responses trained on: pairs count two; stored samples of references "
@@ -223,17 +231,22 @@ def _chosen_by(condition: Condition, metric: str) -> bool:
 
 def figure(jobs: Sequence[tuple[Sequence[Condition], Sequence[Condition]]]) -> Figure:
     """Every job in a panel: means with intervals, highest on top, colored by what they are."""
-    panels = [(group, ranked(group, rivals, scorers(group)[0])) for group, rivals in jobs]
-    tall = max(len(entries) for _, entries in panels)
-    drawn, grid = style.new_figure(len(panels), 1, 7.6, 0.3 + len(panels) * (0.8 + 0.24 * tall), squeeze=False)
+    named = [(group, rivals, most_trusted(scorers(group))) for group, rivals in jobs]
+    return drawn([(job_name(group[0]), metric, ranked(group, rivals, metric)) for group, rivals, metric in named])
+
+
+def drawn(panels: Sequence[tuple[str, str, Sequence[Entry]]]) -> Figure:
+    """Draw one panel a job: its name, the score that it is ranked by, its ranking."""
+    tall = max(len(entries) for *_, entries in panels)
+    made, grid = style.new_figure(len(panels), 1, 7.6, 0.3 + len(panels) * (0.8 + 0.24 * tall), squeeze=False)
     seen: dict[str, Any] = {}
     with style.applied():
-        for (group, entries), axes in zip(panels, np.ravel(grid)):
+        for (name, metric, entries), axes in zip(panels, np.ravel(grid)):
             seen |= _panel(axes, entries)
-            style.title(axes, job_name(group[0]))
-            axes.set_xlabel(heading(scorers(group)[0]))
-        drawn.legend(list(seen.values()), list(seen), loc="outside lower center", ncols=len(seen))
-    return drawn
+            style.title(axes, name)
+            axes.set_xlabel(heading(metric))
+        made.legend(list(seen.values()), list(seen), loc="outside lower center", ncols=len(seen))
+    return made
 
 
 def _panel(axes: Axes, entries: Sequence[Entry]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from multiref_cli.files import each_line
 from multiref_cli.reports.collect import Condition, Run
-from multiref_cli.reports.metrics import heading, scorers
+from multiref_cli.reports.metrics import heading, ranking_metric, scorers
 from multiref_cli.reports.page import Page
 from multiref_cli.reports.parts import Verbatim
 from multiref_cli.reports.verdicts import series
@@ -65,7 +65,7 @@ def add_samples(page: Page, found: Sequence[Condition], name: str, level: int) -
 def answering(found: Sequence[Condition]) -> list[Condition]:
     """Whose answers are shown: of every line over alpha the condition with the highest score, then of every reference
     alone, then without a penalty; those that are no arm of such a job all."""
-    metric = next(iter(scorers(found)), None)
+    metric = ranking_metric(found)
 
     def best(group: Sequence[Condition]) -> Condition:
         return max(group, key=lambda one: _mean(one, metric))

@@ -18,6 +18,8 @@ from multiref_cli.sweeps.space import Axis
 
 COLUMNS = ("arm", "trials", "metric", "value", "key", "best", "range", "end")
 TOLD = ("above", "below")
+# What is said of a pair whose sides are named in the other order.
+_TURNED = {"above": "below", "below": "above"}
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,7 @@ def _of_job(
 def _both(
     job: str, metric: str, before: Sequence[Judged], after: Sequence[Judged]
 ) -> dict[tuple[str, str], tuple[str, str]]:
-    """Verdicts of the pairs that both sides compare, before and after tuning."""
+    """Verdicts of the pairs that both sides compare, before and after tuning; either may have a pair turned round."""
     old, now = (
         {
             (arm_of(one.first), arm_of(one.second)): one.verdict
@@ -198,7 +200,9 @@ def _both(
         }
         for found in (before, after)
     )
-    return {pair: (old[pair], verdict) for pair, verdict in now.items() if pair in old}
+    turned = {(second, first): _TURNED.get(verdict, verdict) for (first, second), verdict in old.items()}
+    known = turned | old
+    return {pair: (known[pair], verdict) for pair, verdict in now.items() if pair in known}
 
 
 def _named(pairs: Sequence[tuple[str, str]], verdicts: dict[tuple[str, str], tuple[str, str]]) -> str:

@@ -32,7 +32,8 @@ def _varied(found: Sequence[Condition]) -> dict[str, dict[str, None]]:
     for condition in grid:
         routes = condition.experiment.routes
         told = {"regularizer": condition.regularizer.title} if condition.regularizer else {}
-        told["alpha"] = alpha_text(condition.weights) if routes is None else routes.title
+        if not condition.experiment.adaptive_weights:
+            told["alpha"] = alpha_text(condition.weights) if routes is None else routes.title
         for key, value in told.items():
             values.setdefault(key, {})[value] = None
     for condition in found:

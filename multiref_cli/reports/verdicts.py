@@ -216,14 +216,17 @@ def _pairs_over_alpha(found: Sequence[Condition]) -> list[_Pair]:
 
 
 def _pairs_at_each_alpha(found: Sequence[Condition]) -> list[_Pair]:
-    """Conditions of the grid, against baselines and others at the same alpha and beta."""
+    """Conditions of the grid, against baselines and others at the same alpha and beta.
+
+    What makes weights of its own has no alpha, and is compared at every one.
+    """
     pairs = []
     grid = [condition for condition in found if condition.role == "grid" and condition.experiment.routes is None]
     for index, condition in enumerate(grid):
         pairs += [_Pair(_alone(condition), _alone(other), _kind(other)) for other in _baselines(condition, found)]
         for other in grid[index + 1 :]:
             kind = _one_difference(condition, other)
-            if kind and other.weights == condition.weights:
+            if kind and _same_alpha(condition, other):
                 pairs.append(_Pair(_alone(condition), _alone(other), kind))
     return pairs
 
@@ -292,6 +295,13 @@ def _over(line: Series) -> _Side:
 
 def _alone(condition: Condition) -> _Side:
     return _Side(condition.label, Series(condition.label, (condition,)))
+
+
+def _same_alpha(first: Condition, second: Condition) -> bool:
+    """Whether alpha does not tell two conditions apart: it is the same, or one of them makes weights of its own."""
+    if first.experiment.adaptive_weights or second.experiment.adaptive_weights:
+        return first.experiment.active_references == second.experiment.active_references
+    return first.weights == second.weights
 
 
 def _same_weights(first: Series, second: Series) -> bool:

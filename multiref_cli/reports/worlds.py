@@ -95,8 +95,8 @@ class Claim:
         if math.isnan(self.adjusted_p):
             return f"{text}; over worlds it cannot be judged."
         judged = "significant" if self.adjusted_p < 0.05 else "not significant"
-        numbers = f"mean difference {mean:+.3g}, 95 % interval [{low:+.3g}, {high:+.3g}], p = {self.adjusted_p:.2g}"
-        return f"{text}; over worlds it is {judged} ({numbers}, corrected)."
+        numbers = f"mean difference {mean:+.3g}, 95 % interval of this one alone [{low:+.3g}, {high:+.3g}]"
+        return f"{text}; over worlds it is {judged} ({numbers}, corrected p = {self.adjusted_p:.2g})."
 
 
 def claims(found: Sequence[Condition]) -> list[list[Claim]]:
@@ -189,8 +189,8 @@ def add_worlds(page: Page, found: Sequence[Condition], confidence: float = 0.95)
                     caption = (
                         f"Differences of {heading(metric)}, {which}: in each world, with its verdict there (+ above, "
                         "− below, · not significant, corrected within the world), and their mean with its "
-                        f"{confidence:.0%} t interval over worlds. p: of the mean, with Holm's correction for all "
-                        "comparisons of this job."
+                        f"{confidence:.0%} t interval over worlds, not corrected. p: of the mean, with Holm's "
+                        "correction for all comparisons of this job."
                     )
                     worlds = [f"world {world}" for world in shown[0].differences]
                     headers = ["first", "second", *worlds, "over worlds", "corrected p", "holds in"]
@@ -266,16 +266,16 @@ def worlds_table(found: Sequence[Claim]) -> str:
                 "second",
                 *(f"world {world}" for world in own[0].differences),
                 "over worlds",
+                "corrected p",
                 "holds in",
             ]
-            cells = map(_cells, shown)
-            made = pipe_table(headers, ([*row[:-2], row[-1]] for row in cells), right=range(2, len(headers) - 1))
-            parts += [summary(own), made]
+            parts += [summary(own), pipe_table(headers, map(_cells, shown), right=range(2, len(headers) - 1))]
     if found:
         told = found[0].origin
         parts.append(
             f"Commit `{told.get('commit')}`, `{told.get('command')}`, on {told.get('hardware')}. + above, − below, "
             "· not significant within the world (Holm's correction); over worlds: mean difference ± half of its 95 % t "
-            "interval over worlds."
+            "interval over worlds, not corrected; corrected p: of that mean, with Holm's correction for all "
+            "comparisons of the job."
         )
     return "\n\n".join(parts)

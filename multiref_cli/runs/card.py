@@ -154,7 +154,9 @@ def _references(asked: Experiment, manifest: Mapping[str, Any]) -> list[str]:
     sums = manifest.get("references") or {}
     rows = []
     for index, one in enumerate(asked.references):
-        if asked.routes is None:
+        if asked.adaptive_weights:
+            weight = "made of each pair" if asked.weights[index] else "0"
+        elif asked.routes is None:
             weight = f"{asked.weights[index]:g}"
         else:
             weight = ", ".join(f"{_plain(value)}: {row[index]:g}" for value, row in asked.routes.weights.items())

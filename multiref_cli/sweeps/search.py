@@ -158,8 +158,9 @@ def open_tuning(request: Request, choose: Callable[[Experiment], Any] | None = N
         choose: as of `plan.make_plan`.
 
     Raises:
-        RequestError: a tuned key that is compared too, a range that a run refuses, trials that would be measured on the
-            reported rows, another search in the folder, or a missing library; one sentence.
+        RequestError: a tuned key that is compared too, grids that leave nothing to tune, a range that a run refuses,
+            trials that would be measured on the reported rows, another search in the folder, or a missing library; one
+            sentence.
     """
     search = request.search
     if search is None:
@@ -168,6 +169,10 @@ def open_tuning(request: Request, choose: Callable[[Experiment], Any] | None = N
     if search.trials > search.batch:  # with one batch everything is drawn at random
         check_sampler(search.sampler)
     arms = tuple(_arm(one, search) for one in ask(request, lambda e: _chosen_alpha(e, search, choose))[0])
+    if not any(arm.axes for arm in arms):
+        keys = " and ".join(f"search.space.{axis.key}" for axis in search.space)
+        verb = "is" if len(search.space) == 1 else "are"
+        raise RequestError(f"{keys} {verb} fixed by every grid: nothing is left to search; let a grid have it open.")
     tuning = Tuning(search, arms, request.folder / FOLDER)
     _check_ends(tuning)
     tuning.trials = _kept(tuning)

@@ -104,6 +104,8 @@ def test_the_card_of_each_kind_of_run():
     routed = "alpha={by: level, weights: {one: instruct, two: [0.5, 0.5]}}"
     text = card(compose(["experiment=offline_toy", routed]), {}, {}, [], 7)
     assert "weight by `level`" in text and "one: 1, two: 0.5" in text and "Nothing was measured." in text
+    adaptive = card(compose(["experiment=offline_toy", "regularizer=mrpo_full"]), {}, {}, [], 7)
+    assert "| `instruct` | made of each pair |" in adaptive
     scorer = card(compose(["experiment=embedded/reward_model"]), {}, {}, [], 7)
     assert yaml.safe_load(scorer.split("---")[1])["pipeline_tag"] == "text-classification"
     assert "AutoModelForSequenceClassification" in scorer and "## References" not in scorer

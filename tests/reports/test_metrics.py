@@ -1,5 +1,6 @@
 """Which numbers may stand in one column, and which conditions may be compared on what."""
 
+import csv
 import json
 import math
 import shutil
@@ -11,9 +12,10 @@ import pytest
 
 from multiref_cli.files import read_json, write_json
 from multiref_cli.reports import metrics
-from multiref_cli.reports.collect import conditions, read_run
+from multiref_cli.reports.collect import conditions, read_run, write_csv
+from multiref_cli.reports.figures import metric_against_alpha
 from multiref_cli.reports.numbers import Lines
-from multiref_cli.reports.report import write_report
+from multiref_cli.reports.report import write_report, write_run_report
 from multiref_cli.reports.verdicts import compare_job
 from multiref_cli.sweeps.ledger import Ledger
 from tests.reports.conftest import write_sweep
@@ -103,6 +105,49 @@ def test_one_run_is_shown_under_each_of_its_names(tmp_path: Path, undrawn: None)
     assert "- instruct alone (rkl) β=1: `rkl`, `mrpo`, `mrpo_ctro`" in text and "bit for bit" in text
     verdicts = compare_job(_found(ledger), ["gold"])
     assert ("mrpo_ctro α=0.5 β=1", "instruct alone (rkl) β=1") in {(v.first, v.second) for v in verdicts}
+
+
+def test_what_makes_weights_of_its_own_has_no_alpha(tmp_path: Path, undrawn: None) -> None:
+    grid = ["experiment=offline_toy", "regularizer=rkl,mrpo_full", "alpha=0.3,0.5,0.7", "seeds=2"]
+    ledger = write_sweep(tmp_path / "sweep", grid)
+    found = _found(ledger)
+    own = next(one for one in found if one.experiment.adaptive_weights)
+    assert [one.label for one in found if one.role == "grid"] == [
+        *("rkl α=0.3 β=1", "rkl α=0.5 β=1", "rkl α=0.7 β=1", "mrpo_full β=1"),
+    ]
+    for name in ("kl/weighted", "kl/mixed", "objective/gold"):
+        assert not own.values(name) and found[0].values(name)
+    assert own.values("gold") and own.values("kl/instruct")
+    mixes = {v.first for v in compare_job(found, ["gold"]) if v.second == "mrpo_full β=1"}
+    assert mixes == {"rkl α=0.3 β=1", "rkl α=0.5 β=1", "rkl α=0.7 β=1"}
+    alone = write_run_report(own.first.folder).parent / "report.md"
+    assert "references instruct, instruct_large (α = made of each pair)" in alone.read_text()
+    write_csv(found, tmp_path / "results.csv")
+    with (tmp_path / "results.csv").open(newline="") as file:
+        told = {row["condition"]: row["alpha"] for row in csv.DictReader(file)}
+    assert told["mrpo_full β=1"] == "" and told["rkl α=0.3 β=1"] == "0.3 0.7"
+
+
+def test_what_makes_weights_of_its_own_says_which_references_it_leaves_out(tmp_path: Path) -> None:
+    grid = ["experiment=offline_toy", "references=toy_trio", "regularizer=rkl,mrpo_arwc", "baselines=false", "seeds=1"]
+    found = _found(write_sweep(tmp_path / "sweep", [*grid, "alpha=[0.5,0.5,0],[0.4,0.3,0.3]"]))
+    assert [one.label for one in found] == [
+        *("rkl α=[0.5, 0.5, 0] β=1", "rkl α=[0.4, 0.3, 0.3] β=1"),
+        *("mrpo_arwc of instruct + instruct_large β=1", "mrpo_arwc β=1"),
+    ]
+    assert [(v.first, v.second) for v in compare_job(found, ["gold"])] == [
+        ("rkl α=[0.5, 0.5, 0] β=1", "mrpo_arwc of instruct + instruct_large β=1"),
+        ("rkl α=[0.4, 0.3, 0.3] β=1", "mrpo_arwc β=1"),
+    ]
+
+
+def test_what_has_no_alpha_is_a_horizontal_line_of_a_figure_against_alpha(tmp_path: Path) -> None:
+    grid = ["experiment=offline_toy", "regularizer=rkl,mrpo_full", "alpha=0.3,0.7", "seeds=2", "baselines=false"]
+    figure = metric_against_alpha(_found(write_sweep(tmp_path / "sweep", grid)), "gold", "gold", None)
+    (axes,) = figure.axes
+    level = next(line for line in axes.lines if list(line.get_xdata()) == [0, 1])
+    named = next(text for text in axes.texts if text.get_text() == "mrpo_full")
+    assert level.get_color() == named.get_color()
 
 
 def test_the_same_run_trained_under_two_names_counts_once(offline: Ledger, tmp_path: Path) -> None:

@@ -97,8 +97,8 @@ def test_the_planted_winner_of_every_cell_is_found() -> None:
     text = sentence([one for one in made.found if one.yardstick == "score"])
     assert "rkl in 5 (with instruct_large; β 0.1); fkl in 5 (with math; β 0.1)" in text
     assert "a single reference in 5 (with math; β 2); 5 are undecided; mrpo in none." in text
-    below = "rkl in 10, mrpo in 15, fkl in 10, a single reference in 10, where a mix of references beats each alone."
-    assert f"Significantly below the highest: {below}" in text
+    below = "rkl in 10, mrpo in 15, fkl in 10, at least one reference alone in 10, all of them in 10, where a mix of"
+    assert f"Significantly below the highest: {below} references beats each alone." in text
 
 
 def test_all_pairs_of_all_cells_are_one_family() -> None:
@@ -145,7 +145,20 @@ def test_two_that_lead_together_are_both_named() -> None:
     assert made is not None
     own = [one for one in made.found if one.yardstick == "score"]
     assert all(set(one.contenders) == {"rkl", "mrpo"} and not one.winner for one in own)
-    told = "Significantly below the highest: rkl in 0, mrpo in 0, fkl in 20, a single reference in 20, where a mix"
+    told = "rkl in 0, mrpo in 0, fkl in 20, at least one reference alone in 20, all of them in 20, where a mix of"
+    assert f"Significantly below the highest: {told}" in sentence(own)
+
+
+def test_one_reference_alone_that_is_behind_is_told_apart_from_the_other() -> None:
+    made = regimes.regimes(_sweep(lambda name, *_: 0.5 * (name != "instruct")))
+    assert made is not None
+    own = [one for one in made.found if one.yardstick == "score"]
+    assert all("instruct alone" not in one.contenders and one.open_kinds.count("single") == 1 for one in own)
+    # Where the other reference alone is the highest the two are not compared: all that are compared are undecided.
+    compared = [not one.contenders[0].endswith("alone") for one in own]
+    assert any(compared) and not all(compared)
+    assert [row[3] != "undecided: all" for row in rows(own)[1]] == compared
+    told = f"rkl in 0, mrpo in 0, fkl in 0, at least one reference alone in {sum(compared)}, all of them in 0."
     assert told in sentence(own)
 
 
@@ -315,8 +328,11 @@ def test_the_section_and_its_picture(tmp_path: Path) -> None:
         ("", ("rkl", "math alone"), (), "rkl\nother"),
         ("", ("rkl", "math alone", "instruct alone"), (), "rkl\nsingle"),
         ("", ("rkl", "fkl", "mrpo"), (), "not\nsingle"),
-        ("", ("rkl", "fkl", "instruct alone"), (), "not\nmrpo"),
-        ("", ("rkl", "fkl", "instruct alone", "mrpo"), (), "all"),
+        ("", ("rkl", "fkl", "instruct alone", "math alone"), (), "not\nmrpo"),
+        ("", ("rkl", "fkl", "instruct alone"), (), "3 of 5"),
+        ("", ("rkl", "fkl", "instruct alone", "mrpo"), (), "not\nother"),
+        ("", ("rkl", "fkl", "instruct alone", "mrpo", "math alone"), (), "all"),
+        ("", ("instruct alone", "rkl", "fkl", "mrpo"), (), "all"),  # the two alone are not compared
         ("", ("rkl",), ("fkl",), "not all"),
     ],
 )
@@ -324,3 +340,49 @@ def test_what_a_cell_is_called(winner: str, contenders: tuple, missing: tuple, s
     means = dict.fromkeys(("rkl", "mrpo", "fkl", "instruct alone", "math alone"), Interval(0.0, 0.0, 0.0, 2))
     one = regimes.Regime("t", "math", None, 1.0, "score", winner, contenders, means, None, missing)
     assert regime_map._label(one) == said
+
+
+def _weighed() -> list[Condition]:
+    """rkl is best where the far reference weighs .7, fkl where it weighs .5; MRPO with weights of its own is an arm of
+    both."""
+    overrides = ["experiment=offline_toy", "references=toy_trio", "beta=0.1,2", "regularizer=rkl,fkl,mrpo_full"]
+    alphas = "alpha=[0.3,0.7,0],[0.5,0.5,0],[0.3,0,0.7],[0.5,0,0.5]"
+    points = make_plan(parse_request([*overrides, alphas, f"seeds={SEEDS}", "run.dir=x"])).points
+    generator = np.random.default_rng(0)
+    runs = []
+    for point in points:
+        name, second = _arm(point.experiment)
+        best = (name, point.experiment.weights[0]) in {("rkl", 0.3), ("fkl", 0.5)} and second == "math"
+        score = 0.5 * best + 0.1 * generator.normal(size=PROMPTS)
+        runs.append(_run(point, {"toy_gold": score, "objective/toy_gold": score}))
+    return conditions(runs)
+
+
+def test_cells_of_several_weights_are_all_there(tmp_path: Path) -> None:
+    made = regimes.regimes(_weighed())
+    assert made is not None and len(made.cells) == len(made.found) == 8
+    told = {(row[1], row[2]): row[3] for row in rows(made.found)[1]}
+    assert list(told) == [
+        *(("0.5 × instruct_large", beta) for beta in ("0.1", "2")),
+        *(("0.7 × instruct_large", beta) for beta in ("0.1", "2")),
+        *(("0.5 × math", beta) for beta in ("0.1", "2")),
+        *(("0.7 × math", beta) for beta in ("0.1", "2")),
+    ]
+    for beta in ("0.1", "2"):
+        assert told["0.5 × math", beta].startswith("**fkl**") and told["0.7 × math", beta].startswith("**rkl**")
+    assert all({"rkl", "fkl", "mrpo_full"} < set(one.means) and not one.missing for one in made.found)
+    text = sentence(made.found)
+    assert "rkl in 2 (with math; weight of the other 0.7); fkl in 2 (with math; weight of the other 0.5)" in text
+    assert "rkl β=2, 0.3 × instruct + 0.7 × math" in {one.first for _, one in made.verdicts}
+    write_regimes(made.found, tmp_path / "regimes.csv")
+    assert markdown(read_regimes(tmp_path / "regimes.csv")) == markdown(made.found)
+    assert [len(axes.get_yticks()) for axes in regime_map.figure(made.found).axes] == [4]
+
+
+def test_a_file_without_weights_is_read(tmp_path: Path) -> None:
+    write_regimes(_picture().found, tmp_path / "regimes.csv")
+    lines = (tmp_path / "regimes.csv").read_text().splitlines()
+    assert lines[0].endswith(",means,weights") and lines[1].endswith(",instruct 0.5; instruct_large 0.5")
+    earlier = "\n".join(line.rpartition(",")[0] for line in lines)
+    (tmp_path / "earlier.csv").write_text(earlier + "\n")
+    assert markdown(read_regimes(tmp_path / "earlier.csv")) == markdown(_picture().found)

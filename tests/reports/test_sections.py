@@ -55,7 +55,7 @@ def test_the_best_of_every_line_answers(offline: Ledger) -> None:
     chosen = answering(found)
     assert [one.role for one in chosen] == ["single", "single", "grid", "grid", "grid"] and len(chosen) <= ARMS
     lines = [one for one in found if one.label.startswith("rkl α")]
-    best = max(lines, key=lambda one: one.interval("reward_model").mean)
+    best = max(lines, key=lambda one: one.interval("gold").mean)
     assert best.label in [one.label for one in chosen]
 
 

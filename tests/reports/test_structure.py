@@ -136,17 +136,17 @@ def test_the_first_sentence_follows_from_the_arms(offline: Ledger) -> None:
     (found,) = jobs(conditions(read_run(folder) for folder in offline.run_folders()))
     job = Job("job", found, compared(found))
     ranked = arms(job)
-    assert job.metric == "reward_model"
+    assert job.metric == "gold"
     assert [one.score.mean for one in ranked] == sorted((one.score.mean for one in ranked), reverse=True)
     assert ranked[0].label == "rkl (mean over 3 α)"
     verdict = ranked[0].verdict
-    alone = [v for v in job.verdicts if v.metric == "reward_model" and v.first == ranked[0].label]
+    alone = [v for v in job.verdicts if v.metric == "gold" and v.first == ranked[0].label]
     alone = [v for v in alone if v.kind == "single reference"]
     assert verdict is not None and verdict.comparison.difference.mean == min(
         v.comparison.difference.mean for v in alone
     )
     (sentence,) = answers([(job, ranked)])
-    assert "**rkl (mean over 3 α)** ends highest of 7 on reward_model" in sentence
+    assert "**rkl (mean over 3 α)** ends highest of 7 on gold" in sentence
     assert f"against {verdict.second}" in sentence and "significantly above" in sentence
     kept = chosen(ranked, 4)
     assert len(kept) == 4 and {"several references", "one reference alone", "untrained"} <= {one.kind for one in kept}

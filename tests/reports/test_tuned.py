@@ -86,6 +86,14 @@ def test_an_order_that_stays_is_said_to_stay() -> None:
     assert "only now" not in text and "Tuned alone" not in text
 
 
+def test_a_pair_that_is_named_the_other_way_round_is_the_same_pair() -> None:
+    before = [pair("a β=1", "b β=1", "above"), pair("c alone β=1", "b β=1", "below")]
+    after = [pair("b β=3", "a β=0.5", "below"), pair("b β=3", "c alone β=2", "below")]
+    text = change(HAND, TUNED, before, after, FOUND)
+    assert "1 of 2 differences that are significant at hand-set settings holds." in text
+    assert "still so: 1 (b below a); turned round: 1 (b below c alone); told apart no more: 0." in text
+
+
 def test_what_was_found_is_kept_in_a_file_and_a_table(tmp_path: Path) -> None:
     path = tmp_path / "x.search.csv"
     write_found(FOUND, path)

@@ -92,6 +92,19 @@ def test_the_report_has_a_section_over_worlds_and_its_csv(found, undrawn, tmp_pa
     assert {one.metric for one in family} == {"gold", "reward_model"}  # these runs have no scores of single prompts
 
 
+def test_an_interval_that_is_not_corrected_stands_beside_the_corrected_p(tmp_path: Path):
+    """Mean 2, t = 2 sqrt(3), p = .074; one of two claims: Holm doubles it."""
+    ones = [claim(UP, UP, UP, differences=(1.0, 2.0, 3.0)), claim(NOT, NOT, NOT, differences=(-1.0, 0.0, 1.5))]
+    write_claims(ones, tmp_path / "worlds.csv")
+    text = worlds_table(read_claims(tmp_path / "worlds.csv"))
+    assert "| over worlds | corrected p | holds in |" in text and "interval over worlds, not corrected;" in text
+    assert "| 2.0 ± 2.5 | 0.15 | all |" in text
+    assert (
+        "95 % interval of this one alone [-0.484, +4.48], corrected p = 0.15)."
+        in read_claims(tmp_path / "worlds.csv")[0].sentence
+    )
+
+
 def test_a_csv_that_does_not_add_up_is_refused(tmp_path: Path):
     write_claims([claim(UP, UP, differences=(1.0, 2.0))], tmp_path / "worlds.csv")
     lines = (tmp_path / "worlds.csv").read_text().replace(",1.5,", ",1.6,")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 
 import pytest
@@ -10,7 +11,8 @@ from multiref_cli.errors import RequestError
 from multiref_cli.files import read_json, read_lines
 from multiref_cli.reports.collect import Run, conditions, read_run
 from multiref_cli.reports.job_section import jobs
-from multiref_cli.reports.rivals import compare_rivals, costs, ranked, rivals_of
+from multiref_cli.reports.page import Page
+from multiref_cli.reports.rivals import add_rivals, compare_rivals, costs, figure, ranked, rivals_of
 from multiref_cli.sweeps.plan import make_plan
 from multiref_cli.sweeps.request import Rivals, parse_request
 
@@ -176,3 +178,27 @@ def _check_ranking(found):
         entry = next(one for one in entries if one.label == verdict.second)
         mix = next(one for one in entries if one.label == verdict.first)
         assert verdict.comparison.difference.mean == pytest.approx(mix.interval.mean - entry.interval.mean, abs=1e-9)
+
+
+def test_a_job_is_ranked_by_the_most_trusted_score(place, tmp_path):
+    """The reward model finds the contrary of what the gold reward says: ranking and figure are by the latter."""
+    runs = []
+    for number, one in enumerate(plan(["sweep=rivals_embedded", "seeds=2"]).points):
+        offline = one.experiment.data.name == "toy_preferences"
+        scores = {"toy_gold": 1.0 + number, "reward_model": -float(number)} if offline else {"toy_verifier": 0.5}
+        values = scores | {f"objective/{name}": value for name, value in scores.items()}
+        metrics = {name: {"mean": value, "n": 9} for name, value in values.items()}
+        runs.append(Run(tmp_path / str(number), one.experiment, {"seed": one.seed, "metrics": metrics}, {}))
+    found = conditions(runs)
+    group = next(group for group in jobs(found) if "toy_gold" in group[0].first.metrics)
+    page = Page("t")
+    add_rivals(page, [(group, [])], found, [])
+    page.write(tmp_path / "page")
+    text = (tmp_path / "page" / "report.md").read_text()
+    assert "Ranked by toy_gold." in text and "| seeds | toy_gold | reward_model |" in text
+    ranking = [line for line in text.splitlines() if re.match(r"\| \d+ \|", line)]
+    own = rivals_of(group, found)
+    assert [line.split(" | ")[1] for line in ranking] == [one.label for one in ranked(group, own, "toy_gold")]
+    assert ranked(group, own, "reward_model")[0].label == ranking[-1].split(" | ")[1]
+    (axes,) = figure([(group, own)]).axes
+    assert axes.get_xlabel() == "toy_gold"

@@ -208,6 +208,19 @@ def test_wrong_searches(tmp_path: Path, given: list[str], sentence: str) -> None
     assert sentence in str(refused.value) and not (tmp_path / "s").exists()
 
 
+def test_a_search_with_nothing_left_to_tune_is_refused(tmp_path: Path) -> None:
+    request = fake_trials.request_of(tmp_path / "s", "search.sampler=random")
+    fixed = ("regularizer=rkl", "beta=1", "optimizer.learning_rate=1e-4")
+    with pytest.raises(RequestError) as refused:
+        open_tuning(replace(request, grids=(fixed,)))
+    keys = "search.space.beta and search.space.optimizer.learning_rate"
+    assert str(refused.value).startswith(f"{keys} are fixed by every grid: nothing is left to search;")
+    assert not (tmp_path / "s").exists()
+    # One grid that has a key open is enough: the arms of the others have one trial each.
+    tuning = open_tuning(replace(request, grids=(fixed, ("regularizer=fkl", "beta=1"))))
+    assert [len(arm.axes) for arm in tuning.arms] == [0, 1]
+
+
 def test_optuna_missing_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(RequestError, match=r"pip install optuna, or give search\.sampler=random"):
