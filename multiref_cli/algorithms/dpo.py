@@ -352,7 +352,7 @@ class Dpo:
         self.lengths = torch.tensor([[len(p.chosen) for p in pairs], [len(p.rejected) for p in pairs]])
         self.share = self._shares(hidden_size)
 
-    def _shares(self, hidden_size: int) -> bool:
+    def _shares(self, hidden_size: int | None) -> bool:
         """Whether both responses of a pair are computed behind one copy of their prompt."""
         if self.settings.share_prompt is not None:
             return self.settings.share_prompt
