@@ -20,7 +20,11 @@ def canonical(experiment: Experiment) -> Experiment:
     plain = replace(penalty, mean_order=penalty.score_order, ctro=None, arwc=None, multi_loss=several)
     if plain == penalty:
         return experiment
-    return replace(experiment, regularizer=replace(plain, name=plain.derived_name))
+    found = replace(experiment, regularizer=replace(plain, name=plain.derived_name))
+    if found.estimator is not experiment.estimator:  # what is usual for a mix need not be for one reference
+        plain = replace(plain, estimator=experiment.estimator)
+        found = replace(experiment, regularizer=replace(plain, name=plain.derived_name))
+    return found
 
 
 def identity(experiment: Experiment) -> str:

@@ -549,6 +549,13 @@ def _check_charged(experiment: "Experiment") -> None:
             "regularizer.mask_special leaves single tokens out of a loss term: give regularizer.estimator=exact, topk, "
             "k2 or k3_ratio with algorithm=distill or grpo",
         )
+    if experiment.to_go and experiment.estimator is not None and not experiment.estimator.beside:
+        require(
+            r.normalized or r.mean_order == 1,
+            f"regularizer.estimator={experiment.estimator.name} takes the mix for a distribution, which "
+            f"normalized=false leaves it short of (mean_order {r.mean_order:g}): what is still to pay would be wrong; "
+            "use exact or topk, or to_go=false",
+        )
     if r.states is States.reference:
         require(r.score == 1, f"states=reference is the exact forward KL, score_order 1, not {r.score:g}")
         require(online, "states=reference belongs to the online job (algorithm=grpo)")
@@ -557,6 +564,10 @@ def _check_charged(experiment: "Experiment") -> None:
 def _check_mrpo(experiment: "Experiment") -> None:
     """How MRPO makes its weights, and what it clips against."""
     r = experiment.penalty
+    require(
+        not (r.arwc and r.multi_loss),
+        "regularizer.arwc makes the weights of a mix, and multi_loss mixes nothing: leave one of them out",
+    )
     if r.arwc is Arwc.authors:
         count = len(experiment.active_references)
         require(count <= 2, f"regularizer.arwc=authors is code for two references, not {count}; use arwc=paper")

@@ -3,7 +3,7 @@
 M[A] is the mean of order A of the references, F its sum over the vocabulary at a state, D[A] Amari's divergence.
 """
 
-from multiref_cli.config.algorithms import OnlineSettings
+from multiref_cli.config.algorithms import DpoSettings, OnlineSettings
 from multiref_cli.config.regularizer import Estimator, Level, Regularizer, States
 from multiref_cli.config.schema import Experiment
 from multiref_cli.config.terms import OTHERS, DivergenceTerm
@@ -53,14 +53,11 @@ def deviations(experiment: Experiment) -> list[str]:
         )
     if not isinstance(settings, OnlineSettings):
         return found
-    if experiment.in_loss and settings.rewarded and settings.advantage_scale != "none":
-        group = settings.advantage_scale == "group"
-        spread = "prompt's rewards, which vanishes as a prompt is solved" if group else "step's rewards"
-        found.append(
-            f"advantage_scale={settings.advantage_scale} divides the reward and not the penalty: beta acts as beta "
-            f"times the standard deviation of the {spread}"
-        )
-    if settings.loss_reduction == "grpo" and (experiment.in_loss or settings.baseline == "none"):
+    # The penalty is a loss term beside the reward, of this policy's responses or of stored ones.
+    beside = experiment.in_loss or experiment.penalty.states is States.reference
+    if beside and settings.rewarded:
+        found += _weight_of_reward(settings, experiment.rollout.group_size - experiment.taught)
+    if settings.loss_reduction == "grpo" and (beside or settings.baseline == "none"):
         found.append("loss_reduction=grpo divides each response by its length: short responses weigh more")
     if experiment.penalty.mask_special:
         found.append("special tokens are charged nothing: when to write one is learned from the rest alone")
@@ -76,6 +73,23 @@ def deviations(experiment: Experiment) -> list[str]:
             + ("correct each token for itself" if _corrected(experiment) else "do not correct the penalty")
         )
     return found
+
+
+def _weight_of_reward(settings: OnlineSettings, group: int) -> list[str]:
+    """How the reward counts beside a penalty that is a loss term; `group`: the policy's own responses to a prompt."""
+    if settings.advantage_scale != "none":
+        own = settings.advantage_scale == "group"
+        spread = "prompt's rewards, which vanishes as a prompt is solved" if own else "step's rewards"
+        return [
+            f"advantage_scale={settings.advantage_scale} divides the reward and not the penalty: beta acts as beta "
+            f"times the standard deviation of the {spread}"
+        ]
+    if settings.baseline == "group_mean" and group > 1:
+        return [
+            f"baseline=group_mean holds the response itself, the reward counts (G − 1) / G: with G = {group} beta acts "
+            f"as {group / (group - 1):.3g} beta; with baseline=leave_one_out it is beta"
+        ]
+    return []
 
 
 def _moves(experiment: Experiment) -> list[str]:
@@ -131,6 +145,17 @@ def _offline(experiment: Experiment, penalty: Regularizer) -> str:
         )
     if penalty.ctro is not None or penalty.arwc:
         return "the likelihood of no reward: the references differ from pair to pair (CTRO, ARWC)"
+    settings = experiment.algorithm
+    if isinstance(settings, DpoSettings) and settings.loss == "ipo":
+        return (
+            "no likelihood: at rest the scores of a pair, per token, differ by (2p − 1) / 2β, p how often the first is "
+            "preferred (IPO, arXiv 2310.12036)"
+        )
+    if isinstance(settings, DpoSettings) and settings.label_smoothing:
+        return (
+            f"the likelihood of no reward: with label_smoothing ε = {settings.label_smoothing:g} a pair preferred p of "
+            "the time rests where one preferred (1 − 2ε) p + ε of the time would without"
+        )
     return f"the likelihood of the reward whose optimum is the policy, E[r] {_over_responses(penalty)}"
 
 

@@ -13,6 +13,8 @@ from multiref_cli.data.template import Message, Response
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 # Columns that hold a prompt where data.columns names none, in this order.
 QUESTIONS = ("prompt", "question", "problem", "instruction")
+# What an `instruction` is about, in another column: Alpaca's and Dolly's.
+_MORE = ("input", "context")
 ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
 _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant): ?", re.IGNORECASE)
 
@@ -51,7 +53,11 @@ def prompt_column(row: Mapping[str, Any], data: Data) -> tuple[str, Any]:
     if "prompt" in data.columns:
         return data.columns["prompt"], turns_or_text(column(row, data, "prompt"))
     name = next((known for known in QUESTIONS if row.get(known) is not None), "prompt")
-    return name, turns_or_text(row.get(name))
+    value = turns_or_text(row.get(name))
+    more = next((row[key] for key in _MORE if isinstance(row.get(key), str) and row[key].strip()), None)
+    if name == "instruction" and isinstance(value, str) and more is not None:
+        value = f"{value}\n\n{more}"
+    return name, value
 
 
 def turns_or_text(value: object) -> Any:

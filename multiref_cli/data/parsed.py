@@ -47,7 +47,9 @@ def recipe_of(data: Data, tokenizer: Tokenizer, parser: str) -> str | None:
     rules = json.loads(backend.to_str())
     rules = {key: value for key, value in rules.items() if key not in ("padding", "truncation")}
     settings = {key: value for key, value in to_plain(data).items() if key not in (*_PLACES, "bad_rows")}
-    told = [repr(attached_to(tokenizer)), tokenizer.chat_template, tokenizer.all_special_tokens]
+    # Not a list of the special tokens alone: the same ones may have other roles.
+    told = [repr(attached_to(tokenizer)), tokenizer.chat_template, tokenizer.special_tokens_map]
+    told.append(tokenizer.all_special_tokens)
     return _sha256([rules, settings, told, parser, _code()])
 
 

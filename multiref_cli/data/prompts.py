@@ -81,7 +81,7 @@ def parse_prompt(number: int, row: dict[str, Any], data: Data, tokenizer: Tokeni
     used = {name, "answer"}
     extra = {key: value for key, value in row.items() if key not in used}
     if isinstance(raw, str) and raw.strip() != answer:
-        extra["solution"] = raw
+        extra["answer"] = raw  # as it stands in the row
     talk = isinstance(turns_or_text(row.get(name)), list)
     return Prompt(bounded_prompt(tokenizer, messages, data), messages, answer, number, extra, talk)
 

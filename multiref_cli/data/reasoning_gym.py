@@ -1,7 +1,6 @@
 """Problems by the thousand from the package `reasoning-gym` (optional extra `problems`), each with its own scorer."""
 
 import inspect
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -55,5 +54,5 @@ def import_gym() -> Any:
 
 
 def _row(task: str, entry: Mapping[str, Any]) -> dict[str, Any]:
-    entry = json.loads(json.dumps(dict(entry), default=str))
+    entry = dict(entry)  # as it is: scorers compare with its tuples
     return {"prompt": entry["question"], "answer": entry["answer"], "reasoning_gym": {"task": task, "entry": entry}}

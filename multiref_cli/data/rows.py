@@ -167,7 +167,7 @@ def _numbered(
 ) -> Iterable[tuple[int, dict | str]]:
     place = Path(path).expanduser()
     if place.is_dir():
-        return _read_folder(place, split, max_rows)
+        return _read_folder(place, split, max_rows, name)
     if place.suffix in SUFFIXES or place.exists():
         return _read_file(place, max_rows)
     if path.count("/") == 1 and not path.startswith((".", "/", "~")):
@@ -242,7 +242,9 @@ def _read_jsonl(path: Path, max_rows: int | None) -> Iterator[tuple[int, dict | 
             yield number, row if isinstance(row, dict) else "not a JSON object"
 
 
-def _read_folder(folder: Path, split: str, max_rows: int | None) -> Iterable[tuple[int, dict | str]]:
+def _read_folder(
+    folder: Path, split: str, max_rows: int | None, name: str | None = None
+) -> Iterable[tuple[int, dict | str]]:
     if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
         from datasets import DatasetDict, load_from_disk
 
@@ -260,6 +262,14 @@ def _read_folder(folder: Path, split: str, max_rows: int | None) -> Iterable[tup
     for file in files:
         by_split.setdefault(file.stem.split("-0")[0], []).append(file)
     chosen = by_split[_known_split(split, list(by_split), folder)]
+    places = sorted({file.parent.relative_to(folder).as_posix() for file in chosen})
+    if len(places) > 1:  # as many configurations of one data set
+        if name not in places:
+            raise RequestError(
+                f"data.path={folder} holds split {split} in {len(places)} folders: give data.options.name, one of "
+                f"{', '.join(places)}."
+            )
+        chosen = [file for file in chosen if file.parent == folder / name]
     if len(chosen) == 1:
         return _read_file(chosen[0], max_rows)
     if any(file.suffix == ".jsonl" for file in chosen):

@@ -15,6 +15,7 @@ from multiref_cli.files import read_object
 from multiref_cli.models.decoder import check_head
 from multiref_cli.models.files import resolve, safetensors_header, weight_files
 from multiref_cli.models.inspect import headers, refuse_types
+from multiref_cli.models.lora import added
 from multiref_cli.models.precision import compute_mixed, parameter_type
 from multiref_cli.models.quantize import quantize
 from multiref_cli.types import Device, LanguageModel, Tokenizer
@@ -400,7 +401,20 @@ def _with_adapter(model: LanguageModel, adapter: str, trainable: bool) -> Any:
     except Exception as error:  # sizes, targets or types that do not fit raise anything
         raise RequestError(f"the adapter {adapter} does not fit its model: {_first_line(error)}.") from error
     check_adapter(adapted, folder, "default")
-    return adapted if trainable else adapted.merge_and_unload()
+    if not trainable:
+        try:
+            return adapted.merge_and_unload()
+        except RuntimeError as error:  # an adapter with biases on maps without
+            raise RequestError(
+                f"the adapter {adapter} cannot be merged into its model: {_first_line(error)}."
+            ) from error
+    other = next((name for name, module in adapted.named_modules() if not added(module)), None)
+    if other is not None:
+        raise RequestError(
+            f"the adapter {adapter} is no plain LoRA (DoRA, or own biases, at {other}) and cannot be trained on: "
+            "merge it into its model first."
+        )
+    return adapted
 
 
 def check_adapter(model: Any, folder: Path, name: str) -> None:

@@ -13,11 +13,15 @@ def plain_linear(module: nn.Module) -> bool:
     if type(module) is nn.Linear:
         return type(module.weight) is nn.Parameter and module.weight.is_floating_point()
     base = getattr(module, "base_layer", None)
+    whole = not getattr(module, "merged", False) and not getattr(module, "fan_in_fan_out", False)
+    return type(base) is nn.Linear and hasattr(module, "lora_A") and whole and added(module)
+
+
+def added(module: nn.Module) -> bool:
+    """Whether the adapters of a module, if any, are matrices added to its weight: no DoRA, no bias of their own."""
     variants = getattr(module, "lora_variant", {}) or getattr(module, "use_dora", {})
     unusual = any(variants.values()) if all(isinstance(v, bool) for v in variants.values()) else bool(variants)
-    biased = any(one.bias is not None for one in getattr(module, "lora_B", {}).values())
-    whole = not getattr(module, "merged", False) and not getattr(module, "fan_in_fan_out", False)
-    return type(base) is nn.Linear and hasattr(module, "lora_A") and whole and not unusual and not biased
+    return not unusual and all(getattr(one, "bias", None) is None for one in getattr(module, "lora_B", {}).values())
 
 
 def linear_parts(module: Any) -> tuple[nn.Linear, list[tuple[Tensor, Tensor, float]]]:

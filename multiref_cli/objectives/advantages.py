@@ -21,7 +21,7 @@ def advantages(rewards: Tensor, baseline: str = "group_mean", scale: str = "none
     part of the reward is divided along with it: reward and penalty keep their proportion, and the policy rests where it
     would without a scale. A penalty that is a loss term is not divided: beside it the reward counts 1 / sigma, so that
     beta acts as beta sigma(prompt), which vanishes as a prompt is solved; for a reward of 0 or 1 the objective is then
-    2 arcsin sqrt(p) - beta D, p the success rate. A group of equal rewards gets zeros.
+    2 arcsin sqrt(p) - beta D, p the success rate. With a scale equal rewards get zeros.
 
     Args:
         rewards: (P, G) of P prompts, penalty included where the estimator puts it there.
@@ -46,7 +46,9 @@ def advantages(rewards: Tensor, baseline: str = "group_mean", scale: str = "none
     if scale == "none" or (size if scale == "group" else groups * size) < 2:
         return centered
     spread = rewards.std(1, keepdim=True) if scale == "group" else rewards.std()
-    return centered / (spread + _EPSILON)
+    equal = zero_spread(rewards if scale == "group" else rewards.reshape(1, -1))
+    # Without a baseline equal rewards would be divided by next to nothing.
+    return torch.where(equal[:, None], 0.0, centered / (spread + _EPSILON))
 
 
 def zero_spread(rewards: Tensor) -> Tensor:

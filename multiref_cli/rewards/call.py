@@ -60,7 +60,7 @@ def columns(function: RewardFunction, samples: Sequence[Sample]) -> dict[str, li
     names = dict.fromkeys(name for sample in samples for name in sample.extra)
     found |= {name: [sample.extra.get(name) for sample in samples] for name in names if name not in found}
     if any(sample.answer is not None for sample in samples):
-        found.setdefault("answer", [sample.extra.get("solution", sample.answer) for sample in samples])
+        found["answer"] = [sample.extra.get("answer", sample.answer) for sample in samples]
     parameters = inspect.signature(function).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return found

@@ -195,11 +195,12 @@ class Composer:
     def compose(self, overrides: tuple[str, ...]) -> Experiment:
         """Compose, type and check one condition; an error names its overrides."""
         numbers = [text for text in overrides if _is_number(text)]
-        rest = tuple(text for text in overrides if not _is_number(text))
+        # Which numbers are given is part of a choice: what is not given is as the groups say.
+        choice = tuple(text.partition("=")[0] + "=" if _is_number(text) else text for text in overrides)
         try:
-            if rest not in self._composed:
-                self._composed[rest] = compose(list(overrides))
-            experiment = _with_numbers(self._composed[rest], numbers)
+            if choice not in self._composed:
+                self._composed[choice] = compose(list(overrides))
+            experiment = _with_numbers(self._composed[choice], numbers)
             refuse_idle_alpha(experiment, overrides)
             check(experiment)
             return experiment
@@ -251,7 +252,7 @@ def _baselines(experiment: Experiment, overrides: tuple[str, ...]) -> Iterable[t
 
 def _weighed(overrides: tuple[str, ...], weights: Iterable[float]) -> tuple[str, ...]:
     """The overrides with a list of weights as alpha."""
-    text = "alpha=[" + ",".join(f"{weight:g}" for weight in weights) + "]"
+    text = "alpha=[" + ",".join(f"{w:g}" if float(f"{w:g}") == w else repr(w) for w in weights) + "]"
     return (*(o for o in overrides if key_of(o) != "alpha"), text)
 
 

@@ -105,6 +105,7 @@ def token(estimator: str, **more) -> dict:
 
 
 REWARD = {"estimator": schema.Estimator.reward}
+STORED = {"mean_order": 1, "score_order": 1, "level": schema.Level.token, "states": schema.States.reference}
 ALL = {
     "reward": REWARD,
     "exact_sequence": {},
@@ -238,11 +239,12 @@ def test_beta_zero_says_that_no_reference_is_loaded():
 
 def test_reverse_kl_with_k3_is_called_by_its_name():
     """A note beside the objective; not under the forward KL, whose gradient k3 has."""
-    objective, told = notes(config_of(regularizer=token("k3")))
+    whole = {"baseline": "leave_one_out"}
+    objective, told = notes(config_of(whole, token("k3")))
     assert "no objective's optimum: k3" in objective and "FORWARD KL" in told and "rkl_token" in told
-    (objective,) = notes(config_of(regularizer=token("k3", mean_order=1, score_order=1)))
+    (objective,) = notes(config_of(whole, token("k3", mean_order=1, score_order=1)))
     assert objective == "objective at rest: E[r] − β E[Σₜ KL(M[1]/F‖π)], token level"
-    assert len(notes(config_of(regularizer=token("k2")))) == 1
+    assert len(notes(config_of(whole, token("k2")))) == 1
 
 
 @pytest.mark.parametrize(
@@ -251,6 +253,12 @@ def test_reverse_kl_with_k3_is_called_by_its_name():
         ({"advantage_scale": "group"}, token("exact"), "vanishes as a prompt is solved"),
         ({"advantage_scale": "batch"}, token("k2"), "standard deviation of the step's rewards"),
         ({"loss_reduction": "grpo"}, token("exact"), "short responses weigh more"),
+        ({}, token("exact"), f"with G = {GROUP} beta acts as {GROUP / (GROUP - 1):.3g} beta"),
+        ({}, STORED, f"with G = {GROUP} beta acts as {GROUP / (GROUP - 1):.3g} beta"),
+        ({"baseline": "leave_one_out"}, token("exact"), None),
+        ({}, REWARD, None),
+        ({"advantage_scale": "group"}, STORED, "vanishes as a prompt is solved"),
+        ({"loss_reduction": "grpo"}, STORED, "short responses weigh more"),
         ({"inner_iterations": 2}, token("exact"), "correct each token for itself"),
         ({"inner_iterations": 2}, token("k2"), "do not correct the penalty"),
         ({"advantage_scale": "group"}, REWARD, None),

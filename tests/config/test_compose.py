@@ -8,9 +8,12 @@ import yaml
 from multiref_cli.config.check import check
 from multiref_cli.config.compose import compose, compose_saved, expand_axes
 from multiref_cli.config.folders import options
+from multiref_cli.config.objective import objective
 from multiref_cli.config.schema import Hardware, Level
 from multiref_cli.config.weights import weights_of
 from multiref_cli.errors import RequestError
+
+UNNORMALIZED = ["regularizer.normalized=false", "regularizer.estimator=k3_ratio"]
 
 
 def refused(*overrides: str) -> str:
@@ -50,6 +53,25 @@ def test_every_option_of_a_group_is_typed(group):
     for name in options(group):
         if (group, name) not in (("regularizer", "none"), ("references", "none")):  # for algorithms without either
             compose([f"{group}={name}", *needed.get(name, [])])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["experiment=offline_toy", "regularizer=multi_dpo", "+regularizer.arwc=paper"], "multi_loss mixes nothing"),
+        (["experiment=online_toy", "regularizer=mrpo_token", *UNNORMALIZED], "takes the mix for a distribution"),
+    ],
+)
+def test_settings_whose_numbers_would_be_wrong_are_refused(overrides, words):
+    with pytest.raises(RequestError, match=words):
+        compose(overrides)
+
+
+def test_objectives_that_a_preference_loss_does_not_have_are_not_named():
+    for settings, words in (("loss=ipo", "(2p − 1) / 2β"), ("label_smoothing=0.3", "(1 − 2ε) p + ε")):
+        said = objective(compose(["experiment=offline_toy", f"algorithm.{settings}"]))
+        assert words in said and "Theorem" not in said
+    assert "Theorem 5.1" in objective(compose(["experiment=offline_toy"]))
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,16 @@ def test_another_recipe_is_parsed_anew(load, monkeypatch, write):
     assert load(path=write(PAIRS[:-1]))[1] == len(PAIRS) - 1
 
 
+def test_special_tokens_in_other_roles_are_another_recipe(config):
+    """The same tokens, of which another one ends a response."""
+    first, second = (byte_tokenizer(CHATML) for _ in range(2))
+    first.eos_token, first.pad_token = "<|im_end|>", "<|im_start|>"
+    second.eos_token, second.pad_token = "<|im_start|>", "<|im_end|>"
+    assert sorted(first.all_special_tokens) == sorted(second.all_special_tokens)
+    made = [parsed.recipe_of(config("rows.jsonl"), one, "parser") for one in (first, second)]
+    assert made[0] != made[1]
+
+
 @pytest.mark.parametrize("where", [0.0, 0.02, 0.2, 0.5, 0.98])
 @pytest.mark.parametrize("how", ["flip", "cut"])
 def test_a_damaged_entry_is_made_again(load, tmp_path, where, how):

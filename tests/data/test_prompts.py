@@ -12,7 +12,7 @@ def test_gsm8k_row(write, config, chatml):
     row = {"question": "How many?", "answer": "48/2 = <<48/2=24>>24\n#### 1,072"}
     (prompt,) = load_prompts(config(write([row]), options={"answer": "number"}), chatml).train
     assert prompt.messages == [{"role": "user", "content": "How many?"}]
-    assert prompt.answer == "1,072" and prompt.extra == {"solution": row["answer"]}
+    assert prompt.answer == "1,072" and prompt.extra == {"answer": row["answer"]}
     assert chatml.decode(prompt.ids).endswith("How many?<|im_end|>\n<|im_start|>assistant\n")
 
 
@@ -112,3 +112,23 @@ def test_prompts_of_helpful_dialogues(shared, config, words):
     split = load_prompts(config(str(shared / "hh-helpful/helpful-base-test.jsonl"), held_out=0.1), words)
     assert split.report.duplicates == split.report.kept - len(split.train) - len(split.held_out)
     assert not {prompt_key(p) for p in split.train} & {prompt_key(p) for p in split.held_out}
+
+
+def test_a_solution_of_the_row_and_its_raw_answer_are_two_things(write, config, chatml):
+    row = {"problem": "How many?", "solution": "We add.", "answer": "so it is #### 72"}
+    (prompt,) = load_prompts(config(write([row]), options={"answer": "number"}), chatml).train
+    assert prompt.answer == "72" and prompt.extra == {"solution": "We add.", "answer": "so it is #### 72"}
+
+
+def test_what_an_instruction_is_about_is_part_of_the_prompt(write, config, chatml):
+    """Alpaca's `input`, Dolly's `context`; nothing where it is empty, or where the prompt has another name."""
+    rows = [
+        {"instruction": "Classify this.", "input": "I hated it.", "answer": "1"},
+        {"instruction": "When did it start?", "context": "It began in 2000.", "answer": "2000"},
+        {"instruction": "Say three.", "input": "", "answer": "3"},
+        {"prompt": "Say four.", "input": "a column of its own", "answer": "4"},
+    ]
+    prompts = load_prompts(config(write(rows)), chatml).train
+    assert [one.messages[0]["content"] for one in prompts] == [
+        *("Classify this.\n\nI hated it.", "When did it start?\n\nIt began in 2000.", "Say three.", "Say four.")
+    ]

@@ -22,6 +22,13 @@ def gym():
     return pytest.importorskip("reasoning_gym", reason="the optional package reasoning-gym is not installed")
 
 
+def test_right_answers_of_boards_are_right(gym):
+    """Its scorer compares with a tuple, which a list is not equal to."""
+    for row in generate("rearc", size=2):
+        scored = Sample([], row["answer"], row["answer"], {"reasoning_gym": row["reasoning_gym"]})
+        assert task_score([scored]) == [1.0]
+
+
 GENERATE = "multiref_cli.data.reasoning_gym.generate"
 SUM = {"task": "chain_sum", "size": 20, "min_digits": 1, "max_digits": 1}
 

@@ -158,6 +158,18 @@ def test_held_out_split_of_a_folder_but_not_of_a_file(tmp_path, write, config):
         load_split(config(write(ROWS), held_out_split="test"), _parse, str)
 
 
+def test_a_folder_of_several_configurations_is_read_one_at_a_time(tmp_path, write, config):
+    """As a clone of a Hub data set lies there: never their rows mixed."""
+    for place, part in (("main", ROWS[:2]), ("socratic", ROWS[2:4])):
+        (tmp_path / "clone" / place).mkdir(parents=True)
+        write(part, f"clone/{place}/train.jsonl")
+    path = str(tmp_path / "clone")
+    assert load_split(config(path, options={"name": "socratic"}), _parse, str).train == ["p2", "p3"]
+    for options in ({}, {"name": "other"}):
+        with pytest.raises(RequestError, match=r"in 2 folders: give data\.options\.name, one of main, socratic"):
+            load_split(config(path, options=options), _parse, str)
+
+
 def test_unknown_option_is_refused(write, config):
     with pytest.raises(RequestError, match=r"data\.options\.answr"):
         load_split(config(write(ROWS), options={"answr": "number"}), _parse, str)

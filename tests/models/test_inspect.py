@@ -234,6 +234,22 @@ class TestAdapters:
         with pytest.raises(RequestError, match="does not fit its model"):
             self.opened_in_both_ways(other, adapter)[way]()
 
+    @pytest.mark.parametrize("settings", [{"use_dora": True}, {"lora_bias": True}])
+    def test_an_adapter_that_is_no_sum_of_matrices_is_not_trained_on(self, folder, tmp_path, settings):
+        """What is saved of a policy is its weights with matrices added to them; DoRA can be merged, biases cannot."""
+        peft = pytest.importorskip("peft")
+        bare = AutoModelForCausalLM.from_pretrained(folder)
+        config = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", **settings)
+        peft.get_peft_model(bare, config).save_pretrained(tmp_path / "other")
+        adapted = {"path": str(folder), "adapter": str(tmp_path / "other")}
+        if "use_dora" in settings:
+            load_causal_lm(Model(**adapted))
+        else:
+            with pytest.raises(RequestError, match=r"cannot be merged into its model: .*no bias"):
+                load_causal_lm(Model(**adapted))
+        with pytest.raises(RequestError, match=r"is no plain LoRA .*cannot be trained on"):
+            load_causal_lm(Policy(**adapted), trainable=True)
+
     def test_an_adapter_beside_the_model_that_it_is_merged_in_counts_once(self, folder, adapter, tmp_path):
         merged = load_causal_lm(Model(path=str(folder), adapter=str(adapter)))
         save_policy(merged, toy_tokenizer(), tmp_path / "both")

@@ -69,3 +69,10 @@ def test_wrong_names_and_single_responses_are_refused():
 def test_one_response_without_spread_gives_no_nan():
     """A deviation of one number is not defined; nothing is divided by it."""
     assert advantages(torch.ones(3, 1), "group_mean", "group").tolist() == [[0.0]] * 3
+
+
+@pytest.mark.parametrize("baseline", ["group_mean", "leave_one_out", "none"])
+def test_equal_rewards_teach_nothing_where_there_is_a_scale(baseline):
+    """Without a baseline they were divided by next to nothing: 10,000."""
+    assert advantages(REWARDS, baseline, "group")[1].tolist() == [0.0] * 4
+    assert not advantages(torch.ones(2, 3), baseline, "batch").any()

@@ -13,7 +13,9 @@ HERE = Path(__file__).parent
 TALK = [{"role": "system", "content": "Brief."}, {"role": "user", "content": "Q"}]
 PLAIN = [
     Sample([{"role": "user", "content": "Q1"}], "long answer", "5", {"topic": "sums"}),
-    Sample([{"role": "user", "content": "Q2"}], "no", "7", {"topic": "art", "solution": "so #### 7"}),
+    Sample(
+        [{"role": "user", "content": "Q2"}], "no", "7", {"topic": "art", "solution": "so it is", "answer": "so #### 7"}
+    ),
 ]
 
 

@@ -10,7 +10,7 @@ from multiref_cli.config.compose import compose
 from multiref_cli.config.folders import options
 from multiref_cli.errors import RequestError
 from multiref_cli.sweeps.cost import counted
-from multiref_cli.sweeps.plan import make_plan
+from multiref_cli.sweeps.plan import Composer, _weighed, make_plan
 from multiref_cli.sweeps.request import parse_request
 
 BASE = ["experiment=offline_toy"]
@@ -73,6 +73,15 @@ def test_alone_is_alone_under_every_mean() -> None:
     for kept in (["regularizer=fkl", "alpha=1"], ["regularizer=mrpo_ctro"], ["regularizer=multi_dpo"]):
         experiment = compose([*BASE, *kept])
         assert canonical(experiment) == experiment
+
+
+def test_alone_is_estimated_as_it_was() -> None:
+    """MRPO of whole responses is charged in the reward, reverse KL at each token: towards one reference two runs."""
+    mrpo, rkl = (
+        canonical(compose(["experiment=online_toy", f"regularizer={name}", "alpha=1"])) for name in ("mrpo", "rkl")
+    )
+    assert (mrpo.estimator_name, rkl.estimator_name) == ("reward", "exact")
+    assert mrpo.penalty.mean_order == rkl.penalty.mean_order == 0 and mrpo.result_hash != rkl.result_hash
 
 
 def test_one_run_under_several_names_is_planned_once() -> None:
@@ -226,3 +235,20 @@ def test_every_sweep_file_makes_a_plan(name: str, tmp_path: Path, monkeypatch: p
     plan = make_plan(request)
     in_grids = any(re.search(r"\[1(,0)+\]", text) for grid in request.grids for text in grid)
     assert plan.points and (plan.count("single") >= 2) == (request.baselines or in_grids)
+
+
+def test_a_number_that_is_not_given_is_that_of_the_groups() -> None:
+    """Whatever an earlier condition of the same groups had."""
+    composer = Composer()
+    for given, key in (("beta=0.5", "beta"), ("alpha=0.7", "alpha"), ("world=3", "world")):
+        plain = getattr(compose(["experiment=offline_toy"]), key)
+        assert getattr(composer.compose(("experiment=offline_toy", given)), key) != plain
+        assert getattr(composer.compose(("experiment=offline_toy",)), key) == plain
+    assert composer.compose(("experiment=offline_toy", "optimizer.learning_rate=0.5")).optimizer.learning_rate == 0.5
+    assert composer.compose(("experiment=offline_toy",)).optimizer.learning_rate != 0.5
+
+
+def test_weights_are_written_so_that_they_are_read_back() -> None:
+    (text,) = _weighed(("alpha=balanced",), [1 / 3, 1 / 3, 1 / 3])
+    assert text == "alpha=[0.3333333333333333,0.3333333333333333,0.3333333333333333]"
+    assert _weighed((), [1.0, 0.0, 0.25]) == ("alpha=[1,0,0.25]",)
