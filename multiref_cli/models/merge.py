@@ -172,7 +172,9 @@ def _write_weights(first: Path, folders: Sequence[Path], factors: Sequence[float
             opened.append({name: file for file in files for name in list(file.keys())})
         for path in weight_files(first):
             with safe_open(str(path), "pt") as file:
-                types = {name: file.get_tensor(name).dtype for name in list(file.keys())}
+                # A tied output head is in some files and not in others; it is that of the embeddings in all of them.
+                shared = [name for name in list(file.keys()) if all(name in one for one in opened)]
+                types = {name: file.get_tensor(name).dtype for name in shared}
             merged = {
                 name: combined([one[name].get_tensor(name) for one in opened], factors).to(kind).contiguous()
                 for name, kind in types.items()

@@ -94,7 +94,7 @@ def build_reward(reward: Reward) -> Callable[[Sequence[Sample]], RewardBatch]:
 
 def _cut(terms: Sequence[ResolvedTerm]) -> int:
     """Inputs that the functions have cut so far."""
-    return sum(getattr(term.function, "cut", 0) for term in terms)
+    return sum(getattr(function, "cut", 0) for function in {term.function for term in terms})
 
 
 def lack_of(reward: Reward) -> Callable[[Sample], str | None]:

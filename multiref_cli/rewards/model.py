@@ -78,7 +78,7 @@ class RewardModelScorer:
         if outputs != 1:
             raise RequestError(f"A reward model has one output, this one has {outputs}: open it with num_labels=1.")
         self.model, self.tokenizer = model, tokenizer
-        self.max_tokens = max_tokens or getattr(model.config, "max_position_embeddings", None)
+        self.max_tokens = max_tokens or _positions(model)
         self.batch_tokens, self.whole_template = batch_tokens, whole_template
         self.cut = 0
 
@@ -122,6 +122,16 @@ class RewardModelScorer:
         return ids[: self.max_tokens]
 
     __call__ = score
+
+
+def _positions(model: LanguageModel) -> int | None:
+    """How many tokens a model reads; RoBERTa and its like count positions from behind their padding's."""
+    limit: int | None = getattr(model.config, "max_position_embeddings", None)
+    for name, module in model.named_modules() if limit else ():
+        padding = getattr(module, "padding_idx", None)
+        if name.endswith("position_embeddings") and padding is not None:
+            return limit - padding - 1
+    return limit
 
 
 @in_process

@@ -150,8 +150,9 @@ def new_folder(place: Path) -> Path:
     host = socket.gethostname()
     with writing(place):
         place.mkdir(parents=True, exist_ok=True)
-        for old in place.glob(f"{host}-*"):
-            if not _runs(int(old.name.rpartition("-")[0].rpartition("-")[2])):
+        for old in place.iterdir():
+            name, _, process = old.name.rpartition("-")[0].rpartition("-")
+            if name == host and not _runs(int(process)):  # another machine's processes are not known here
                 shutil.rmtree(old, ignore_errors=True)
         return Path(tempfile.mkdtemp(prefix=f"{host}-{os.getpid()}-", dir=place))
 

@@ -28,9 +28,10 @@ def classifier(kind="llama", **keys):
     if kind == "gpt2":
         config = transformers.GPT2Config(vocab_size=89, n_embd=16, n_layer=2, n_head=2, num_labels=1, **keys)
         return transformers.GPT2ForSequenceClassification(config).eval()
-    if kind == "bert":
+    if kind in ("bert", "roberta"):
         sizes = {name: value for name, value in SMALL.items() if name != "num_key_value_heads"}
-        return transformers.BertForSequenceClassification(transformers.BertConfig(**sizes, **keys)).eval()
+        config = getattr(transformers, f"{kind.title()}Config")(**sizes, **keys)
+        return getattr(transformers, f"{kind.title()}ForSequenceClassification")(config).eval()
     name = {"llama": "Llama", "qwen2": "Qwen2"}[kind]
     config = getattr(transformers, f"{name}Config")(**{**SMALL, **keys})
     return getattr(transformers, f"{name}ForSequenceClassification")(config).eval()
@@ -132,3 +133,25 @@ def test_reward_model_by_path(tmp_path, tokenizer):
     samples = texts()
     expected = RewardModelScorer(model, tokenizer).score(samples)
     assert reward_model(samples, path=str(tmp_path), device="cpu") == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "tokens"), [("bert", 64), ("roberta", 62)])
+def test_a_conversation_is_cut_to_the_positions_that_a_model_has(tokenizer, kind, tokens):
+    """RoBERTa has two positions more than it reads: its first one is behind that of its padding."""
+    scorer = RewardModelScorer(classifier(kind), tokenizer)
+    (score,) = scorer.score([Sample([{"role": "user", "content": "one"}], "two " * 100)])
+    assert scorer.cut == 1 and scorer.max_tokens == tokens and score == score
+    assert sequence_scores(scorer.model, [[5] * tokens]).shape == (1,)
+
+
+def test_inputs_that_two_reward_models_cut_are_counted_once(monkeypatch):
+    from multiref_cli.config.schema import Reward, RewardTerm
+    from multiref_cli.rewards.combine import build_reward
+
+    model = classifier()
+    monkeypatch.setattr("multiref_cli.rewards.model._open", lambda *given: (model, toy_tokenizer.tokenizer()))
+    term = {"_target_": "multiref_cli.rewards.model.reward_model", "path": "x", "max_tokens": 4}
+    for names in ("a", "ab"):
+        score = build_reward(Reward(name="r", terms={name: RewardTerm(function=term) for name in names}))
+        cut = score([Sample([{"role": "user", "content": "one"}], "two " * 9)] * 3).cut
+        assert cut == 3 * len(names)
