@@ -141,8 +141,11 @@ def refuse_laboratory(folder: Path) -> None:
         RequestError: it is one.
     """
     config = folder / "config.yaml"
-    content = read_yaml(config) if config.is_file() else {}
-    if not isinstance(content, dict) or "study" not in content or "algorithm" in content:
+    try:
+        content = read_yaml(config) if config.is_file() else {}
+    except RunError:  # whoever reads it says what it is
+        return
+    if "study" not in content or "algorithm" in content:
         return
     asked = read_lines_of(folder / "overrides.txt")
     again = command("theory", *(text for text in asked if not text.startswith("run.")))

@@ -108,7 +108,12 @@ def _read_file(name: str) -> dict[str, Any]:
     path = next((p for folder in folders if (p := folder / f"{name}.yaml").is_file()), None)
     if path is None:
         raise RequestError(f"sweep has no option {name!r}; allowed: {', '.join(options('sweep'))}.")
-    content = yaml.safe_load(path.read_text()) or {}
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, ValueError) as error:
+        raise RequestError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(content, dict):
+        raise RequestError(f"{path} has no keys; allowed: {', '.join(_FILE_KEYS)}.")
     unknown = [key for key in content if key not in _FILE_KEYS]
     if unknown:
         raise RequestError(f"{path}: there is no key {unknown[0]!r}; allowed: {', '.join(_FILE_KEYS)}.")
