@@ -79,6 +79,8 @@ def compose_unchecked(overrides: list[str]) -> Experiment:
         raise RequestError(where(str(error), choices)) from error
     if _wants_start(found, overrides):
         found = _towards_start(found, overrides)
+    if _answers_shortly(found, overrides, choices):
+        found = replace(found, evaluation=replace(found.evaluation, max_new_tokens=_EMBEDDED_TOKENS))
     refuse_idle_alpha(found, overrides)
     if found.regularizer is None:
         return found
@@ -292,6 +294,21 @@ def _towards_start(found: Experiment, overrides: Sequence[str]) -> Experiment:
     policy = found.policy
     start = ReferenceSpec(name="start", **{one.name: getattr(policy, one.name) for one in fields(Model)})
     return replace(found, references=[start], alpha=None)
+
+
+# Longest response of the embedded world's evaluations (toy_offline): its models have 128 positions.
+_EMBEDDED_TOKENS = 40
+
+
+def _answers_shortly(found: Experiment, overrides: Sequence[str], choices: Mapping[str, Any]) -> bool:
+    """Whether a policy of the embedded world is measured as any other one, and nobody said how long it may answer."""
+    unsaid = choices.get("experiment") is None and choices.get("evaluation") == "standard"
+    return (
+        unsaid
+        and found.policy.path.startswith("toy:")
+        and found.evaluation.prompts > 0
+        and not named(overrides, "evaluation.max_new_tokens")
+    )
 
 
 def refuse_idle_alpha(found: Experiment, overrides: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from multiref_cli.config.check import check
-from multiref_cli.config.compose import compose, compose_saved, expand_axes
+from multiref_cli.config.compose import compose, compose_plain, compose_saved, expand_axes
 from multiref_cli.config.folders import options
 from multiref_cli.config.schema import Hardware, Level
 from multiref_cli.config.weights import weights_of
@@ -218,3 +218,22 @@ def test_a_sweep_file_that_is_no_yaml_is_refused(multiref, tmp_path, monkeypatch
     for content, sentence in (("a: [1", "conf/sweep/mine.yaml is not valid YAML"), ("- 1", "mine.yaml has no keys")):
         file.write_text(content)
         assert multiref("sweep", "sweep=mine") == 2 and sentence in capsys.readouterr().err
+
+
+def test_the_defaults_fit_the_embedded_policy():
+    for overrides in (
+        [],
+        ["alpha=0.3", "evaluation.prompts=4"],
+        ["policy=toy_new", "regularizer=none", "algorithm=sft"],
+    ):
+        assert compose(overrides).evaluation.max_new_tokens == 40
+    # What somebody says, what cannot matter, and any other policy stay as they are.
+    for overrides, tokens in (
+        (["evaluation.max_new_tokens=30"], 30),
+        (["evaluation.prompts=0"], 256),
+        (["evaluation=none"], 256),
+        (["evaluation=toy_online"], 26),
+        (["policy=folder", "policy.path=x"], 256),
+    ):
+        assert compose(overrides).evaluation.max_new_tokens == tokens
+    assert compose_plain([]).evaluation.max_new_tokens == 256
