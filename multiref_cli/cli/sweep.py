@@ -44,6 +44,8 @@ def sweep(
 
     request = _request(overrides, resume)
     check_place(request.folder, "the sweep's folder")
+    if not dry_run:
+        Ledger(request.folder).refuse_other()
     display.line(f"sweep in {request.folder}")
     check_launcher(launcher, request.launcher)
     chooser = Chooser(dry_run, plain, read_choices(request.folder))
