@@ -316,7 +316,9 @@ def _check_ends(tuning: Tuning) -> None:
 def _check_metric(tuning: Tuning) -> None:
     """Refuse a metric that the trials of an arm cannot have."""
     metric = tuning.search.metric
-    for arm in tuning.arms if metric is not None else ():
+    if metric is None:
+        return
+    for arm in tuning.arms:
         experiment = tuning.asked(arm, {axis.key: axis.at(0.5) for axis in arm.axes}).experiment
         names, begun = metrics_of(experiment)
         if metric not in names and not metric.startswith(begun):
