@@ -22,7 +22,9 @@ def show(file: str, overrides: list[str], *, trainer: str | None, processes: int
     """
     found = convert(Path(file), trainer, processes)
     words = arguments(found, overrides)
-    problem = _problem(found, words)
+    problem = _problem(words)
+    if problem and overrides and problem != _problem(arguments(found, [])):  # the command line brought it
+        raise RequestError(f"{problem[0]}.")
     display.line(" \\\n  ".join(["multiref train", *map(shlex.quote, words)]))
     own = not any(text.startswith("references") for text in overrides)
     hint = ["the policy's own start is the only reference; several: references=pair first=PATH second=PATH alpha=0.5"]
@@ -43,7 +45,7 @@ def arguments(found: Converted, overrides: list[str]) -> list[str]:
     return [*own, *overrides]
 
 
-def _problem(found: Converted, words: list[str]) -> list[str]:
+def _problem(words: list[str]) -> list[str]:
     """Why the command is refused, where nothing has to be filled in first."""
     from multiref_cli.config.compose import compose
 

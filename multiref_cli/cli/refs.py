@@ -139,13 +139,18 @@ def mix(overrides: list[str]) -> None:
 
 
 def weights(overrides: list[str]) -> None:
-    """Print what each rule for alpha chooses for a config, and the values that it compares; writes the cache alone."""
+    """Print what each rule for alpha chooses for a config, and the values that it compares; writes the cache alone.
+
+    Raises:
+        RequestError: no rule applies.
+    """
     experiment = compose_unchecked([text for text in overrides if not text.startswith("alpha=")])
     check(replace(experiment, alpha=BALANCED))
 
     from multiref_cli.reports.choices import chosen, compared
     from multiref_cli.runs.choose import choose
 
+    refusals: list[str] = []
     for rule in RULES:
         asked = replace(experiment, alpha=rule)
         try:
@@ -153,11 +158,15 @@ def weights(overrides: list[str]) -> None:
             with display.progress(plain=False) as progress:
                 choice = asdict(choose(asked, progress))
         except RequestError as error:  # the other rule may apply
-            display.line(str(error))
+            refusals.append(str(error))
             continue
         headers, rows = compared(choice, thin=True)
         display.table(f"alpha={rule}", headers, rows)
         display.line(chosen(choice))
+    if len(refusals) == len(RULES):
+        raise RequestError(" ".join(dict.fromkeys(refusals)))
+    for sentence in refusals:
+        display.line(sentence)
 
 
 def export(overrides: list[str], *, form: str, out: str | None, parquet: bool) -> None:

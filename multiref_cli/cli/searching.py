@@ -47,16 +47,22 @@ def show_arms(tuning: "Tuning") -> None:
         display.line(f"… and {len(rows) - _SHOWN} more")
 
 
+def middle(tuning: "Tuning", seeds: Sequence[int]) -> tuple["Plan", "Plan"]:
+    """A trial of every arm, and what is reported of it, at the middle of its ranges."""
+    from multiref_cli.sweeps.plan import arrange
+
+    params = [(arm, {axis.key: axis.at(0.5) for axis in arm.axes}) for arm in tuning.arms]
+    trials = arrange([tuning.asked(arm, one) for arm, one in params], tuning.search.seeds)
+    return trials, arrange([tuning.asked(arm, one, tuning=False) for arm, one in params], seeds)
+
+
 def price(tuning: "Tuning", seeds: Sequence[int], workers: int) -> None:
     """Print what one trial and the whole search take, counted; every trial as at the middle of its ranges."""
     from multiref_cli.runs.forecast import forecast
     from multiref_cli.sweeps.cost import counted
     from multiref_cli.sweeps.estimate import MAKING
-    from multiref_cli.sweeps.plan import arrange
 
-    middle = [{axis.key: axis.at(0.5) for axis in arm.axes} for arm in tuning.arms]
-    trials = arrange([tuning.asked(arm, params) for arm, params in zip(tuning.arms, middle)], tuning.search.seeds)
-    report = arrange([tuning.asked(arm, p, tuning=False) for arm, p in zip(tuning.arms, middle)], seeds)
+    trials, report = middle(tuning, seeds)
     found = forecast(trials.points[0].experiment)
     display.table(f"one trial: {trials.points[0].name}", ["what", "value"], found.rows)
     stages: list[Needs | None] = [counted(trials), counted(report)]

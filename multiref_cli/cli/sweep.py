@@ -44,6 +44,8 @@ def sweep(
 
     request = _request(overrides, resume)
     check_place(request.folder, "the sweep's folder")
+    if not dry_run:
+        Ledger(request.folder).refuse_other()
     display.line(f"sweep in {request.folder}")
     check_launcher(launcher, request.launcher)
     chooser = Chooser(dry_run, plain, read_choices(request.folder))
@@ -55,6 +57,7 @@ def sweep(
     _show(request, plan, ledger, Watcher(ledger, plan).snapshot(), workers, launcher, dry_run)
     if dry_run:
         return _show_cost(plan, workers)
+    running.check_new(plan)
     facts = _facts(request) | ({"looks": list(request.looks)} if request.looks else {})
     ledger.write_plan(request, plan, facts, chooser.choices)
     if retry_failed:
@@ -98,6 +101,14 @@ class _Running:
         device = plan.points[0].experiment.hardware.device
         return self.workers or default_workers(len(plan.points), device, plan.processes)
 
+    def check_new(self, *plans: Plan) -> None:
+        """Refuse a new sweep of which a point can be known not to begin; one that goes on was checked so before."""
+        from multiref_cli.sweeps.opening import check_points
+
+        if not (self.request.folder / "sweep.yaml").is_file():
+            points = [point for plan in plans for point in plan.points]
+            check_points(points, here=self.launcher == "local")
+
     def __call__(self, ledger: Ledger, plan: Plan) -> None:
         """Run what is missing of a plan.
 
@@ -126,7 +137,7 @@ class _Running:
 
 def _searched(request: Request, chooser: Chooser, running: _Running, retry_failed: bool) -> Plan | None:
     """Tune every arm, and return the plan of what is reported; None of a dry run while there is no such plan."""
-    from multiref_cli.cli.searching import price, search_stage, show_arms, show_search
+    from multiref_cli.cli.searching import middle, price, search_stage, show_arms, show_search
     from multiref_cli.sweeps.plan import arrange
     from multiref_cli.sweeps.search import open_tuning
 
@@ -139,6 +150,7 @@ def _searched(request: Request, chooser: Chooser, running: _Running, retry_faile
         first = arrange([tuning.asked(arm, {}) for arm in tuning.arms], tuning.search.seeds)
         price(tuning, request.seeds, running.workers_of(first))
         return None
+    running.check_new(*reversed(middle(tuning, request.seeds)))
     facts = _facts(request)
     # What --resume goes on with, from the first trial on.
     Ledger(request.folder).write_plan(request, Plan((), ()), facts, chooser.choices)

@@ -44,7 +44,7 @@ def theory(overrides: list[str], *, dry_run: bool = False) -> None:
     check_name(lab.run.name, "run.name")
     if dry_run:
         return _show_plan(points)
-    refuse_existing(_folder(lab))
+    refuse_existing(_folder(lab), "run.dir" if lab.run.dir else "run.name")
     text = yaml.safe_dump(to_plain(lab) | ({"axes": axes} if axes else {}), sort_keys=False, allow_unicode=True)
     settings = yaml.safe_dump({key: value for key, value in yaml.safe_load(text).items() if key != "run"})
     torch.set_num_threads(1)  # sums in one order, whatever the machine: the same numbers, bit for bit
@@ -141,8 +141,11 @@ def refuse_laboratory(folder: Path) -> None:
         RequestError: it is one.
     """
     config = folder / "config.yaml"
-    content = read_yaml(config) if config.is_file() else {}
-    if not isinstance(content, dict) or "study" not in content or "algorithm" in content:
+    try:
+        content = read_yaml(config) if config.is_file() else {}
+    except RunError:  # whoever reads it says what it is
+        return
+    if "study" not in content or "algorithm" in content:
         return
     asked = read_lines_of(folder / "overrides.txt")
     again = command("theory", *(text for text in asked if not text.startswith("run.")))

@@ -12,6 +12,7 @@ from multiref_cli.config.schema import Experiment
 from multiref_cli.errors import RequestError
 from multiref_cli.tracking.places import check_place
 from multiref_cli.tracking.progress import OPENING
+from multiref_cli.tracking.run_dir import check_run_folder, refuse_existing
 
 
 def train(overrides: list[str], *, dry_run: bool, resume: str | None, plain: bool, config: str | None = None) -> None:
@@ -26,6 +27,7 @@ def train(overrides: list[str], *, dry_run: bool, resume: str | None, plain: boo
         from multiref_cli.cli.theory import refuse_laboratory
 
         refuse_laboratory(Path(resume))
+        check_run_folder(Path(resume))
         with display.progress(plain, f"going on with {resume}") as progress:
             progress.advance(OPENING, 0, 1)
             from multiref_cli.reports.report import write_run_report
@@ -35,6 +37,8 @@ def train(overrides: list[str], *, dry_run: bool, resume: str | None, plain: boo
         return finished(folder)
     experiment = compose(overrides) if config is None else compose_like(_config_file(Path(config)), overrides)
     check_place(experiment.folder, "the run folder")
+    if experiment.rule is None and not dry_run:  # before models are opened; of a rule it is told once it has chosen
+        refuse_existing(experiment.folder, experiment.folder_key, experiment.hash)
     chooser = Chooser(dry_run, plain)
     if experiment.rule is not None:
         experiment = replace(experiment, alpha=chooser(experiment))

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -36,7 +37,7 @@ from multiref_cli.config.schema import (
 from multiref_cli.config.sentences import GONE_KEYS, PAIR_KEYS, no_value, sentence
 from multiref_cli.config.shell import several_values, unreadable
 from multiref_cli.config.written import is_open, named, written
-from multiref_cli.errors import RequestError
+from multiref_cli.errors import RequestError, RunError
 from multiref_cli.files import read_yaml
 
 T = TypeVar("T")
@@ -78,6 +79,8 @@ def compose_unchecked(overrides: list[str]) -> Experiment:
         raise RequestError(where(str(error), choices)) from error
     if _wants_start(found, overrides):
         found = _towards_start(found, overrides)
+    if _answers_shortly(found, overrides, choices):
+        found = replace(found, evaluation=replace(found.evaluation, max_new_tokens=_EMBEDDED_TOKENS))
     refuse_idle_alpha(found, overrides)
     if found.regularizer is None:
         return found
@@ -113,10 +116,13 @@ def compose_like(path: Path, overrides: list[str]) -> Experiment:
         overrides: `key=value` and `group=option`, as on the command line.
 
     Raises:
-        RequestError: the file or an override does not fit the schema, or the file is of another kind.
-        RunError: the file is damaged.
+        RequestError: the file or an override does not fit the schema, or the file is of another kind or cannot be read.
     """
-    plain = cast(DictConfig, OmegaConf.create(read_yaml(path)))
+    try:
+        plain = cast(DictConfig, OmegaConf.create(read_yaml(path)))
+    except RunError as error:
+        no_config = f"{path} is no config: give a run's config.yaml, or the folder of a run."
+        raise RequestError(str(error) if isinstance(error.__cause__, OSError) else no_config) from error
     if "algorithm" not in plain:
         raise RequestError(f"{path} is no config of a run: it has no algorithm; give a run's config.yaml.")
     if named(overrides, "experiment"):
@@ -290,6 +296,21 @@ def _towards_start(found: Experiment, overrides: Sequence[str]) -> Experiment:
     return replace(found, references=[start], alpha=None)
 
 
+# Longest response of the embedded world's evaluations (toy_offline): its models have 128 positions.
+_EMBEDDED_TOKENS = 40
+
+
+def _answers_shortly(found: Experiment, overrides: Sequence[str], choices: Mapping[str, Any]) -> bool:
+    """Whether a policy of the embedded world is measured as any other one, and nobody said how long it may answer."""
+    unsaid = choices.get("experiment") is None and choices.get("evaluation") == "standard"
+    return (
+        unsaid
+        and found.policy.path.startswith("toy:")
+        and found.evaluation.prompts > 0
+        and not named(overrides, "evaluation.max_new_tokens")
+    )
+
+
 def refuse_idle_alpha(found: Experiment, overrides: Sequence[str]) -> None:
     """Refuse weights that somebody wrote where a single reference has them all; those of a file are left alone.
 
@@ -382,7 +403,7 @@ def expand_axes(overrides: list[str]) -> tuple[dict[str, list[str]], list[str]]:
         (axes, fixed): key -> list of values as override texts, in the given order; the overrides with one value.
 
     Raises:
-        RequestError: an override that does not parse.
+        RequestError: an override that does not parse, or an axis without values.
     """
     from hydra.core.override_parser.types import Glob, RangeSweep
 
@@ -394,14 +415,45 @@ def expand_axes(overrides: list[str]) -> tuple[dict[str, list[str]], list[str]]:
             fixed.append(text)
             continue
         value = override.value()
+        if isinstance(value, RangeSweep):
+            _check_range(text, value)
         if isinstance(value, Glob):
             values = value.filter(options(override.key_or_group))
         else:
             values = list(override.sweep_string_iterator())
         if isinstance(value, RangeSweep):  # 0.1 + 0.2 is 0.30000000000000004, and so another hash than 0.3
             values = [f"{float(one):.12g}" for one in values]
+        if not values:
+            raise RequestError(f"{text} names no option; allowed: {', '.join(options(override.key_or_group))}.")
         axes[override.get_key_element()] = values
     return axes, fixed
+
+
+# An axis has no more values: what gives millions is a mistyped step.
+_MOST_VALUES = 100_000
+
+
+def _check_range(text: str, value: Any) -> None:
+    """Refuse a range of Hydra's grammar, range(FROM,BELOW,STEP), that has no values or no end.
+
+    Raises:
+        RequestError: saying why.
+    """
+    from hydra.errors import HydraException
+
+    start, stop, step = float(value.start), float(value.stop), float(value.step)
+    up = step > 0
+    why = f"from {start:g} to below {stop:g} in steps of {step:g}" if up else f"from {start:g} to above {stop:g}"
+    if step == 0:
+        raise RequestError(f"{text} has no end: its step, the third number, is 0.")
+    try:
+        values = list(islice(value.range(), _MOST_VALUES + 1))
+    except (ArithmeticError, HydraException, ValueError) as error:  # nan
+        raise RequestError(f"{text} cannot be read; a range takes three numbers, range(FROM,BELOW,STEP).") from error
+    if not values:
+        raise RequestError(f"{text} is empty: no number lies {why}; give range(FROM,BELOW,STEP).")
+    if len(values) > _MOST_VALUES:
+        raise RequestError(f"{text} has more than {_MOST_VALUES} values; give a larger step.")
 
 
 @contextmanager

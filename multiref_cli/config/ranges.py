@@ -32,6 +32,10 @@ class Range:
         above = value >= self.low if self.with_low else value > self.low
         return above and (value <= self.high if self.with_high else value < self.high)
 
+    def asked(self, value: float) -> str:
+        """What a number outside of it must be: of a count or seed that is too large the bound too."""
+        return f"at most {self.high:.0f}" if value > self.high >= 2**53 else str(self)
+
     def __str__(self) -> str:
         high = f"at most {self.high:g}" if self.with_high else f"below {self.high:g}"
         note = f" ({self.note})" if self.note else ""
@@ -91,7 +95,7 @@ def check_numbers(settings: object, prefix: str = "") -> None:
             raise RequestError(f"{key} is {value}; it must be a list of {length} numbers, each {allowed}.")
         for item in items:
             if item is not None and not allowed.holds(item):
-                raise RequestError(f"{key} is {item:g}; it must be {allowed}.")
+                raise RequestError(f"{key} is {item:g}; it must be {allowed.asked(item)}.")
 
 
 def check_number(kind: type, name: str, value: float, key: str) -> None:
@@ -105,7 +109,7 @@ def check_number(kind: type, name: str, value: float, key: str) -> None:
     """
     allowed = {one.name: one for one in fields(kind)}[name].metadata["range"]
     if not allowed.holds(value):
-        raise RequestError(f"{key} is {value:g}; it must be {allowed}.")
+        raise RequestError(f"{key} is {value:g}; it must be {allowed.asked(value)}.")
 
 
 def _check_inside(value: object, key: str) -> None:

@@ -744,6 +744,11 @@ class Experiment:
         """Folder of the run: `run.dir`, else runs/<name>."""
         return Path(self.run.dir).expanduser() if self.run.dir else Path("runs") / self.run_name
 
+    @property
+    def folder_key(self) -> str:
+        """The key that its folder is given by."""
+        return "run.dir" if self.run.dir else "run.name"
+
 
 # Keys of a model that count where they are given: configs from before there were such models keep their hashes.
 _GIVEN = ("kind", "models", "weights", "base", "update", "quantization")

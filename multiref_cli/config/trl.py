@@ -64,7 +64,9 @@ def convert(path: Path, trainer: str | None = None, processes: int = 1) -> Conve
     try:
         content = {str(key): value for key, value in read_yaml(path).items()}
     except RunError as error:
-        raise RequestError(f"{path} cannot be converted: {error}") from error
+        unread = isinstance(error.__cause__, OSError)
+        no_config = f"{path} is no config of TRL: it has no names with values in YAML or JSON."
+        raise RequestError(f"{path} cannot be converted: {error}" if unread else no_config) from error
     trainer = trainer or _trainer_of(content, path)
     if trainer not in DEFAULTS:
         raise RequestError(f"--trainer is {trainer!r}; allowed: {', '.join(DEFAULTS)}.")
@@ -146,16 +148,16 @@ def _data(found: Converted, values: dict[str, Any]) -> None:
 
 
 def _dpo(found: Converted, values: dict[str, Any]) -> None:
-    losses, beta = _listed(values.pop("loss_type")), values.pop("beta")
+    losses, beta = _listed(values.pop("loss_type")), _number(values, "beta")
     found.set(beta=beta)
     if losses in (["sigmoid"], ["ipo"]):
         found.set(algorithm__loss=losses[0])
     else:
         found.missing.append(f"loss_type={losses if len(losses) > 1 else losses[0]}: algorithm.loss is sigmoid or ipo")
-    kind, coefficient = str(values.pop("f_divergence_type")), values.pop("f_alpha_divergence_coef", 0.5)
+    kind, coefficient = str(values.pop("f_divergence_type")), _number(values, "f_alpha_divergence_coef", 0.5)
     kind = kind.rpartition(".")[2].lower()  # older files: FDivergenceType.REVERSE_KL
     if kind == "alpha_divergence":
-        found.set(regularizer="power", regularizer__mean_order=1 - float(coefficient))
+        found.set(regularizer="power", regularizer__mean_order=1 - coefficient)
     elif kind in DIVERGENCES:
         found.set(regularizer=DIVERGENCES[kind])
     else:
@@ -169,8 +171,8 @@ def _dpo(found: Converted, values: dict[str, Any]) -> None:
 
 def _lengths(found: Converted, values: dict[str, Any]) -> None:
     """TRL cuts prompt and response together."""
-    length, prompt = values.pop("max_length", None), values.pop("max_prompt_length", None)
-    response = values.pop("max_completion_length", None)
+    names = ("max_length", "max_prompt_length", "max_completion_length")
+    length, prompt, response = (_whole(values, name) for name in names)
     if length is None and prompt is None and response is None:
         found.differs.append(
             "max_length=null cuts nothing; here data.max_prompt_tokens and max_completion_tokens do (512)"
@@ -190,7 +192,7 @@ def _lengths(found: Converted, values: dict[str, Any]) -> None:
 
 
 def _grpo(found: Converted, values: dict[str, Any]) -> None:
-    beta, corrected = float(values.pop("beta")), values.pop("use_bias_correction_kl")
+    beta, corrected = _number(values, "beta"), values.pop("use_bias_correction_kl")
     found.set(beta=beta)
     if beta:
         found.set(regularizer="rkl_token", regularizer__estimator="k3_ratio" if corrected else "k3")
@@ -217,7 +219,7 @@ def _grpo(found: Converted, values: dict[str, Any]) -> None:
         rollout__group_size=values["num_generations"], rollout__max_new_tokens=values.pop("max_completion_length")
     )
     found.set(rollout__temperature=values.pop("temperature"))
-    length = values.pop("max_prompt_length", None)
+    length = _whole(values, "max_prompt_length")
     if length:
         found.set(data__max_prompt_tokens=length)
     else:
@@ -321,11 +323,16 @@ def _rest(found: Converted, values: dict[str, Any]) -> None:
         here = _pattern(name)
         if value is None or value in ([], {}, "", False) or value == USUAL.get(name):
             continue
-        if here is not None and not isinstance(value, (dict, list)) and not (name == "save_steps" and value < 1):
+        if here is not None and not isinstance(value, (dict, list)) and not _is_share(name, value):
             words = [word.partition("=") for word in here.split()]
             found.overrides |= {key: _text(value) if not given or given.isupper() else given for key, _, given in words}
         elif not NOTHING.match(name):
             found.missing.append(f"{name}={value}")
+
+
+def _is_share(name: str, value: object) -> bool:
+    """Whether a count of steps is given as a share of all of them."""
+    return name == "save_steps" and isinstance(value, (int, float)) and value < 1
 
 
 def _pattern(name: str) -> str | None:
@@ -347,6 +354,13 @@ def _number(values: dict[str, Any], name: str, usual: float = 0) -> float:
         return float(value)
     except (TypeError, ValueError):
         raise RequestError(f"{name} is {value!r}, which is no number.") from None
+
+
+def _whole(values: dict[str, Any], name: str) -> int | None:
+    """A number of tokens; None where there is none."""
+    if values.get(name) is None:
+        return values.pop(name, None)
+    return int(_number(values, name))
 
 
 def _listed(value: Any) -> list[Any]:

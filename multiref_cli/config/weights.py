@@ -137,7 +137,8 @@ def weights_of(alpha: object, count: int, signed: bool = False) -> list[float]:
     if isinstance(alpha, str) and alpha in RULES:
         raise RequestError(f"alpha={alpha} is chosen by train, sweep and refs weights alone; give numbers here.")
     if not isinstance(alpha, (list, tuple)) or not all(type(a) in (int, float) for a in alpha):
-        raise RequestError(f"alpha is {alpha!r}; give a number, a list of numbers, {' or '.join(RULES)}.")
+        given = "null" if alpha is None else repr(alpha)
+        raise RequestError(f"alpha is {given}; give a number, a list of numbers, {' or '.join(RULES)}.")
     weights = [float(a) for a in alpha]
     require(len(weights) == count, f"alpha has {len(weights)} weights for {count} references")
     require(all(map(math.isfinite, weights)), f"alpha has a weight that is no finite number: {weights}")

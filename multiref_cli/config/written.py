@@ -11,7 +11,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from multiref_cli.config.folders import groups, options
-from multiref_cli.config.schema import Experiment
+from multiref_cli.config.schema import Experiment, ReferenceSpec
+from multiref_cli.config.sentences import nearest
 from multiref_cli.errors import RequestError
 
 # Free texts: everything behind the sign belongs to them, commas and braces too; \n is a line break.
@@ -34,11 +35,17 @@ def written(overrides: Sequence[str]) -> list[str]:
     the prompt template.
 
     Raises:
-        RequestError: a list of references that is none, or true or false in place of a group's option.
+        RequestError: no key, a list of references that is none, or what is no option in place of a group's option.
     """
     found: list[str] = []
     for override in overrides:
         mark, key, value = _parts(override)
+        if not key and value is not None:
+            raise RequestError(f"{override!r} has no key before its sign; write KEY=VALUE.")
+        if key in groups() and value is not None and value.lstrip().startswith("{"):
+            form = "references is a list of references; write references='[{name: a, path: X}, ...]'"
+            chosen = f"{key} is chosen by name; give one of {', '.join(options(key))}, and its keys as {key}.KEY=VALUE"
+            raise RequestError(f"{form if key == 'references' else chosen}.")
         if key in groups() and value is not None and value.lower() in ("true", "false"):
             raise RequestError(f"{key}={value} is no option of {key}; give one of {', '.join(options(key))}.")
         if key == "references" and value is not None and value.lstrip().startswith("["):
@@ -153,7 +160,11 @@ def _reference_list(value: str) -> str:
         raise RequestError(
             f"references={value} is no list of references; write references='[{{name: a, path: X}}, ...]'."
         )
-    for one in references:
+    known = [one for base in reversed(ReferenceSpec.__mro__) for one in getattr(base, "__annotations__", {})]
+    for number, one in enumerate(references):
+        unknown = next((str(name) for name in one if name not in known), None)
+        if unknown is not None:
+            raise RequestError(f"references[{number}]: there is no key {unknown!r}{nearest(unknown, known)}.")
         if not {"path", "kind", "server", "model"} & set(one):
             raise RequestError(f"references={value}: every reference needs a path, one has {', '.join(map(str, one))}.")
         name = one.get("path", one.get("model"))

@@ -116,7 +116,7 @@ def _texts(row: dict[str, Any], data: Data) -> tuple[str, list[Message], Respons
     chosen, rejected = (turns_or_text(column(row, data, side)) for side in ("chosen", "rejected"))
     for value, side in ((chosen, "chosen"), (rejected, "rejected")):
         if value is None:
-            raise BadRow(f"missing {side}")
+            raise BadRow(f"{side} is null" if data.columns.get(side, side) in row else f"missing {side}")
     if isinstance(chosen, str) and isinstance(rejected, str):
         full = dialogue(chosen) is not None and dialogue(rejected) is not None
     else:

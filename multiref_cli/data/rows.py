@@ -28,6 +28,7 @@ SUFFIXES = (".jsonl", ".parquet")
 OTHER_FILES = (".json", ".csv", ".jsonl.gz")  # read as a single file, not as part of a folder
 _BATCH = 1000  # rows that are read at once where a format has batches
 _LONG = 2.0  # seconds; what takes less is over before a bar is read
+_NOT_UTF8, _AS_UTF8 = "not UTF-8", " Save the file as UTF-8: `iconv -f LATIN1 -t UTF-8` if it is Latin-1."
 OPTIONS = ("name", "answer", "calculator_marks", "ties")
 
 
@@ -212,6 +213,8 @@ def _read_json(path: Path, max_rows: int | None) -> Iterator[tuple[int, dict | s
     """A list of objects, or the only list of an object, such as {"data": [...]}."""
     try:
         found = json.loads(path.read_bytes())
+    except UnicodeDecodeError as error:
+        raise RequestError(f"data.path={path} is {_NOT_UTF8}: {error}.{_AS_UTF8}") from error
     except (ValueError, RecursionError) as error:
         raise RequestError(f"data.path={path} is no JSON: {error}; for one object to a line call it .jsonl.") from error
     lists = [value for value in found.values() if isinstance(value, list)] if isinstance(found, dict) else [found]
@@ -235,8 +238,11 @@ def _read_jsonl(path: Path, max_rows: int | None) -> Iterator[tuple[int, dict | 
             except RecursionError:
                 yield number, "JSON nested too deeply"
                 continue
-            except ValueError as error:  # no JSON, no UTF-8, or a number of more digits than Python reads
-                decoding = isinstance(error, json.JSONDecodeError | UnicodeDecodeError)
+            except UnicodeDecodeError:
+                yield number, _NOT_UTF8
+                continue
+            except ValueError as error:  # no JSON, or a number of more digits than Python reads
+                decoding = isinstance(error, json.JSONDecodeError)
                 yield number, "not JSON" if decoding else "a number with too many digits"
                 continue
             yield number, row if isinstance(row, dict) else "not a JSON object"
@@ -357,22 +363,33 @@ def load_split(
     if report.problems and data.bad_rows is BadRows.refuse:
         raise RequestError(f"data.path={data.path} has bad rows and data.bad_rows=refuse: {report.summary()}.")
     if not train:
-        raise RequestError(f"data.path={data.path} has no usable training row: {report.summary()}.{_hint(report)}")
+        raise RequestError(
+            f"data.path={data.path} has no usable training row: {report.summary()}.{_hint(report, data)}"
+        )
     return Split(train, held_out, report, sha256)
 
 
-def _hint(report: RowReport) -> str:
+def _hint(report: RowReport, data: Data) -> str:
     """How columns are named, where rows lack one and it might be there under another name; what templated text is."""
     if any(reason.startswith("control token") for reason in report.counts):
         return (
             " These texts are templated already, or hold tokens that open or end a turn: give the text alone, or the "
             "conversation as messages; the chat template writes those tokens (multiref help data)."
         )
+    if next(iter(report.counts), None) == _NOT_UTF8:
+        return _AS_UTF8
+    given = {column: name for name, column in data.columns.items()}
     lacking = [reason.removeprefix("missing ") for reason in report.counts if reason.startswith("missing ")]
+    lacking = [name for name in lacking if name not in report.columns]  # else it is there, without a value
     if not lacking or not report.columns:
         return ""
+    wanted, sides = [given.get(lacking[0], lacking[0])], ("chosen", "rejected")
+    if lacking[0] in sides:
+        wanted = [side for side in sides if side not in report.columns and side not in data.columns]
     there = ", ".join(report.columns)
-    return f" The columns of the first row are {there}: say which one it is with data.columns.{lacking[0]}=COLUMN."
+    which = "which one it is" if len(wanted) == 1 else "which ones they are"
+    settings = " ".join(f"data.columns.{name}=COLUMN" for name in wanted)
+    return f" The columns of the first row are {there}: say {which} with {settings}."
 
 
 def _training_rows(data: Data) -> Rows:

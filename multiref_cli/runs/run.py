@@ -38,7 +38,7 @@ from multiref_cli.sharding import whole
 from multiref_cli.tracking.places import command
 from multiref_cli.tracking.progress import OPENING, Heartbeat, Progress, Silent
 from multiref_cli.tracking.provenance import provenance
-from multiref_cli.tracking.run_dir import RunDir, refuse_existing
+from multiref_cli.tracking.run_dir import RunDir, check_run_folder, refuse_existing
 from multiref_cli.tracking.rungs import Pruned, write_pruned
 from multiref_cli.tracking.wandb import open_mirror
 from multiref_cli.training.checkpoint import discard_checkpoints
@@ -78,7 +78,7 @@ def train(
         RunError: something failed on the way; status.json and logs/ say what.
     """
     progress, folder = progress or Silent(), experiment.folder
-    refuse_existing(folder)
+    refuse_existing(folder, experiment.folder_key, experiment.hash)
     check_devices(experiment)
     check_cache(experiment)
     job = open_job(experiment, progress)
@@ -144,8 +144,7 @@ def resume(
             what a result depends on.
     """
     progress, run = progress or Silent(), RunDir(Path(folder))
-    if not (run.path / "config.yaml").is_file():
-        raise RequestError(f"{folder} is no run folder: it holds no config.yaml.")
+    check_run_folder(run.path)
     experiment = compose_saved(run.path / "config.yaml")
     if overrides:
         asked, experiment = experiment, compose_saved(run.path / "config.yaml", list(overrides))

@@ -71,6 +71,15 @@ class Ledger:
             raise RequestError(f"{path} is not a sweep folder (it has no sweep.yaml); give the folder of a sweep.")
         return cls(path)
 
+    def refuse_other(self) -> None:
+        """Refuse a folder that is there and no sweep's.
+
+        Raises:
+            RequestError: it is something else.
+        """
+        if holds_something(self.path) and not (self.path / "sweep.yaml").is_file():
+            raise RequestError(f"{self.path} exists and is not a sweep folder; choose another run.name or run.dir.")
+
     def write_plan(
         self, request: Request, plan: Plan, provenance: dict[str, Any], choices: Sequence[dict[str, Any]] = ()
     ) -> None:
@@ -85,8 +94,7 @@ class Ledger:
         Raises:
             RequestError: the folder exists and is something else.
         """
-        if holds_something(self.path) and not (self.path / "sweep.yaml").is_file():
-            raise RequestError(f"{self.path} exists and is not a sweep folder; choose another run.name or run.dir.")
+        self.refuse_other()
         for name in (".sweep/claims", "logs"):
             make_place(self.path / name)
         with FileLock(self.path / ".sweep" / "plan.lock"):

@@ -12,6 +12,8 @@ import yaml
 
 from multiref_cli.config.compose import expand_axes
 from multiref_cli.config.folders import conf_directory, options, own_conf_directory
+from multiref_cli.config.ranges import check_number
+from multiref_cli.config.schema import Experiment
 from multiref_cli.errors import RequestError
 from multiref_cli.sweeps.space import Search, parse_search
 from multiref_cli.tracking.places import check_name
@@ -19,6 +21,7 @@ from multiref_cli.tracking.places import check_name
 _FILE_KEYS = ("common", "grids", "seeds", "baselines", "rivals", "launcher", "search", "seeds_max")
 # seeds=auto: seeds of the first look, more at each further one, and most of all where nothing is said.
 FIRST_SEEDS, MORE_SEEDS, SEEDS_MAX = 3, 2, 9
+_MOST_SEEDS = 10_000
 _OWN_KEYS = ("sweep", "seeds", "seeds_max", "seed", "baselines", "rivals", "run.name", "run.dir", "search")
 
 
@@ -108,7 +111,12 @@ def _read_file(name: str) -> dict[str, Any]:
     path = next((p for folder in folders if (p := folder / f"{name}.yaml").is_file()), None)
     if path is None:
         raise RequestError(f"sweep has no option {name!r}; allowed: {', '.join(options('sweep'))}.")
-    content = yaml.safe_load(path.read_text()) or {}
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, ValueError) as error:
+        raise RequestError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(content, dict):
+        raise RequestError(f"{path} has no keys; allowed: {', '.join(_FILE_KEYS)}.")
     unknown = [key for key in content if key not in _FILE_KEYS]
     if unknown:
         raise RequestError(f"{path}: there is no key {unknown[0]!r}; allowed: {', '.join(_FILE_KEYS)}.")
@@ -128,9 +136,13 @@ def _seeds(own: dict[str, str], default: object) -> tuple[int, ...]:
     except ValueError:
         raise RequestError(f"{key} is {text!r}; give a whole number, or a list such as {key}=0,1,2.") from None
     if key == "seeds" and len(numbers) == 1:
+        if numbers[0] > _MOST_SEEDS:
+            raise RequestError(f"{key} is {text!r}; it is a number of seeds, at most {_MOST_SEEDS}.")
         numbers = list(range(numbers[0]))
     if not numbers or min(numbers) < 0:
         raise RequestError(f"{key} is {text!r}; at least one seed is needed, and seeds are 0 or more.")
+    for number in numbers:
+        check_number(Experiment, "seed", number, "seed")
     return tuple(dict.fromkeys(numbers))
 
 

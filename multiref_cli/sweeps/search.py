@@ -15,11 +15,13 @@ from typing import Any
 from multiref_cli.config.canonical import canonical
 from multiref_cli.config.plain import digest, to_plain
 from multiref_cli.config.schema import Experiment
+from multiref_cli.config.sentences import nearest
 from multiref_cli.config.weights import AUTO
 from multiref_cli.errors import RequestError, RunError
 from multiref_cli.evaluation.measures import scorers_among
 from multiref_cli.files import read_lines, read_object, write_json, write_lines
 from multiref_cli.sweeps.ledger import ENDED, Ledger
+from multiref_cli.sweeps.metrics import metrics_of
 from multiref_cli.sweeps.plan import Asked, Composer, Plan, arrange, ask
 from multiref_cli.sweeps.request import Request, key_of
 from multiref_cli.sweeps.sampling import Tried, check_sampler, random_settings, top_share, tpe_settings
@@ -175,6 +177,7 @@ def open_tuning(request: Request, choose: Callable[[Experiment], Any] | None = N
         raise RequestError(f"{keys} {verb} fixed by every grid: nothing is left to search; let a grid have it open.")
     tuning = Tuning(search, arms, request.folder / FOLDER)
     _check_ends(tuning)
+    _check_metric(tuning)
     tuning.trials = _kept(tuning)
     return tuning
 
@@ -315,6 +318,19 @@ def _check_ends(tuning: Tuning) -> None:
                 )
 
 
+def _check_metric(tuning: Tuning) -> None:
+    """Refuse a metric that the trials of an arm cannot have."""
+    metric = tuning.search.metric
+    if metric is None:
+        return
+    for arm in tuning.arms:
+        experiment = tuning.asked(arm, {axis.key: axis.at(0.5) for axis in arm.axes}).experiment
+        names, begun = metrics_of(experiment)
+        if metric not in names and not metric.startswith(begun):
+            shown = nearest(metric, names) or f"; it has {', '.join(names)}"
+            raise RequestError(f"search.metric is {metric!r}, which no trial of {arm.name} will have{shown}.")
+
+
 def _rows(experiment: Experiment) -> list[Any]:
     return [*(to_plain(getattr(experiment.data, name)) for name in _SPLIT), experiment.evaluation.split]
 
@@ -328,17 +344,27 @@ def _kept(tuning: Tuning) -> list[Trial]:
     content = read_object(tuning.folder / SETTINGS)
     if content is None:
         return []
-    if content.get("address") != tuning.search.address:
+    rows = read_lines(tuning.folder / TRIALS)
+    if content.get("address") != tuning.search.address and not _only_measured_otherwise(content, rows, tuning.search):
         raise RequestError(
             f"{tuning.folder} holds another search (other ranges, sampler, tuning or seeds): give another run.dir."
         )
-    rows = read_lines(tuning.folder / TRIALS)
     kept = [
         Trial(**{**row, "points": tuple(row["points"]), "reached": tuple(row["reached"]) if row["reached"] else None})
         for row in rows
     ]
     arms = {arm.id for arm in tuning.arms}
     return [trial for trial in kept if trial.arm in arms and trial.number < tuning.search.trials]
+
+
+def _only_measured_otherwise(content: dict[str, Any], rows: Sequence[dict[str, Any]], search: Search) -> bool:
+    """Whether a search differs in its metric or curve alone, by which nothing has been chosen or stopped so far."""
+    unread = {"trials", "batch"}
+    if all(row.get("value") is None for row in rows):
+        unread.add("metric")
+    if all(row.get("state") != "pruned" for row in rows):
+        unread.add("curve")
+    return all(content.get(key) == value for key, value in to_plain(search).items() if key not in unread)
 
 
 def _settings(search: Search, arm: Arm, before: Sequence[Trial], count: int) -> list[dict[str, str]]:
@@ -366,7 +392,11 @@ def _place_rungs(tuning: Tuning) -> None:
             for place, name in enumerate(trial.points):
                 curves = [_curve(tuning.folder / one.points[place], curve, shares) for one in earlier]
                 if not any(curves):
-                    raise RunError(f"search.curve={curve} is in metrics.jsonl of no trial; give a metric that is.")
+                    logged = read_lines(tuning.folder / earlier[0].points[place] / "metrics.jsonl")
+                    there = ", ".join(sorted(set().union(*logged))) or "nothing"
+                    raise RunError(
+                        f"search.curve={curve} is in metrics.jsonl of no trial, which hold {there}; {_again('curve')}"
+                    )
                 least = [(s, [c[s] for c in curves if s in c]) for s in shares]
                 enough = [(s, top_share(values, top)) for s, values in least if len(values) >= _LEAST_EARLIER]
                 write_rungs(tuning.folder / name, Rungs(curve, tuple(enough)))
@@ -381,11 +411,15 @@ def _curve(folder: Path, metric: str, shares: Sequence[float]) -> dict[float, fl
     return {share: value for share, value in found.items() if value is not None}
 
 
+def _again(key: str) -> str:
+    return f"go on by the sweep's own command with search.{key}=ANOTHER and the same run.dir: what is trained is kept."
+
+
 def _value(folder: Path, metric: str | None) -> tuple[str, float]:
     """The metric that a run is judged by, and its mean."""
     metrics = (read_object(folder / "results.json") or {}).get("metrics", {})
     name = metric or next(iter(reversed(scorers_among(metrics))), "score")
     if name not in metrics or metrics[name]["mean"] is None:
         there = ", ".join(sorted(metrics)) or "nothing"
-        raise RunError(f"search.metric: {folder}/results.json holds no {name}; it holds {there}.")
+        raise RunError(f"search.metric: {folder}/results.json holds no {name}; it holds {there}; {_again('metric')}")
     return name, float(metrics[name]["mean"])

@@ -14,6 +14,7 @@ from multiref_cli.files import (
     damaged_lines,
     keep_lines,
     read_json,
+    read_kept,
     read_lines,
     read_object,
     sweep_temporaries,
@@ -187,16 +188,41 @@ def are_results(content: dict[str, Any]) -> bool:
     )
 
 
-def refuse_existing(path: Path) -> None:
-    """Refuse a folder for a new run that is there already, or that cannot be made.
+def check_run_folder(path: Path) -> None:
+    """Refuse what no run has begun in.
 
     Raises:
-        RequestError: it holds something that is not hidden, or no folder can be there.
+        RequestError: it holds no config.yaml.
+    """
+    if not (path / "config.yaml").is_file():
+        raise RequestError(f"{path} is no run folder: it holds no config.yaml.")
+
+
+def refuse_existing(path: Path, key: str = "run.name", config_hash: str | None = None) -> None:
+    """Refuse a folder for a new run that is there already, or that cannot be made.
+
+    Args:
+        path: the folder.
+        key: by which it was given.
+        config_hash: of the new run; None where it is no run that could be gone on with.
+
+    Raises:
+        RequestError: it holds something that is not hidden, or no folder can be there; saying how to go on.
     """
     check_place(path, "the run folder")
-    if holds_something(path) and not _half_made(path):
-        resume = command("train", "--resume", path)
-        raise RequestError(f"{path} exists already; go on with it by `{resume}`, or give another run.name.")
+    if not holds_something(path) or _half_made(path):
+        return
+    another, manifest = f"give another {key}", read_kept(path / "manifest.json") or {}
+    done = RunDir(path).is_done()
+    if config_hash is None:
+        raise RequestError(f"{path} exists already; {another}.")
+    if not (path / "config.yaml").is_file():
+        raise RequestError(f"{path} exists already and is no run folder; {another}.")
+    if manifest.get("config_hash", config_hash) != config_hash:
+        raise RequestError(f"{path} is a run of another config{', and done' if done else ''}; {another}.")
+    again = command("eval", path) if done else command("train", "--resume", path)
+    how = f"is done already; `{again}` scores it again" if done else f"exists already; go on with it by `{again}`"
+    raise RequestError(f"{path} {how}, or {another}.")
 
 
 def _half_made(path: Path) -> bool:

@@ -154,6 +154,13 @@ def test_refs_weights_shows_both_rules(place, multiref, offline, few, capsys):
     assert "needs a reward model" in out and "`alpha=balanced` for rkl" in out
 
 
+def test_refs_weights_without_a_rule_that_applies_is_refused(place, multiref, offline, few, capsys):
+    long = [*SHORT, "evaluation.scorer=null", "evaluation.max_new_tokens=256"]
+    assert multiref("refs", "weights", *offline, *long) == 2
+    printed = capsys.readouterr()
+    assert "alpha=auto needs a reward model" in printed.err and "evaluation.max_new_tokens is 256" in printed.err
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [

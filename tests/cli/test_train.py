@@ -118,7 +118,7 @@ def test_an_existing_folder_is_never_written_into(place, multiref, offline, caps
     assert multiref("train", *offline, "evaluation.prompts=0", "run.dir=out") == 0
     before = Path("out/metrics.jsonl").read_text()
     assert multiref("train", *offline, "evaluation.prompts=0", "run.dir=out") == 2
-    assert "--resume out" in capsys.readouterr().err
+    assert "out is done already; `multiref eval out` scores it again" in capsys.readouterr().err
     assert multiref("train", "--resume", "out") == 2
     assert "is done" in capsys.readouterr().err
     assert Path("out/metrics.jsonl").read_text() == before

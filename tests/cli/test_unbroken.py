@@ -92,7 +92,7 @@ def test_a_half_made_folder_is_new(place, multiref, offline):
         ("run.dir=file", "file is a file"),
         ("run.dir=file/below", "file is a file"),
         ("run.dir=/proc/none/out", "cannot be made"),
-        ("run.dir=full", "full exists already; go on with it by `multiref train --resume full`"),
+        ("run.dir=full", "full exists already and is no run folder; give another run.dir."),
     ],
 )
 @pytest.mark.parametrize("command", ["train", "sweep"])
@@ -109,6 +109,40 @@ def test_folders_that_cannot_be_are_refused_before_anything_is_written(
     said = capsys.readouterr().err
     assert sentence in said and said.count("\n") == 1, said
     assert everything(Path()) == before
+
+
+def test_an_occupied_folder_says_what_is_in_it_before_models_are_opened(place, multiref, offline, capsys, monkeypatch):
+    short = [*offline, "steps=1", "evaluation=none"]
+    assert multiref("train", *short, "run.dir=out") == 0 and multiref("train", *short, "run.name=a") == 0
+    before = everything(Path())
+    monkeypatch.setattr("multiref_cli.runs.run.open_job", lambda *_: pytest.fail("models were opened"))
+    status = read_json(Path("out/status.json"))
+    for folder, more, state, sentence in (
+        ("run.dir=out", ["beta=2"], "done", "out is a run of another config, and done; give another run.dir."),
+        ("run.dir=out", ["beta=2"], "stopped", "out is a run of another config; give another run.dir."),
+        (
+            "run.dir=out",
+            [],
+            "done",
+            "out is done already; `multiref eval out` scores it again, or give another run.dir.",
+        ),
+        (
+            "run.dir=out",
+            [],
+            "stopped",
+            "out exists already; go on with it by `multiref train --resume out`, or give another run.dir.",
+        ),
+        ("run.name=a", ["beta=2"], "done", "runs/a is a run of another config, and done; give another run.name."),
+    ):
+        write_json(Path("out/status.json"), {**status, "state": state})
+        capsys.readouterr()
+        assert multiref("train", *short, folder, *more) == 2
+        printed = capsys.readouterr()
+        assert printed.err.endswith(f"multiref: {sentence}\n") and printed.out == ""
+    write_json(Path("out/status.json"), status)
+    assert everything(Path()) == before
+    assert multiref("train", "--resume", "nowhere") == 2
+    assert capsys.readouterr() == ("", "multiref: nowhere is no run folder: it holds no config.yaml.\n")
 
 
 def test_a_folder_of_no_file_system(tmp_path):

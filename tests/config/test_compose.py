@@ -1,12 +1,13 @@
 """Overrides in, typed config or one sentence out."""
 
 import logging
+from pathlib import Path
 
 import pytest
 import yaml
 
 from multiref_cli.config.check import check
-from multiref_cli.config.compose import compose, compose_saved, expand_axes
+from multiref_cli.config.compose import compose, compose_plain, compose_saved, expand_axes
 from multiref_cli.config.folders import options
 from multiref_cli.config.objective import objective
 from multiref_cli.config.schema import Hardware, Level
@@ -220,3 +221,41 @@ def test_references_go_only_where_they_can_be_mixed(monkeypatch):
     assert "estimator=reward" in refused("experiment=online_toy", "regularizer=rkl", "hardware.reference_device=cpu")
     in_reward = ["regularizer=rkl", "regularizer.estimator=reward"]
     check(compose(["experiment=online_toy", *in_reward, "hardware.reference_device=cpu"]))
+
+
+@pytest.mark.parametrize("content", ['{"prompt": 1}\n{"prompt": 2}\n', "", "a: [1", "- 1"])
+def test_a_file_that_is_no_config_is_not_called_damaged(content, multiref, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("rows.jsonl", "config.yaml"):
+        Path(name).write_text(content)
+        assert multiref("train", "--config", name) == 2
+        sentence = f"multiref: {name} is no config: give a run's config.yaml, or the folder of a run.\n"
+        assert capsys.readouterr().err == sentence
+
+
+def test_a_sweep_file_that_is_no_yaml_is_refused(multiref, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    file = Path("conf/sweep/mine.yaml")
+    file.parent.mkdir(parents=True)
+    for content, sentence in (("a: [1", "conf/sweep/mine.yaml is not valid YAML"), ("- 1", "mine.yaml has no keys")):
+        file.write_text(content)
+        assert multiref("sweep", "sweep=mine") == 2 and sentence in capsys.readouterr().err
+
+
+def test_the_defaults_fit_the_embedded_policy():
+    for overrides in (
+        [],
+        ["alpha=0.3", "evaluation.prompts=4"],
+        ["policy=toy_new", "regularizer=none", "algorithm=sft"],
+    ):
+        assert compose(overrides).evaluation.max_new_tokens == 40
+    # What somebody says, what cannot matter, and any other policy stay as they are.
+    for overrides, tokens in (
+        (["evaluation.max_new_tokens=30"], 30),
+        (["evaluation.prompts=0"], 256),
+        (["evaluation=none"], 256),
+        (["evaluation=toy_online"], 26),
+        (["policy=folder", "policy.path=x"], 256),
+    ):
+        assert compose(overrides).evaluation.max_new_tokens == tokens
+    assert compose_plain([]).evaluation.max_new_tokens == 256

@@ -90,6 +90,39 @@ def test_what_cannot_be_read_is_answered_without_a_parsers_words(override, sente
 
 
 @pytest.mark.parametrize(
+    ("axis", "sentence"),
+    [
+        (
+            "alpha=range(0.9,0.1,0.2)",
+            "alpha=range(0.9,0.1,0.2) is empty: no number lies from 0.9 to below 0.1 in steps of 0.2; give "
+            "range(FROM,BELOW,STEP).",
+        ),
+        ("seed=range(3,0)", "seed=range(3,0) is empty: no number lies from 3 to below 0 in steps of 1; give"),
+        ("beta=range(0.1,0.9,-0.2)", "beta=range(0.1,0.9,-0.2) is empty: no number lies from 0.1 to above 0.9"),
+        ("alpha=range(0.1,0.9,0)", "alpha=range(0.1,0.9,0) has no end: its step, the third number, is 0."),
+        ("seed=range(0,3,0)", "seed=range(0,3,0) has no end"),
+        ("beta=range(0,inf,0.1)", "beta=range(0,inf,0.1) has more than 100000 values; give a larger step."),
+        ("beta=range(0,nan,0.1)", "beta=range(0,nan,0.1) cannot be read"),
+        ("regularizer=glob(zzz*)", "regularizer=glob(zzz*) names no option; allowed: "),
+    ],
+)
+def test_an_axis_without_values_is_refused(axis, sentence, multiref, tmp_path, monkeypatch, capsys):
+    with pytest.raises(RequestError) as refused:
+        expand_axes([axis])
+    assert str(refused.value).startswith(sentence)
+    monkeypatch.chdir(tmp_path)
+    assert multiref("sweep", "experiment=offline_toy", axis) == 2 and sentence in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_range_may_go_down():
+    assert expand_axes(["alpha=range(0.9,0.1,-0.4)", "seed=range(2)"])[0] == {
+        "alpha": ["0.9", "0.5"],
+        "seed": ["0", "1"],
+    }
+
+
+@pytest.mark.parametrize(
     ("shell", "word"),
     [
         ("/bin/bash", """'it'"'"'s [a,b]'"""),

@@ -244,6 +244,9 @@ def test_the_defaults_are_those_of_trl():
         ({"max_length": 5, "learning_rate": 1e-6}, "ppo", "--trainer is 'ppo'; allowed: dpo, grpo"),
         ({**GRPO, "per_device_train_batch_size": 3}, None, "3 completions a step, no multiple of num_generations=4"),
         ({**DPO, "gradient_accumulation_steps": "many"}, None, "gradient_accumulation_steps is 'many'"),
+        ({**GRPO, "beta": "abc"}, None, "beta is 'abc', which is no number."),
+        ({**DPO, "beta": "abc"}, "dpo", "beta is 'abc', which is no number."),
+        ({**DPO, "max_prompt_length": "long"}, "dpo", "max_prompt_length is 'long', which is no number."),
     ],
 )
 def test_refused_in_a_sentence(read, content, trainer, sentence):
@@ -259,8 +262,18 @@ def test_the_command(tmp_path, monkeypatch, multiref, capsys):
     out = capsys.readouterr().out
     assert out.startswith("multiref train \\\n  algorithm=dpo \\\n") and "'run.dir=a b'" in out and "alpha=0.3" in out
     assert "Without a counterpart:\n  * rpo_alpha=1.0" in out and "Does not compose" not in out
-    assert multiref("convert", "dpo.yaml", "regularizer=rkll") == 0
-    assert "Does not compose yet:\n  * regularizer has no option 'rkll'" in capsys.readouterr().out
+    # What the file says is shown with its problem; what the command line adds has to be right.
+    for wrong, sentence in (("regularizer=rkll", "regularizer has no option 'rkll'"), ("alpah=3", "no key 'alpah'")):
+        assert multiref("convert", "dpo.yaml", wrong) == 2
+        printed = capsys.readouterr()
+        assert sentence in printed.err and len(printed.err.splitlines()) == 1 and printed.out == ""
+    Path("far.yaml").write_text(yaml.safe_dump({**DPO, "rpo_alpha": 1.0, "learning_rate": -1.0}))
+    for more in ([], ["seed=3"]):
+        assert multiref("convert", "far.yaml", *more) == 0
+        assert "Does not compose yet:\n  * optimizer.learning_rate is -1" in capsys.readouterr().out
     assert multiref("convert", "absent.yaml") == 2 and "absent.yaml cannot be read" in capsys.readouterr().err
-    Path("broken.yaml").write_text("a: [1")
-    assert multiref("convert", "broken.yaml") == 2 and len(capsys.readouterr().err.splitlines()) == 1
+    for content in ("a: [1", "", "- 1"):
+        Path("broken.yaml").write_text(content)
+        assert multiref("convert", "broken.yaml") == 2
+        sentence = "multiref: broken.yaml is no config of TRL: it has no names with values in YAML or JSON.\n"
+        assert capsys.readouterr().err == sentence

@@ -139,3 +139,32 @@ def test_weights_beside_a_single_reference_are_refused(alpha):
 def test_its_whole_weight_or_that_of_a_file_is_none_to_refuse(more):
     found = compose_unchecked([*more, *LONE])
     assert [one.name for one in found.references] == ["a"] and found.weights == [1.0]
+
+
+def test_a_sweep_has_a_countable_number_of_seeds(multiref, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert multiref("sweep", "experiment=offline_toy", "seeds=99999999999999999999") == 2
+    assert "it is a number of seeds, at most 10000." in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        (
+            "references=[{name: a, path: x}, {nme: b, path: y}]",
+            "references[1]: there is no key 'nme'; did you mean 'name'.",
+        ),
+        ("references=[{name: a, paht: x}]", "references[0]: there is no key 'paht'; did you mean 'path'."),
+        ("references={first: x}", "references is a list of references; write references='[{name: a, path: X}, ...]'."),
+        ("optimizer={learning_rate: 1}", "optimizer is chosen by name; give one of adamw, muon, and its keys as"),
+        ("=3", "'=3' has no key before its sign; write KEY=VALUE."),
+        ("alpha=null", "alpha is null; give a number, a list of numbers, auto or balanced."),
+        ("seed=99999999999999999999", "seed is 1e+20; it must be at most 9007199254740992."),
+    ],
+)
+def test_mistakes_are_told_by_their_own_keys(override, sentence, multiref, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for command in ("train", "sweep"):
+        assert multiref(command, "experiment=offline_toy", override) == 2
+        assert capsys.readouterr().err.startswith(f"multiref: {sentence}")
+    assert not list(tmp_path.iterdir())

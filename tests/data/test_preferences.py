@@ -99,6 +99,7 @@ def test_columns_system_prompt_template_and_extra(write, config, chatml):
 
 BAD = [
     ({"prompt": "Sky?", "chosen": "Blue."}, "missing rejected"),
+    ({"prompt": "Sky?", "chosen": None, "rejected": "Green."}, "chosen is null"),
     ({"chosen": "Blue.", "rejected": "Green."}, "missing prompt"),
     ({"prompt": " ", "chosen": "Blue.", "rejected": "Green."}, "empty prompt"),
     ({"prompt": "Sky?", "chosen": "", "rejected": "Green."}, "empty chosen"),
@@ -123,6 +124,36 @@ BAD = [
     ('{"prompt": "Sky?", ', "not JSON"),
     ('["Sky?"]', "not a JSON object"),
 ]
+
+
+def _refusal(data, tokenizer):
+    with pytest.raises(RequestError) as refused:
+        load_preferences(data, tokenizer)
+    return str(refused.value)
+
+
+def test_columns_that_are_there_are_not_asked_for_and_lacking_ones_are_asked_for_together(write, config, chatml):
+    row = {"question": "Sky?", "good": "Blue.", "bad": "Green."}
+    text = _refusal(config(write([row])), chatml)
+    assert text.endswith(
+        "The columns of the first row are question, good, bad: say which ones they are with data.columns.chosen=COLUMN "
+        "data.columns.rejected=COLUMN."
+    )
+    text = _refusal(config(write([row]), columns={"chosen": "good"}), chatml)
+    assert text.endswith("say which one it is with data.columns.rejected=COLUMN.")
+    text = _refusal(config(write([row]), columns={"chosen": "god"}), chatml)
+    assert text.endswith("say which one it is with data.columns.chosen=COLUMN.")
+    for nothing, reason in (("chosen", "chosen is null"), ("prompt", "missing prompt")):
+        text = _refusal(config(write([{**FORMS["plain"], nothing: None}])), chatml)
+        assert text.endswith(f"1 dropped: {reason} (row 1).")
+
+
+def test_a_file_in_latin_1_is_called_that(tmp_path, config, chatml):
+    (tmp_path / "latin.jsonl").write_bytes('{"prompt": "é", "chosen": "a", "rejected": "b"}\n'.encode("latin-1"))
+    text = _refusal(config(tmp_path / "latin.jsonl"), chatml)
+    assert "1 dropped: not UTF-8 (row 1). Save the file as UTF-8" in text
+    (tmp_path / "latin.json").write_bytes('[{"prompt": "é", "chosen": "a", "rejected": "b"}]'.encode("latin-1"))
+    assert "latin.json is not UTF-8: " in _refusal(config(tmp_path / "latin.json"), chatml)
 
 
 @pytest.mark.parametrize("row, reason", BAD, ids=[reason for _, reason in BAD])

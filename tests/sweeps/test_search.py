@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import fake_trials
 
-from multiref_cli.errors import RequestError
+from multiref_cli.errors import RequestError, RunError
 from multiref_cli.sweeps.request import parse_request
 from multiref_cli.sweeps.search import open_tuning
 
@@ -126,6 +126,29 @@ def test_more_trials_go_on_where_fewer_ended(tmp_path: Path) -> None:
         open_tuning(fake_trials.request_of(tmp_path / "a", *given, "search.space.beta=[0.1,1,log]"))
 
 
+@pytest.mark.parametrize("metric", ["reward_model", "kl/mixed", "win_rate/toy_gold/instruct", "preference_accuracy"])
+def test_what_trials_will_measure_may_be_the_metric(tmp_path: Path, metric: str) -> None:
+    open_tuning(fake_trials.request_of(tmp_path, "regularizer=rkl", "search.sampler=random", f"search.metric={metric}"))
+
+
+def test_a_metric_or_curve_that_no_trial_has_in_the_end_can_be_changed(tmp_path: Path) -> None:
+    given = ["regularizer=rkl", "search.sampler=random", "search.trials=12", "search.pruning=median"]
+    wrong = "search.curve=nothing"
+    with pytest.raises(RunError, match=r"holds no kl/mixed; .* search.metric=ANOTHER and the same run.dir"):
+        fake_trials.search(fake_trials.request_of(tmp_path / "a", *given, wrong, "search.metric=kl/mixed"))
+    begun = {path: path.stat().st_mtime_ns for path in (tmp_path / "a").rglob("results.json")}
+    asked = [*given, "search.metric=toy_gold"]
+    with pytest.raises(RunError, match=r"search.curve=nothing is in .* hold reward, step; .* search.curve=ANOTHER"):
+        fake_trials.search(fake_trials.request_of(tmp_path / "a", *asked, wrong))
+    assert len(begun) == 4 and begun == {path: path.stat().st_mtime_ns for path in begun}
+    last = fake_trials.search(fake_trials.request_of(tmp_path / "a", *asked, "search.curve=reward"))
+    once = fake_trials.search(fake_trials.request_of(tmp_path / "b", *asked, "search.curve=reward"))
+    assert last.trials == once.trials and begun == {path: path.stat().st_mtime_ns for path in begun}
+    # What was chosen by one metric is not gone on with by another.
+    with pytest.raises(RequestError, match="holds another search"):
+        open_tuning(fake_trials.request_of(tmp_path / "a", *given, "search.curve=reward", "search.metric=reward_model"))
+
+
 def _command(folder: Path, workers: int, given: list[str]) -> tuple[list[str], dict[str, str]]:
     """A search in a process of its own, and its environment: every trial takes long enough to be met in it."""
     paths = [str(Path(__file__).parents[2]), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
@@ -200,6 +223,12 @@ def test_ctrl_c_in_a_round_leaves_the_same_trials(tmp_path: Path) -> None:
         (["search.curve=reward"], "search.curve is read by search.pruning"),
         (["search=yes"], "search is 'yes'; give its keys"),
         (["alpha=auto"], "alpha=auto is chosen for one beta"),
+        (
+            ["search.metric=toy_golf"],
+            "search.metric is 'toy_golf', which no trial of dpo-rkl-a0.5 will have; did you mean",
+        ),
+        (["search.metric=greedy/toy_gold"], "will have; "),
+        (["search.metric=reward"], "will have; "),
     ],
 )
 def test_wrong_searches(tmp_path: Path, given: list[str], sentence: str) -> None:

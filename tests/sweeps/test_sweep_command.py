@@ -91,10 +91,39 @@ def test_wrong_requests(place, multiref, offline, arguments, sentence, capsys):
     assert not Path("sweep").exists() and not Path("nowhere").exists()
 
 
+def _rows(name: str, *keys: str) -> str:
+    Path(name).write_text("".join(json.dumps(dict.fromkeys(keys, f"add {i}")) + "\n" for i in range(20)))
+    return name
+
+
+@pytest.mark.parametrize(
+    "search",
+    [[], ["search.space.beta=[0.1,1,log]", "search.tuning=evaluation.split=train", "search.trials=2"]],
+)
+def test_what_no_point_can_begin_with_is_said_before_the_folder(place, multiref, offline, search, capsys):
+    given = [text for text in offline if not text.startswith(("data.path=", "beta=") if search else "data.path=")]
+    given += [f"data.path={_rows('wrong.jsonl', 'question', 'good', 'bad')}", "alpha=0.3,0.5", "run.dir=sweep", *search]
+    assert multiref("sweep", *given) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("multiref: data.path=wrong.jsonl has no usable training row: 0 of 20 rows kept")
+    assert error.count("\n") == 1 and "in the points" not in error and not Path("sweep").exists()
+
+
+def test_of_several_kinds_of_points_the_wrong_one_is_named(place, multiref, offline, capsys):
+    wrong = _rows("wrong.jsonl", "question", "good", "bad")
+    given = [text for text in offline if not text.startswith("data.path=")]
+    given += [f"data.path={place}/pairs.jsonl,{wrong}", "baselines=false", "run.dir=sweep"]
+    assert multiref("sweep", *given) == 2
+    error = capsys.readouterr().err
+    assert "has no usable training row" in error and error.endswith("(in the points with data.path=wrong.jsonl)\n")
+    assert not Path("sweep").exists()
+
+
 def test_failed_points_are_named_and_retried(place, multiref, offline, capfd, in_process):
     # A reward that fails ends its point on the way; the other one is done.
     Path("two_rewards.py").write_text(
-        "def good(samples):\n    return [0.0] * len(samples)\n\n\ndef bad(samples): 1 / 0\n"
+        "def good(samples):\n    return [0.0] * len(samples)\n\n\n"
+        "def bad(samples):\n    return [1 / 0 if one.completion else 0.0 for one in samples]\n"  # the probe's is empty
     )
     own = ["reward=custom", "reward.terms.mine.function._target_=two_rewards.good,two_rewards.bad"]
     arguments = [*offline, *own, "evaluation.prompts=2", "evaluation.scorer=null", "run.dir=sweep"]
