@@ -107,7 +107,8 @@ class _Running:
 
         if not (self.request.folder / "sweep.yaml").is_file():
             points = [point for plan in plans for point in plan.points]
-            check_points(points, here=self.launcher == "local")
+            with display.progress(self.plain) as progress:
+                check_points(points, self.launcher == "local", progress)
 
     def __call__(self, ledger: Ledger, plan: Plan) -> None:
         """Run what is missing of a plan.

@@ -7,6 +7,7 @@ from multiref_cli.config.schema import Experiment
 from multiref_cli.errors import HubUnreachable, RequestError
 from multiref_cli.sweeps.plan import Point
 from multiref_cli.sweeps.request import key_of
+from multiref_cli.tracking.progress import Progress
 
 # So many kinds of points are opened, the first ones: an axis of many data sets must not keep a sweep from beginning.
 _MOST = 12
@@ -14,7 +15,7 @@ _MOST = 12
 _ALIKE = ("alpha", "alpha_schedule", "beta", "beta_schedule", "seed", "regularizer", "optimizer", "steps", "epochs")
 
 
-def check_points(points: Iterable[Point], here: bool) -> None:
+def check_points(points: Iterable[Point], here: bool, progress: Progress) -> None:
     """Open tokenizers, data, references and rewards of one point of each kind, as `train` does before its folder.
 
     What a pass of the sweep makes first is left alone: points whose embedded world is not made, and merges.
@@ -22,6 +23,7 @@ def check_points(points: Iterable[Point], here: bool) -> None:
     Args:
         points: of a plan.
         here: they run on this machine; else its devices say nothing, nor does a hub that it cannot reach.
+        progress: told while rows become tokens, which are kept for the points.
 
     Raises:
         RequestError: a point that no run would begin; one sentence, which says which kind where there are several.
@@ -35,7 +37,7 @@ def check_points(points: Iterable[Point], here: bool) -> None:
             kinds[kind] = point
     for point in list(kinds.values())[:_MOST]:
         try:
-            _open(point.experiment, here)
+            _open(point.experiment, here, progress)
         except RequestError as error:
             if isinstance(error, HubUnreachable) and not here:
                 continue
@@ -61,15 +63,14 @@ def _kind(experiment: Experiment) -> str:
     return digest([same, experiment.penalized, level, routes])
 
 
-def _open(experiment: Experiment, here: bool) -> None:
+def _open(experiment: Experiment, here: bool, progress: Progress) -> None:
     import torch
 
     from multiref_cli.runs.job import check_cache, check_devices
     from multiref_cli.runs.run import open_job
-    from multiref_cli.tracking.progress import Silent
 
     if here and not torch.cuda.is_available():  # a device that is tried holds memory, which the workers need
         check_devices(experiment)
     if here:
         check_cache(experiment)
-    open_job(experiment, Silent(), looking=True)
+    open_job(experiment, progress, looking=True)
