@@ -35,6 +35,7 @@ PUBLISHED = (
     "runs/published/rivals.csv",
     "runs/published/tuned.csv",
     "runs/published/smollm.csv",
+    "runs/published/smollm_sums.csv",
 )
 
 
@@ -72,7 +73,10 @@ def test_the_settings_of_the_search_are_those_of_the_committed_csv():
     assert between(BEGIN.format(path=path), END) == search_table(read_found(ROOT / path))
 
 
-@pytest.mark.parametrize("path", [captions.SEVERAL, captions.SMOLLM.replace(".csv", ".contest.json")])
+@pytest.mark.parametrize(
+    "path",
+    [captions.SEVERAL, *(one.replace(".csv", ".contest.json") for one in (captions.SMOLLM, captions.SMOLLM_SUMS))],
+)
 def test_the_answers_about_several_references_are_those_of_the_committed_file(path):
     shown, published = between(BEGIN.format(path=path), END), ROOT / path
     assert shown == (answers_table(read_answers(published)) if published.is_file() else "")

@@ -196,11 +196,10 @@ def _several(path: Path) -> str:
 
 
 def _smollm(path: Path) -> str:
-    """Whether several references beat one for a real language model, by its scorer and by how pairs are ranked."""
-    told = read_answers(path.with_suffix(".contest.json"))
-    ranked = [one.sentence for found in told.values() for one in found if one.metric == "ranking_accuracy"]
-    verdicts = [f"{job}: {verdict(found)}" for job, found in told.items()]
-    return " ".join([*verdicts, *ranked, _scorer(path)])
+    """Whether several references beat one for a real language model, offline and online."""
+    online = path.parents[2] / SMOLLM_SUMS
+    parts = [_several(path.with_suffix(".contest.json")), _scorer(path)]
+    return " ".join([*parts, _several(online.with_suffix(".contest.json"))] if online.is_file() else parts)
 
 
 def _smollm_pairs(path: Path) -> str:

@@ -63,7 +63,8 @@ class Answer:
         mean, low, high, _ = self.interval
         level = "95 % interval over worlds" if self.worlds > 1 else f"{CONFIDENCE:.0%} interval".replace("%", " %")
         numbers = f"{mean:+.3g}, " + ("which has no interval" if isnan(low) else f"{level} [{low:+.3g}, {high:+.3g}]")
-        sides = f"the best of {len(self.mixes)} mixes and the best of {len(self.singles)} single references"
+        counted = (len(self.mixes), "mix", "mixes"), (len(self.singles), "single reference", "single references")
+        sides = " and ".join(f"the best of {n} {many}" if n > 1 else f"the only {one}" for n, one, many in counted)
         if self.word == OPEN:
             return (
                 f"On {heading(self.metric)} it is undecided whether several references beat one: {sides} differ by "

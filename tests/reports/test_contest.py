@@ -121,6 +121,7 @@ def test_sentences_follow_from_intervals() -> None:
     beats, loses, open_ = _answer("gold", 0.1, 0.3), _answer("gold", -0.3, -0.1), _answer("gold", -0.1, 0.3)
     assert "several references beat one" in beats.sentence and "one reference beats several" in loses.sentence
     assert "it is undecided whether several references beat one" in open_.sentence
+    assert "the only mix and the best of 2 single references differ by" in open_.sentence
     own = _answer("preference_accuracy", -0.3, -0.1)
     assert verdict([beats, own]).endswith("says that one beats several.")
     assert verdict([loses, own]).endswith("says the same.")
