@@ -363,7 +363,7 @@ class Dpo:
         """The pairs of optimizer step `step`: one random order of all pairs per epoch."""
         self.scheduled.at(step)
         rows = epoch_batch(len(self.pairs), self.settings.batch_pairs, step, self.experiment.seed)
-        micros = [PairMicro(self._pack(part, self.share), part, len(rows)) for part in self._parts(rows)]
+        micros = [PairMicro(self._pack(part), part, len(rows)) for part in self._parts(rows)]
         tokens, metrics = sum(micro.packed.real_tokens for micro in micros), self.scheduled.metrics()
         return Batch(micros, [self.pairs[i].row for i in rows], tokens, metrics)
 
@@ -401,7 +401,7 @@ class Dpo:
         device = next(model.parameters()).device
         parts = self._parts(list(range(len(self.pairs))))
         with gathered(model):
-            own = parallel.each(parts, lambda rows: self._logps(model, self._pack(rows, self.share).to(device)).cpu())
+            own = parallel.each(parts, lambda rows: self._logps(model, self._pack(rows).to(device)).cpu())
         found = torch.zeros(2, len(self.pairs), dtype=torch.float64)
         for rows, flat in zip(parts, parallel.woven(own)):
             found[:, rows] = flat.reshape(-1, 2).T
@@ -530,6 +530,7 @@ class Dpo:
     def _row_length(self, pair: Pair) -> int:
         return row_length(len(pair.prompt), (len(pair.chosen), len(pair.rejected)), self.share)
 
-    def _pack(self, rows: list[int], share: bool) -> Packed:
-        pairs = [self.pairs[i] for i in rows]
+    def _pack(self, rows: list[int], share: bool | None = None) -> Packed:
+        """Pairs as the loss lays them out, or with their prompts shared or not."""
+        pairs, share = [self.pairs[i] for i in rows], self.share if share is None else share
         return pack([p.prompt for p in pairs], [(p.chosen, p.rejected) for p in pairs], pad_id=0, share_prompt=share)

@@ -51,7 +51,7 @@ class RunDir:
         Raises:
             RequestError: the folder exists and holds something.
         """
-        refuse_existing(path)
+        refuse_existing(path, config_hash=str(manifest.get("config_hash", "")))
         run = cls(path)
         write_text(path / "config.yaml", config_yaml)
         write_text(path / "overrides.txt", "".join(line.replace("\n", "\\n") + "\n" for line in overrides))

@@ -71,7 +71,7 @@ steps, loss = [], Dpo._logps
 
 def failing(self, model, packed):
     steps.append(packed)
-    if len(steps) > 8:
+    if len(steps) > 60:
         model.model.layers[1].register_forward_pre_hook(lambda *given: 1 / 0)
     return loss(self, model, packed)
 
