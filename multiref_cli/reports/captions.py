@@ -12,7 +12,7 @@ from multiref_cli.reports.contest import read_answers, verdict
 from multiref_cli.reports.metrics import heading, most_trusted
 from multiref_cli.reports.mixed import conclusions, read_scores
 from multiref_cli.reports.published import Row, read_rows
-from multiref_cli.reports.regime_words import read_regimes, sentences
+from multiref_cli.reports.regime_words import YARDSTICKS, read_regimes, sentence, sentences
 from multiref_cli.reports.table_file import read_table, write_table
 from multiref_cli.reports.tuned import change, kept, read_found
 from multiref_cli.reports.verdicts import Verdict
@@ -195,6 +195,11 @@ def _several(path: Path) -> str:
     return " ".join(f"{job}: {verdict(found)}" for job, found in read_answers(path).items())
 
 
+def _regimes_by_score(path: Path) -> str:
+    """Which regularizer wins where by the score alone, the first of the yardsticks."""
+    return sentence([cell for cell in read_regimes(path) if cell.yardstick == next(iter(YARDSTICKS))])
+
+
 def _smollm(path: Path) -> str:
     """Whether several references beat one for a real language model, offline and online."""
     online = path.parents[2] / SMOLLM_SUMS
@@ -243,6 +248,7 @@ CAPTIONS: dict[str, tuple[str, Callable[[Path], str]]] = {
     "answers": (ESTIMATORS, lambda path: answers(path.parents[2])),
     "rivals": (RIVALS, lambda path: rivals(read_rows(path), read_verdicts(path.with_suffix(f".{VERDICTS}")))),
     "regimes": (REGIMES, lambda path: sentences(read_regimes(path))),
+    "regimes score": (REGIMES, _regimes_by_score),
     "several": (SEVERAL, _several),
     "smollm": (SMOLLM, _smollm),
     "smollm pairs": (SMOLLM, _smollm_pairs),
