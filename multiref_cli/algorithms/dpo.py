@@ -469,7 +469,8 @@ class Dpo:
         some = rows[:_ROUNDED_PAIRS]
         change = self._computed(model, [[row] for row in some], False)[:, some] - live[:, some]
         off = change.square().mean().sqrt() * torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
-        return max(abs(self._total(logps + sign * off, rows) - self._total(logps, rows)) for sign in (1, -1))
+        expected = self._total(logps, rows)
+        return max(abs(self._total(logps + sign * off, rows) - expected) for sign in (1, -1))
 
     def _terms(self, rows: list[int]) -> tuple[Term, ...]:
         """The summands of some pairs of one route."""
