@@ -195,9 +195,7 @@ class Loop:
             "identity": self.identity,
             "rng": self.parallel.gather(_generators()),
             # Of the steps so far: a run may go on with another log_every.
-            "logged": self.step
-            if self.step == self.optimizers.total
-            else self.step - self.step % self.hardware.log_every,
+            "logged": self._last_logged(self.step),
         }
         if self.parallel.main:
             self.run.sync_logs()
@@ -239,6 +237,10 @@ class Loop:
     def _frozen(self) -> set[str]:
         return {name for name, parameter in self.model.named_parameters() if not parameter.requires_grad}
 
+    def _last_logged(self, step: int) -> int:
+        """The last of so many steps that metrics.jsonl has a line of."""
+        return step if step == self.optimizers.total else step - step % self.hardware.log_every
+
     def _problem(self, state: dict[str, Any], logged: int) -> str | None:
         """Why a checkpoint cannot be gone on from, None if it can; `logged` is the last step of metrics.jsonl."""
         missing = [key for key in ("step", "model", "optimizers", "algorithm", "identity", "rng") if key not in state]
@@ -247,7 +249,7 @@ class Loop:
         step, total = state["step"], self.optimizers.total
         if not isinstance(step, int) or not 0 <= step <= total:
             return f"its step is {step}, not one of 0 to {total}"
-        if logged < state.get("logged", step if step == total else step - step % self.hardware.log_every):
+        if logged < state.get("logged", self._last_logged(step)):
             return f"it is of step {step}, but metrics.jsonl ends at step {logged}"
         return None
 
